@@ -1,0 +1,32 @@
+# Everything runs in .venv, made on first use from the pinned versions in constraints.txt.
+PYTHON ?= python3
+# DVC runs `python`: let that be the one in .venv.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: repro test lock clean
+
+repro: .venv/installed
+	dvc repro
+
+test: .venv/installed-test
+	ruff check .
+	ruff format --check .
+	mypy
+	pytest
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	python -m pip install --quiet --upgrade "pip>=24"
+	python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+# Renews the pinned versions, for every platform at once.
+lock:
+	uv pip compile --universal --all-extras --quiet --no-header --no-annotate pyproject.toml --output-file constraints.txt
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache

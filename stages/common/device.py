@@ -1,0 +1,36 @@
+"""Where to compute, and how to get the same numbers twice."""
+
+import os
+
+import torch
+
+from stages.common.command import StageError
+
+
+def resolve_device(device: str) -> torch.device:
+    """Turn `params.yaml`'s `device` into a torch device; `auto` is the first of cuda, mps and cpu that is there.
+
+    Raises:
+        StageError: the device asked for is not there.
+    """
+    if device == "auto":
+        cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise StageError(
+            f"device: {device} is not on this machine, which has {torch.cuda.device_count()} CUDA devices; "
+            "use auto or cpu"
+        )
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise StageError("device: mps is not on this machine; use auto or cpu")
+    return chosen
+
+
+def make_deterministic(seed: int) -> None:
+    """Seed torch and choose its deterministic algorithms; it warns where an operation has none."""
+    # cuBLAS asks for this before its first call: https://docs.nvidia.com/cuda/cublas/#results-reproducibility
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    torch.manual_seed(seed)

@@ -1,0 +1,38 @@
+"""Writing files that are either whole or not there."""
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write beside `path`, flush to disk, then rename over it.
+
+    Raises:
+        OSError: naming `path`, which is then as it was before.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8; bytes of a file name that are not UTF-8 come out as they went in (PEP 383)."""
+    write_bytes(path, text.encode("utf-8", errors="surrogateescape"))
+
+
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 (any JSON value)
+    """Write indented JSON in the order given. NaN and infinity, which JSON does not have, are refused."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

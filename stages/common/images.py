@@ -1,0 +1,206 @@
+"""Pictures -> batches of tensors: preprocessing, augmentation and loading."""
+
+import hashlib
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torchvision.transforms import InterpolationMode, v2
+
+from stages.common.command import StageError
+from stages.common.decode import PictureError, decode
+from stages.common.index import Entry
+from stages.common.scan import read_picture
+
+Augment = Literal["none", "light", "strong"]
+Batch = tuple[Tensor, Tensor]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a picture goes through on its way into the network.
+
+    The shorter side is resized to `resize` pixels, the middle `crop` x `crop` is kept, values go to [0, 1] and are
+    normalized by `mean` and `std`, one a channel.
+    """
+
+    resize: int = 224
+    crop: int = 224
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    interpolation: str = "bilinear"
+
+    def with_image_size(self, image_size: int | None) -> "Preprocessing":
+        """Return the same for another `crop`, `resize` in proportion; unchanged for `None`."""
+        if image_size is None:
+            return self
+        resize = round(self.resize * image_size / self.crop)
+        return Preprocessing(resize, image_size, self.mean, self.std, self.interpolation)
+
+
+def make_transform(preprocessing: Preprocessing, augment: Augment) -> v2.Compose:
+    """Return the transform from an RGB picture to a float32 tensor of shape (3, crop, crop).
+
+    `light` moves the crop a little and mirrors half of the pictures; `strong` takes crops from 35% of the area up,
+    mirrors half, and adds TrivialAugment (https://arxiv.org/abs/2103.10158) and random erasing.
+    """
+    crop, interpolation = preprocessing.crop, InterpolationMode(preprocessing.interpolation)
+    framing: list[torch.nn.Module]
+    erasing: list[torch.nn.Module] = []
+    if augment == "none":
+        framing = [v2.Resize(preprocessing.resize, interpolation, antialias=True), v2.CenterCrop(crop)]
+    elif augment == "light":
+        framing = [
+            v2.RandomResizedCrop(crop, (0.8, 1.0), (0.9, 1.1), interpolation, antialias=True),
+            v2.RandomHorizontalFlip(),
+        ]
+    else:
+        framing = [
+            v2.RandomResizedCrop(crop, (0.35, 1.0), interpolation=interpolation, antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.TrivialAugmentWide(interpolation=interpolation),
+        ]
+        erasing = [v2.RandomErasing(p=0.25)]
+    normalize = [
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(preprocessing.mean, preprocessing.std),
+    ]
+    return v2.Compose([*framing, *normalize, *erasing])
+
+
+def read_entry(root: Path, entry: Entry) -> Image.Image:
+    """Read a picture of the index.
+
+    Raises:
+        StageError: it is no longer there, or no longer what `split` saw.
+    """
+    try:
+        content = read_picture(root / entry.path)
+        if hashlib.sha256(content).hexdigest() != entry.sha256:
+            raise PictureError("changed")
+        return decode(content)
+    except FileNotFoundError:
+        problem = "gone"
+    except (OSError, PictureError) as error:
+        problem = str(error)
+    raise StageError(
+        f"{root / entry.path}: {problem} since the split was made; bring it back, or run `dvc repro` to split anew"
+    )
+
+
+class Pictures(Dataset[tuple[Tensor, int] | StageError]):
+    """The pictures of an index, preprocessed: (tensor of shape (3, crop, crop), label).
+
+    An item is asked for by (position in the index, seed): an augmented picture depends on those alone and not on which
+    process makes it. An error is returned, not raised: one raised in a loader's process would arrive wrapped in its
+    traceback.
+    """
+
+    def __init__(self, root: Path, entries: list[Entry], preprocessing: Preprocessing, augment: Augment) -> None:
+        self.root, self.entries, self.augment = root, entries, augment
+        self.transform = make_transform(preprocessing, augment)
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int] | StageError:
+        position, seed = item
+        entry = self.entries[position]
+        try:
+            picture = read_entry(self.root, entry)
+        except StageError as error:
+            return error
+        if self.augment == "none":
+            return self.transform(picture), entry.label
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.transform(picture), entry.label
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+class _Order(Sampler[tuple[int, int]]):
+    """Positions, in order or shuffled anew each epoch, each with a seed of its own."""
+
+    def __init__(self, count: int, seed: int | None) -> None:
+        self.count, self.seed, self.epoch = count, seed, 0
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        if self.seed is None:
+            yield from ((position, 0) for position in range(self.count))
+            return
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        positions = torch.randperm(self.count, generator=generator)
+        seeds = torch.randint(2**62, (self.count,), generator=generator)
+        self.epoch += 1
+        yield from zip(positions.tolist(), seeds.tolist(), strict=True)
+
+    def __len__(self) -> int:
+        return self.count
+
+
+class Batches:
+    """Batches of (images: float32, (n, 3, crop, crop); labels: int64, (n,)).
+
+    Args:
+        root: the folder that the entries' paths are relative to.
+        entries: the pictures.
+        preprocessing: as the network expects.
+        batch_size: pictures a batch; the last one may be smaller.
+        workers: decoding processes; 0 decodes in this one. The batches do not depend on it.
+        augment: for training pictures only.
+        shuffle_seed: each pass takes another order, the same ones for the same seed; `None` keeps the index's order.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        entries: list[Entry],
+        preprocessing: Preprocessing,
+        batch_size: int,
+        workers: int,
+        augment: Augment = "none",
+        shuffle_seed: int | None = None,
+    ) -> None:
+        self._loader: DataLoader[tuple[Tensor, int] | StageError] = DataLoader(
+            Pictures(root, entries, preprocessing, augment),
+            batch_size,
+            sampler=_Order(len(entries), shuffle_seed),
+            num_workers=workers,
+            collate_fn=_collate,
+            worker_init_fn=_leave_interrupts_to_the_main_process,
+            persistent_workers=workers > 0,
+        )
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches.
+
+        Raises:
+            StageError: a picture is gone or changed since the index was made.
+        """
+        for batch in self._loader:
+            if isinstance(batch, StageError):
+                raise batch
+            images, labels = batch
+            yield images, labels
+
+
+def _collate(items: list[tuple[Tensor, int] | StageError]) -> list[Tensor] | StageError:
+    errors = [item for item in items if isinstance(item, StageError)]
+    return errors[0] if errors else default_collate(items)
+
+
+def _leave_interrupts_to_the_main_process(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

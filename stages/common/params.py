@@ -1,0 +1,143 @@
+"""`params.yaml`, typed and bounded: a bad value stops a stage before it does anything."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from stages.common.command import StageError
+
+Size = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Strict: an unknown key, a value of another type, NaN and infinity are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    """Which pictures."""
+
+    path: Annotated[str, Field(min_length=1)]
+
+
+class Split(Section):
+    """How the pictures are divided; fractions of each class."""
+
+    test_size: Annotated[float, Field(gt=0, lt=1)]
+    val_size: Annotated[float, Field(ge=0, lt=1)]
+    rejected_limit: Annotated[float, Field(ge=0, le=1)]
+
+    @model_validator(mode="after")
+    def _leave_something_to_train_on(self) -> "Split":
+        if self.test_size + self.val_size >= 1:
+            raise ValueError(f"test_size + val_size should be less than 1, is {self.test_size + self.val_size:g}")
+        return self
+
+
+class Model(Section):
+    """The network."""
+
+    arch: str
+    weights: str | None
+    head: Literal["flatten", "pooled", "original"]
+    hidden: Size
+    image_size: Annotated[int, Field(ge=32)] | None
+
+
+class Phase(Section):
+    """One phase of training."""
+
+    epochs: Size
+    batch_size: Size
+    lr: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    augment: Literal["none", "light", "strong"]
+    select: Literal["best", "last"]
+    patience: Size | None
+
+
+class Finetune(Phase):
+    """The second phase: the last `unfreeze` blocks are trained too."""
+
+    unfreeze: Annotated[int, Field(ge=0)]
+
+
+class Evaluate(Section):
+    """The test."""
+
+    batch_size: Size
+
+
+class Params(Section):
+    """The whole of `params.yaml`. Stages read only the keys that their entry in `dvc.yaml` names."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"]
+    data: Data
+    split: Split
+    model: Model
+    train_head: Phase
+    finetune: Finetune
+    evaluate: Evaluate
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, but `1e-05`, as DVC writes a small number, is a number (dvc#5971, dvc#8466)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def load_params(path: Path) -> Params:
+    """Read and check all of `path`.
+
+    Raises:
+        StageError: naming the file, each bad key, its value and what it may be.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise StageError(f"{path}: empty or not a mapping of keys to values; `git checkout {path}` brings it back")
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        problems = dict.fromkeys(_problem(detail) for detail in error.errors(include_url=False))
+        raise StageError(f"{path}: {'; '.join(problems)}") from None
+
+
+def _problem(detail: Any) -> str:  # noqa: ANN401 (pydantic's ErrorDetails, whose context has no type)
+    keys, fields = _known_keys(detail["loc"])
+    if detail["type"] == "missing":
+        return f"{keys}: is missing"
+    if detail["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(keys.rpartition(".")[2], fields, n=1)
+        return f"{keys}: unknown key; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(fields)}")
+    message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+    if isinstance(detail["input"], dict):
+        return f"{keys}: {message}"
+    return f"{keys}: {message}, is {detail['input']!r}"
+
+
+def _known_keys(location: tuple[int | str, ...]) -> tuple[str, list[str]]:
+    """Return the dotted key, and the keys that may stand beside it; pydantic's location also has a union's branch."""
+    keys: list[str] = []
+    section: type[BaseModel] | None = Params
+    fields: list[str] = []
+    for key in location:
+        if section is None:
+            break
+        keys.append(str(key))
+        fields = list(section.model_fields)
+        inner = section.model_fields[str(key)].annotation if key in fields else None
+        section = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
+    return ".".join(keys), fields

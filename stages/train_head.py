@@ -1,0 +1,31 @@
+"""Step 3: the initial checkpoint -> the head checkpoint. The backbone is frozen, the head is trained."""
+
+import argparse
+from pathlib import Path
+
+from stages.common.command import run
+from stages.common.params import load_params
+from stages.common.phase import Files, run_phase
+
+
+def main() -> None:
+    """Train the head."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--params", type=Path, required=True)
+    Files.add_to(parser)
+    arguments = parser.parse_args()
+    params = load_params(arguments.params)
+
+    run_phase(
+        Files.of(arguments),
+        phase=params.train_head,
+        unfreeze=0,
+        root=Path(params.data.path),
+        seed=params.seed,
+        device=params.device,
+        workers=params.workers,
+    )
+
+
+if __name__ == "__main__":
+    run(main)
