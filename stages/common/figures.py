@@ -9,8 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from stages.common.epoch import Epoch
 from stages.common.files import write_bytes
-from stages.common.training import Epoch
 
 # Okabe and Ito's colours, told apart by colour-blind readers (https://jfly.uni-koeln.de/color/).
 BLUE, ORANGE = "#0072B2", "#D55E00"

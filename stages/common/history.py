@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dvclive.live import Live
 
-from stages.common.training import Epoch, Fit
+from stages.common.epoch import Epoch
 
 SERIES = ("train_loss", "val_loss", "accuracy")
 
@@ -33,9 +33,9 @@ class History:
             self._live.log_metric(name, getattr(epoch, name))
         self._live.make_summary()  # type: ignore[no-untyped-call]
 
-    def finish(self, fit: Fit) -> None:
+    def finish(self, selected: Epoch) -> None:
         """Write which epoch's weights were kept, and close."""
-        self._live.summary["selected_epoch"] = fit.selected.number
+        self._live.summary["selected_epoch"] = selected.number
         self._live.end()  # type: ignore[no-untyped-call]
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,22 +29,20 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Preprocessing:
     """What a picture goes through on its way into the network.
 
-    The shorter side is resized to `resize` pixels, the middle `crop` x `crop` is kept, values go to [0, 1] and are
-    normalized by `mean` and `std`, one a channel.
+    The shorter side is resized to `resize` pixels and the middle `crop` x `crop` is kept; where `resize` is `None`, the
+    whole picture is resized to `crop` x `crop`, so that nothing is cut off. Values go to [0, 1] and are normalized by
+    `mean` and `std`, one a channel.
     """
 
-    resize: int = 224
+    resize: int | None = None
     crop: int = 224
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: str = "bilinear"
 
     def with_image_size(self, image_size: int | None) -> "Preprocessing":
-        """Return the same for another `crop`, `resize` in proportion; unchanged for `None`."""
-        if image_size is None:
-            return self
-        resize = round(self.resize * image_size / self.crop)
-        return Preprocessing(resize, image_size, self.mean, self.std, self.interpolation)
+        """Return the same for whole pictures at `image_size` x `image_size`; unchanged for `None`."""
+        return self if image_size is None else replace(self, resize=None, crop=image_size)
 
 
 def make_transform(preprocessing: Preprocessing, augment: Augment) -> v2.Compose:
@@ -57,15 +55,15 @@ def make_transform(preprocessing: Preprocessing, augment: Augment) -> v2.Compose
     framing: list[torch.nn.Module]
     erasing: list[torch.nn.Module] = []
     if augment == "none":
-        framing = [v2.Resize(preprocessing.resize, interpolation, antialias=True), v2.CenterCrop(crop)]
+        framing = [v2.Resize(preprocessing.resize or (crop, crop), interpolation), v2.CenterCrop(crop)]
     elif augment == "light":
         framing = [
-            v2.RandomResizedCrop(crop, (0.8, 1.0), (0.9, 1.1), interpolation, antialias=True),
+            v2.RandomResizedCrop(crop, (0.8, 1.0), (0.9, 1.1), interpolation),
             v2.RandomHorizontalFlip(),
         ]
     else:
         framing = [
-            v2.RandomResizedCrop(crop, (0.35, 1.0), interpolation=interpolation, antialias=True),
+            v2.RandomResizedCrop(crop, (0.35, 1.0), interpolation=interpolation),
             v2.RandomHorizontalFlip(),
             v2.TrivialAugmentWide(interpolation=interpolation),
         ]

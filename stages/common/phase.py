@@ -70,7 +70,7 @@ def run_phase(
         history.add,
     )
     network.cpu()
-    history.finish(fit)
+    history.finish(fit.selected)
     save_checkpoint(files.output, network, description)
     if fit.failure is not None:
         raise StageError(f"{fit.failure}; {files.output} keeps epoch {fit.selected.number}")

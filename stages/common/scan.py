@@ -57,7 +57,7 @@ def find_pictures(root: Path) -> Scan:
         raise StageError(f"data.path: {root} holds one class only ({classes[0]}); add a folder for each other class")
     scan = Scan()
     for name in classes:
-        scan.pictures[name] = sorted(_walk(root, name, scan, ancestors=()))
+        scan.pictures[name] = sorted(_walk(root, name, scan, ancestors=(_identify(root),)))
         if not scan.pictures[name]:
             raise StageError(f"data.path: no pictures in {root / name}; add some or remove the folder")
     return scan
@@ -65,8 +65,8 @@ def find_pictures(root: Path) -> Scan:
 
 def _walk(root: Path, folder: str, scan: Scan, ancestors: tuple[tuple[int, int], ...]) -> Iterator[str]:
     try:
-        identity = (root / folder).stat()
-        if (identity.st_dev, identity.st_ino) in ancestors:
+        identity = _identify(root / folder)
+        if identity in ancestors:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         names = sorted(os.listdir(root / folder))  # noqa: PTH208 (names, not paths)
     except OSError as error:
@@ -75,11 +75,16 @@ def _walk(root: Path, folder: str, scan: Scan, ancestors: tuple[tuple[int, int],
     for name in names:
         path = f"{folder}/{name}"
         if (root / path).is_dir():
-            yield from _walk(root, path, scan, (*ancestors, (identity.st_dev, identity.st_ino)))
+            yield from _walk(root, path, scan, (*ancestors, identity))
         elif name.lower().endswith(EXTENSIONS):
             yield path
         else:
             scan.ignored[os.path.splitext(name)[1].lower()] += 1  # noqa: PTH122 (a name, not a path)
+
+
+def _identify(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def check_pictures(root: Path, paths: list[str], workers: int) -> tuple[dict[str, str], dict[str, str]]:

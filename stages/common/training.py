@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from stages.common import objective
 from stages.common.command import StageError
+from stages.common.epoch import Epoch
 from stages.common.images import Batch, Batches
 from stages.common.network import Network
 from stages.common.params import Phase
@@ -22,16 +23,6 @@ class Scores:
     """Means over the pictures of one pass: the log-loss, and the fraction that is classified rightly."""
 
     loss: float
-    accuracy: float
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One line of the history. `number` counts from 1; `accuracy` is that on the watched pictures."""
-
-    number: int
-    train_loss: float
-    val_loss: float
     accuracy: float
 
 

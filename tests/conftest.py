@@ -1,0 +1,113 @@
+import importlib
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from stages.common import command
+
+ROOT = Path(__file__).parent.parent
+STAGES = ("split", "build_model", "train_head", "finetune", "evaluate", "plot")
+
+
+def make_pictures(root: Path, classes: tuple[str, ...] = ("cat", "dog"), count: int = 20, size: int = 40) -> Path:
+    """Noise in another colour for each class: quick to make, easy to tell apart."""
+    noise = np.random.default_rng(0)
+    for label, name in enumerate(classes):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            pixels = noise.integers(0, 60, (size, size, 3), dtype=np.uint8)
+            pixels[..., label % 3] += 180
+            Image.fromarray(pixels).save(root / name / f"{number:03d}.png")
+    return root
+
+
+class Project:
+    """A folder in which the stages run as `dvc.yaml` says, on small pictures."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+        self.set("data.path", "pictures")
+        self.set("model.arch", "mobilenet_v3_small")
+        self.set("model.image_size", 32)
+        self.set("model.hidden", 8)
+        self.set("workers", 0)
+        self.set("device", "cpu")
+        for phase in ("train_head", "finetune"):
+            self.set(f"{phase}.epochs", 2)
+            self.set(f"{phase}.batch_size", 8)
+
+    def set(self, key: str, value: object) -> None:
+        *sections, name = key.split(".")
+        section = self.params
+        for part in sections:
+            section = section[part]
+        section[name] = value
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(self.params))
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def checkpoint(self, name: str) -> Path:
+        return self.folder / "data" / "checkpoints" / f"{name}.safetensors"
+
+    def arguments(self, stage: str) -> list[str]:
+        cmd = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["cmd"]
+        python, dash_m, module, *rest = shlex.split(cmd)
+        assert (python, dash_m, module) == ("python", "-m", f"stages.{stage}")
+        return rest
+
+    def run(self, *stages: str) -> int:
+        """Run stages in this process; the exit code of the first that fails, else 0."""
+        for stage in stages:
+            module = importlib.import_module(f"stages.{stage}")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(self.folder)
+                patch.setattr(sys, "argv", [f"stages.{stage}", *self.arguments(stage)])
+                with pytest.raises(SystemExit) as exit_info:
+                    command.run(module.main)
+            if exit_info.value.code:
+                return int(exit_info.value.code)
+        return 0
+
+    def start(self, stage: str, **options: Any) -> subprocess.Popen[str]:
+        """Start a stage as a process of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", f"stages.{stage}", *self.arguments(stage)],
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    make_pictures(tmp_path / "pictures")
+    return Project(tmp_path)
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[[Project, str], str]:
+    """Run a stage that has to refuse: exit code 1, one line on stderr, which is returned."""
+
+    def refused(project: Project, stage: str) -> str:
+        capsys.readouterr()
+        assert project.run(stage) == 1
+        line = capsys.readouterr().err
+        assert line.startswith("error: ")
+        assert line.count("\n") == 1
+        return line
+
+    return refused

@@ -1,0 +1,172 @@
+"""Whole runs of the six stages on small pictures."""
+
+import csv
+import json
+
+import pytest
+import torch
+from conftest import STAGES, Project, make_pictures
+from PIL import Image
+from safetensors.torch import load_file
+from sklearn.metrics import accuracy_score, log_loss
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from stages.common.checkpoint import load_checkpoint
+from stages.common.index import read_index
+
+
+@pytest.fixture(scope="module", params=[("cat", "dog"), ("ant", "bee", "cat")], ids=["two classes", "three classes"])
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    folder = tmp_path_factory.mktemp("project")
+    make_pictures(folder / "pictures", request.param)
+    project = Project(folder)
+    for phase in ("train_head", "finetune"):
+        project.set(f"{phase}.lr", 3e-3)
+        project.set(f"{phase}.weight_decay", 0.01)
+    project.set("train_head.epochs", 8)
+    project.set("finetune.select", "last")
+    assert project.run(*STAGES) == 0
+    return project
+
+
+def test_every_file_of_the_contract_is_written(finished: Project) -> None:
+    for name in (
+        *(f"data/index/{part}.csv" for part in ("train", "val", "test")),
+        *(f"data/checkpoints/{name}.safetensors" for name in ("initial", "head", "finetuned")),
+        *(f"metrics/layers/{phase}.{kind}" for phase in ("head", "finetune") for kind in ("json", "txt")),
+        *(
+            f"metrics/{phase}/plots/metrics/{series}.tsv"
+            for phase in ("train_head", "finetune")
+            for series in ("train_loss", "val_loss", "accuracy")
+        ),
+        "metrics/split.json",
+        "metrics/evaluation.json",
+        "metrics/predictions.csv",
+    ):
+        assert finished.path(name).is_file(), name
+    assert not list(finished.folder.rglob("*.tmp"))
+
+
+def test_easy_pictures_are_learned(finished: Project) -> None:
+    evaluation = json.loads(finished.path("metrics/evaluation.json").read_text())
+    assert evaluation["head"]["accuracy"] > 0.7
+    assert evaluation["finetuned"]["accuracy"] > 0.7
+
+
+def test_frozen_tensors_and_batchnorm_are_bit_identical_in_all_checkpoints(finished: Project) -> None:
+    initial, head, finetuned = (load_file(finished.checkpoint(name)) for name in ("initial", "head", "finetuned"))
+    network, _ = load_checkpoint(finished.checkpoint("initial"), read_index(finished.path("data/index/train.csv")))
+    batchnorm = {
+        f"{name}.{key}"
+        for name, module in network.named_modules()
+        if isinstance(module, _BatchNorm)
+        for key in module.state_dict()
+    }
+    last_blocks = tuple(f"backbone.{len(network.backbone) - back}." for back in (1, 2, 3))
+    assert len(batchnorm) > 100
+    for key, tensor in initial.items():
+        in_head, in_last_blocks = key.startswith("classifier."), key.startswith(last_blocks)
+        assert torch.equal(tensor, head[key]) != in_head, key
+        changes = in_head or (in_last_blocks and key not in batchnorm)
+        assert torch.equal(head[key], finetuned[key]) != changes, key
+
+
+def test_scores_can_be_computed_again_from_the_predictions(finished: Project) -> None:
+    with finished.path("metrics/predictions.csv").open(newline="") as file:
+        header, *rows = list(csv.reader(file))
+    evaluation = json.loads(finished.path("metrics/evaluation.json").read_text())
+    classes = list(json.loads(finished.path("metrics/split.json").read_text())["classes"])
+    assert header == ["path", "label", *(f"{model}.{name}" for model in ("head", "finetuned") for name in classes)]
+    labels = [int(row[1]) for row in rows]
+    for offset, model in ((2, "head"), (2 + len(classes), "finetuned")):
+        values = [[float(value) for value in row[offset : offset + len(classes)]] for row in rows]
+        predicted = [row.index(max(row)) for row in values]
+        assert evaluation[model]["accuracy"] == pytest.approx(accuracy_score(labels, predicted), abs=1e-9)
+        loss = log_loss(labels, values, labels=list(range(len(classes))))
+        assert evaluation[model]["loss"] == pytest.approx(loss, abs=1e-9)
+    for name in ("accuracy", "loss"):
+        difference = evaluation["finetuned"][name] - evaluation["head"][name]
+        assert evaluation["gain"][name] == pytest.approx(difference, abs=1e-12)
+
+
+def test_torchevals_accuracy_equals_scikit_learns_on_the_same_run(finished: Project) -> None:
+    # The history is torcheval's, on the watched pictures; evaluate's is scikit-learn's: let it score those same ones.
+    val = finished.path("data/index/val.csv").read_text()
+    test = finished.path("data/index/test.csv")
+    kept = test.read_text()
+    outputs = {name: finished.path(name).read_text() for name in ("metrics/evaluation.json", "metrics/predictions.csv")}
+    try:
+        test.write_text(val)
+        assert finished.run("evaluate") == 0
+        evaluation = json.loads(finished.path("metrics/evaluation.json").read_text())
+    finally:
+        test.write_text(kept)
+        for name, text in outputs.items():
+            finished.path(name).write_text(text)
+    history = json.loads(finished.path("metrics/finetune/metrics.json").read_text())
+    assert evaluation["finetuned"]["accuracy"] == pytest.approx(history["accuracy"], abs=1e-6)
+    assert evaluation["finetuned"]["loss"] == pytest.approx(history["val_loss"], abs=1e-5)
+
+
+def test_nothing_tracked_names_the_machine_the_day_or_the_folder(finished: Project) -> None:
+    import datetime
+    import socket
+
+    words = [socket.gethostname(), str(finished.folder), str(datetime.date.today())]
+    for path in [*finished.path("metrics").rglob("*"), *finished.path("data/index").iterdir()]:
+        if path.is_file() and path.suffix != ".png":
+            assert not [word for word in words if word in path.read_text()], path
+
+
+def test_figures_are_pictures_with_something_on_them(finished: Project) -> None:
+    for name in ("loss", "accuracy"):
+        with Image.open(finished.path(f"metrics/figures/{name}.png")) as figure:
+            assert figure.size == (1050, 600)
+            assert len(figure.convert("RGB").getcolors(2**20) or []) > 20
+
+
+def test_test_accuracy_is_printed_for_each_checkpoint(finished: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    assert finished.run("evaluate") == 0
+    evaluation = json.loads(finished.path("metrics/evaluation.json").read_text())
+    printed = capsys.readouterr().out.splitlines()
+    for line, model in zip(printed, ("head", "finetuned"), strict=True):
+        assert f"Test accuracy: {evaluation[model]['accuracy']:.2%}" in line
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(project: Project) -> None:
+    def run() -> dict[str, bytes]:
+        assert project.run(*STAGES) == 0
+        outputs = [path for folder in ("data", "metrics") for path in project.path(folder).rglob("*") if path.is_file()]
+        return {str(path): path.read_bytes() for path in outputs}
+
+    project.set("train_head.augment", "strong")
+    project.set("finetune.augment", "light")
+    first = run()
+    project.set("workers", 2)
+    assert run() == first
+    project.set("seed", 43)
+    other = run()
+    for name in ("initial", "head", "finetuned"):
+        assert other[str(project.checkpoint(name))] != first[str(project.checkpoint(name))]
+
+
+def test_without_a_validation_part_training_watches_the_test_part(project: Project) -> None:
+    project.set("split.val_size", 0)
+    project.set("finetune.select", "last")
+    assert project.run(*STAGES) == 0
+    assert read_index(project.path("data/index/val.csv")) == []
+    history = json.loads(project.path("metrics/finetune/metrics.json").read_text())
+    evaluation = json.loads(project.path("metrics/evaluation.json").read_text())
+    assert evaluation["finetuned"]["loss"] == pytest.approx(history["val_loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("unfreeze", [0, 1, 13])
+def test_unfreeze_may_be_none_one_or_all_blocks(project: Project, unfreeze: int) -> None:
+    project.set("finetune.unfreeze", unfreeze)
+    project.set("finetune.epochs", 1)
+    assert project.run("split", "build_model", "train_head", "finetune") == 0
+    head, finetuned = (load_file(project.checkpoint(name)) for name in ("head", "finetuned"))
+    blocks = {
+        key.split(".")[1] for key in head if key.startswith("backbone.") and not torch.equal(head[key], finetuned[key])
+    }
+    assert blocks == {str(block) for block in range(13 - unfreeze, 13)}
