@@ -54,7 +54,7 @@ class Phase(Section):
 
     epochs: Size
     batch_size: Size
-    lr: Annotated[float, Field(gt=0)]
+    lr: Annotated[float, Field(gt=0, le=1)]
     weight_decay: Annotated[float, Field(ge=0)]
     augment: Literal["none", "light", "strong"]
     select: Literal["best", "last"]

@@ -1,0 +1,327 @@
+"""What a stage refuses: one line that names the key, file or picture; exit code 1; finished outputs as they were."""
+
+import errno
+import os
+import pickle
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import STAGES, Project, make_pictures
+from safetensors.torch import save_file
+from torch.hub import get_dir
+
+Refusal = Callable[[Project, str], str]
+
+
+def snapshot(project: Project) -> dict[Path, bytes]:
+    folders = (project.path("data"), project.path("metrics"))
+    return {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def split(project: Project) -> Project:
+    assert project.run("split") == 0
+    return project
+
+
+@pytest.fixture
+def built(split: Project) -> Project:
+    assert split.run("build_model") == 0
+    return split
+
+
+def test_data_path_is_missing(split: Project, refusal: Refusal) -> None:
+    before = snapshot(split)
+    split.set("data.path", "nowhere")
+    assert "data.path: nowhere does not exist" in refusal(split, "split")
+    assert snapshot(split) == before
+
+
+def test_data_path_is_a_file(project: Project, refusal: Refusal) -> None:
+    project.set("data.path", "params.yaml")
+    assert "data.path: params.yaml is not a folder" in refusal(project, "split")
+
+
+def test_data_path_is_empty(project: Project, refusal: Refusal) -> None:
+    project.path("empty").mkdir()
+    project.set("data.path", "empty")
+    assert "data.path: empty holds no folders" in refusal(project, "split")
+
+
+def test_one_class_only(project: Project, refusal: Refusal) -> None:
+    shutil.rmtree(project.path("pictures/dog"))
+    assert "data.path: pictures holds one class only (cat)" in refusal(project, "split")
+
+
+def test_a_class_folder_without_pictures(project: Project, refusal: Refusal) -> None:
+    project.path("pictures/owl").mkdir()
+    assert "data.path: no pictures in pictures/owl" in refusal(project, "split")
+
+
+@pytest.mark.parametrize(("count", "val_size"), [(2, 0.1), (1, 0)])
+def test_a_class_too_small_to_split(project: Project, refusal: Refusal, count: int, val_size: float) -> None:
+    project.set("split.val_size", val_size)
+    make_pictures(project.path("pictures"), ("cat", "dog", "owl"))
+    for path in sorted(project.path("pictures/owl").iterdir())[count:]:
+        path.unlink()
+    assert f"class 'owl' is too small to split: {count} different pictures" in refusal(project, "split")
+
+
+def test_all_pictures_of_a_class_are_bad(project: Project, refusal: Refusal) -> None:
+    for path in project.path("pictures/dog").iterdir():
+        path.write_bytes(b"")
+    assert "all 20 pictures of class 'dog' are bad, such as 'dog/000.png' (empty file)" in refusal(project, "split")
+
+
+def test_more_bad_files_than_the_limit(project: Project, refusal: Refusal) -> None:
+    project.path("pictures/dog/000.png").write_bytes(b"")
+    project.path("pictures/dog/001.png").write_bytes(b"")
+    assert project.run("split") == 0  # 2 of 40 are the limit of 5%
+    before = snapshot(project)
+    project.path("pictures/dog/002.png").write_bytes(b"")
+    assert "split.rejected_limit: 3 of 40 files are bad (7.5%, the limit is 5.0%)" in refusal(project, "split")
+    assert snapshot(project) == before
+
+
+def test_unfreeze_beyond_the_network_is_refused_before_the_head_is_trained(built: Project, refusal: Refusal) -> None:
+    before = snapshot(built)
+    built.set("finetune.unfreeze", 99)
+    message = "finetune.unfreeze: should be from 0 to 13, the blocks of this network, is 99"
+    assert message in refusal(built, "build_model")
+    assert snapshot(built) == before
+    shutil.copy(built.checkpoint("initial"), built.checkpoint("head"))
+    assert message in refusal(built, "finetune")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_where_there_is_none(built: Project, refusal: Refusal) -> None:
+    built.set("device", "cuda")
+    assert "device: cuda is not on this machine" in refusal(built, "train_head")
+
+
+def test_an_unknown_architecture(split: Project, refusal: Refusal) -> None:
+    split.set("model.arch", "efficientnet_b")
+    assert "model.arch: 'efficientnet_b' is not in torchvision; did you mean efficientnet_b" in refusal(
+        split, "build_model"
+    )
+
+
+def test_an_unknown_weight_name(split: Project, refusal: Refusal) -> None:
+    split.set("model.weights", "IMAGENET1K_V3")
+    line = refusal(split, "build_model")
+    assert "model.weights: mobilenet_v3_small has no weights named 'IMAGENET1K_V3'; did you mean IMAGENET1K_V1" in line
+
+
+def test_weights_that_need_the_network_where_there_is_none(
+    split: Project, refusal: Refusal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("socket.socket.connect", no_network)
+    monkeypatch.setattr("socket.getaddrinfo", no_network)
+    split.set("model.weights", "DEFAULT")
+    line = refusal(split, "build_model")
+    assert "model.weights: cannot download DEFAULT from https://download.pytorch.org/models/mobilenet_v3_small" in line
+    assert "give its path as model.weights" in line
+
+
+def test_named_weights_that_were_downloaded_before_are_used(
+    split: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from torchvision.models import MobileNet_V3_Small_Weights, mobilenet_v3_small
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    entry = MobileNet_V3_Small_Weights.IMAGENET1K_V1
+    file = Path(get_dir()) / "checkpoints" / Path(entry.url).name
+    file.parent.mkdir(parents=True)
+    torch.save(mobilenet_v3_small().state_dict(), file)
+    split.set("model.weights", "IMAGENET1K_V1")
+    split.set("model.image_size", None)
+    assert split.run("build_model") == 0
+    assert "weights IMAGENET1K_V1, 224 px" in capsys.readouterr().out
+
+
+class _Code:
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, ("touch executed",)
+
+
+def _whole(path: Path) -> None:
+    from torchvision.models import mobilenet_v3_small
+
+    torch.save(mobilenet_v3_small().state_dict(), path)
+
+
+def _truncated(path: Path) -> None:
+    _whole(path)
+    path.write_bytes(path.read_bytes()[:100_000])
+
+
+def _with_code(path: Path) -> None:
+    torch.save({"features.0.0.weight": _Code()}, path)
+
+
+def _plain_pickle_with_code(path: Path) -> None:
+    path.write_bytes(pickle.dumps(_Code(), protocol=2))
+
+
+def _other_architecture(path: Path) -> None:
+    from torchvision.models import mobilenet_v2
+
+    torch.save(mobilenet_v2().state_dict(), path)
+
+
+def _not_a_dictionary(path: Path) -> None:
+    torch.save(torch.zeros(3), path)
+
+
+def _nested(path: Path) -> None:
+    torch.save({"state_dict": {"features.0.0.weight": torch.zeros(3)}}, path)
+
+
+@pytest.mark.parametrize(
+    ("write", "name", "message"),
+    [
+        (None, "missing.pth", "No such file or directory"),
+        (Path.mkdir, "folder.pth", "Is a directory"),
+        (_truncated, "weights.pth", "is damaged"),
+        (_truncated, "weights.safetensors", "is damaged"),
+        (lambda path: path.write_bytes(b""), "weights.pth", "is damaged"),
+        (lambda path: path.write_bytes(b""), "weights.safetensors", "is damaged"),
+        (lambda path: path.write_text("text"), "weights.pth", "is damaged"),
+        (_with_code, "weights.pth", "holds code, which is not run"),
+        (_plain_pickle_with_code, "weights.pth", "holds code, which is not run"),
+        (_other_architecture, "weights.pth", "is not for mobilenet_v3_small"),
+        (_not_a_dictionary, "weights.pth", "is not a dictionary of tensors"),
+        (_nested, "weights.pth", "is not a dictionary of tensors"),
+        (lambda path: save_file({"x": torch.zeros(1)}, path), "weights.safetensors", "is not for mobilenet_v3_small"),
+    ],
+)
+def test_a_weight_file_that_cannot_be_used(
+    built: Project, refusal: Refusal, write: Callable[[Path], object] | None, name: str, message: str
+) -> None:
+    before = snapshot(built)
+    if write:
+        write(built.path(name))
+    built.set("model.weights", f"./{name}")
+    line = refusal(built, "build_model")
+    assert line.startswith("error: model.weights: ")
+    assert name in line
+    assert message in line
+    assert snapshot(built) == before
+    assert not built.path("executed").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (Path.unlink, "gone since the split was made"),
+        (lambda path: path.write_bytes(path.read_bytes() + b"\0"), "changed since the split was made"),
+        (lambda path: path.write_bytes(b""), "changed since the split was made"),
+    ],
+    ids=["deleted", "changed", "emptied"],
+)
+def test_a_picture_deleted_or_changed_after_split(
+    built: Project, refusal: Refusal, spoil: Callable[[Path], object], message: str, workers: int
+) -> None:
+    from stages.common.index import read_index
+
+    entry = read_index(built.path("data/index/train.csv"))[3]
+    spoil(built.path("pictures") / entry.path)
+    built.set("workers", workers)
+    line = refusal(built, "train_head")
+    assert f"pictures/{entry.path}: {message}" in line
+    assert not built.checkpoint("head").exists()
+
+
+def test_a_checkpoint_of_other_classes(built: Project, refusal: Refusal) -> None:
+    for name in ("train", "val", "test"):
+        path = built.path(f"data/index/{name}.csv")
+        path.write_text(path.read_text().replace(",cat,", ",cow,"))
+    assert "initial.safetensors: made for the classes cat, dog, but the index has cow, dog" in refusal(
+        built, "train_head"
+    )
+
+
+@pytest.mark.parametrize("spoil", ["missing", "truncated", "foreign"])
+def test_a_checkpoint_that_cannot_be_used(built: Project, refusal: Refusal, spoil: str) -> None:
+    path = built.checkpoint("initial")
+    if spoil == "missing":
+        path.unlink()
+    elif spoil == "truncated":
+        path.write_bytes(path.read_bytes()[:5000])
+    else:
+        save_file({"x": torch.zeros(1)}, path)
+    assert "initial.safetensors: " in refusal(built, "train_head")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a,b\n1,2\n", "path,label,class,sha256\nx,one,cat,0\n", "path,label,class,sha256\nx\n"]
+)
+def test_an_index_that_is_none(built: Project, refusal: Refusal, text: str) -> None:
+    built.path("data/index/train.csv").write_text(text)
+    assert "train.csv: not an index file" in refusal(built, "train_head")
+
+
+def test_a_stage_without_what_the_stage_before_writes(project: Project, refusal: Refusal) -> None:
+    for stage in STAGES[1:]:
+        assert "`dvc repro`" in refusal(project, stage)
+
+
+def _limit_file_size() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+
+
+@pytest.mark.parametrize("stage", ["split", "build_model", "evaluate", "plot"])
+def test_a_full_disk_leaves_every_output_whole(project: Project, stage: str) -> None:
+    # A limit on the size of files fails the same calls as a full disk, and needs no disk to fill.
+    assert project.run(*STAGES) == 0
+    before = snapshot(project)
+    process = project.start(stage, preexec_fn=_limit_file_size)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 1, error
+    assert error.count("\n") == 1
+    assert "; free some space and run the same command again" in error
+    after = snapshot(project)
+    assert after.keys() == before.keys()
+    changed = [path for path in before if after[path] != before[path]]
+    assert not changed
+
+
+def test_ctrl_c_ends_a_stage_with_one_line_and_no_half_output(built: Project) -> None:
+    built.set("train_head.epochs", 10_000)
+    built.set("workers", 2)
+    process = built.start("train_head", start_new_session=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 2/"):
+            break
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the decoding processes too
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error == "error: interrupted; run the same command again\n"
+    assert not built.checkpoint("head").exists()
+    assert not list(built.path("data").rglob("*.tmp"))
+
+
+def test_ctrl_c_while_libraries_load_is_answered_like_any_other(project: Project) -> None:
+    process = project.start("train_head", start_new_session=True)
+    time.sleep(0.4)
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        _, error = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    assert process.returncode != 0
+    assert "Traceback" not in error
