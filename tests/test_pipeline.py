@@ -21,9 +21,10 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     make_pictures(folder / "pictures", request.param)
     project = Project(folder)
     for phase in ("train_head", "finetune"):
-        project.set(f"{phase}.lr", 3e-3)
         project.set(f"{phase}.weight_decay", 0.01)
+    project.set("train_head.lr", 3e-3)
     project.set("train_head.epochs", 8)
+    project.set("finetune.lr", 1e-4)
     project.set("finetune.select", "last")
     assert project.run(*STAGES) == 0
     return project

@@ -51,4 +51,5 @@ def write_layers(path: Path, network: Network, image_size: int) -> None:
         if layer.depth <= _DEPTH
     ]
     write_json(path.with_suffix(".json"), {**count_parameters(network), "layers": layers})
-    write_text(path.with_suffix(".txt"), f"{table}\n")
+    # As comments: DVC takes the text for a metric without numbers, and keeps it in its run cache with the rest.
+    write_text(path.with_suffix(".txt"), "".join(f"# {line}\n" for line in str(table).splitlines()))
