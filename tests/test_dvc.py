@@ -12,7 +12,9 @@ import torch
 import yaml
 from conftest import ROOT, STAGES, make_pictures
 from PIL import Image
-from torchvision.models import mobilenet_v3_small
+
+from stages.common.index import read_index
+from stages.common.network import build_network, calibrate_batchnorm, stock_model
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 DATA_PIPELINE = yaml.safe_load((ROOT / "data" / "dvc.yaml").read_text())
@@ -102,6 +104,14 @@ def test_a_stage_script_is_a_page() -> None:
         assert len((ROOT / "stages" / f"{stage}.py").read_text().splitlines()) <= 80
 
 
+def write_weights(path: Path, seed: int) -> None:
+    torch.manual_seed(seed)
+    stock = stock_model("mobilenet_v3_small")
+    network = build_network(stock, "pooled", 8, outputs=1, image_size=32)
+    calibrate_batchnorm(network, [torch.randn(64, 3, 32, 32)])
+    torch.save(stock.state_dict(), path)
+
+
 class Repository:
     """A copy of the project in a git repository of its own, with tiny pictures and a weight file."""
 
@@ -120,7 +130,7 @@ class Repository:
         for lock in folder.rglob("dvc.lock"):
             lock.unlink()
         make_pictures(folder / "my pictures", count=12)
-        torch.save(mobilenet_v3_small().state_dict(), folder / "weights.pth")
+        write_weights(folder / "weights.pth", seed=1)
         (folder / ".gitignore").open("a").write("/my pictures\n/weights.pth\n")
         self.git("init", "--quiet")
         self.commit()
@@ -144,9 +154,9 @@ class Repository:
         output = self.call(*command)
         return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
 
-    def run_experiment(self, **params: object) -> list[str]:
-        settings = (f"--set-param={key}={value}" for key, value in params.items())
-        return self.ran("dvc", "exp", "run", *settings)
+    def run_experiment(self, *stages: str, **params: object) -> list[str]:
+        changes = (f"--set-param={key}={value}" for key, value in params.items())
+        return self.ran("dvc", "exp", "run", *changes, *stages)
 
 
 def settings(**more: object) -> dict[str, object]:
@@ -163,14 +173,10 @@ def settings(**more: object) -> dict[str, object]:
 def test_what_runs_again_when_what_changes(tmp_path: Path) -> None:
     repository = Repository(tmp_path)
     after_split, after_build = list(STAGES[1:]), list(STAGES[2:])
-    weights = (tmp_path / "weights.pth").read_bytes()
 
     assert repository.run_experiment(**settings()) == ["split", "data/dvc.yaml:weights", *after_split]
-    assert not [
-        line
-        for line in repository.git("status", "--short").splitlines()
-        if not line[3:].startswith(("metrics/", "params.yaml", "dvc.lock", "data/dvc.lock"))
-    ]
+    changed = [line[3:] for line in repository.git("status", "--short").splitlines()]
+    assert all(path.startswith(("metrics/", "params.yaml", "dvc.lock", "data/dvc.lock")) for path in changed)
     repository.commit()
     assert repository.ran("dvc", "repro") == []
     assert "up to date" in repository.call("dvc", "repro")
@@ -178,32 +184,20 @@ def test_what_runs_again_when_what_changes(tmp_path: Path) -> None:
     assert repository.run_experiment(**{"device": "cpu", "workers": 1}) == []
     assert repository.run_experiment(**{"finetune.lr": 2e-05}) == ["finetune", "evaluate", "plot"]
     assert "lr: 2e-05" in (tmp_path / "params.yaml").read_text()
-    assert repository.run_experiment(**{"finetune.epochs": 2}) == ["finetune", "evaluate", "plot"]
     assert repository.run_experiment(**{"train_head.lr": 0.002}) == after_build
     assert repository.run_experiment(**{"evaluate.batch_size": 7}) == ["evaluate"]
-    assert repository.run_experiment(**{"split.test_size": 0.3}) == ["split", *after_split]
+    assert repository.run_experiment("train_head", **{"split.test_size": 0.3}) == ["split", "build_model", "train_head"]
     # What was computed before is brought back, not computed again.
-    assert repository.run_experiment(**{"split.test_size": 0.2}) == ["evaluate"]
+    assert repository.run_experiment(**{"split.test_size": 0.2}) == []
 
-    torch.save(mobilenet_v3_small().state_dict(), tmp_path / "weights.pth")
-    assert repository.ran("dvc", "repro") == ["data/dvc.yaml:weights", "build_model", *after_build]
-    assert repository.run_experiment(**{"model.weights": "null"}) == [
-        "data/dvc.yaml:weights",
-        "build_model",
-        *after_build,
-    ]
-    assert repository.run_experiment(**{"model.weights": "weights.pth"})[0] == "data/dvc.yaml:weights"
-    (tmp_path / "weights.pth").write_bytes(weights)
-    assert repository.ran("dvc", "repro")[0] == "data/dvc.yaml:weights"
-    assert (tmp_path / "weights.pth").read_bytes() == weights
-    assert (tmp_path / "data" / "weights").is_symlink()
-
-    Image.new("RGB", (40, 40), "red").save(tmp_path / "my pictures" / "cat" / "new.png")
-    assert repository.ran("dvc", "repro")[:2] == ["split", "build_model"]
-    script = tmp_path / "stages" / "common" / "scoring.py"
+    write_weights(tmp_path / "weights.pth", seed=2)
+    assert repository.ran("dvc", "repro", "build_model") == ["data/dvc.yaml:weights", "build_model"]
+    picture = tmp_path / "my pictures" / read_index(tmp_path / "data" / "index" / "train.csv")[0].path
+    Image.new("RGB", (40, 40), "red").save(picture)
+    assert repository.ran("dvc", "repro", "build_model") == ["split", "build_model"]
+    script = tmp_path / "stages" / "common" / "layers.py"
     script.write_text(f"{script.read_text()}\n")
-    assert repository.ran("dvc", "repro") == ["evaluate"]
-    assert repository.ran("dvc", "repro") == []
+    assert repository.ran("dvc", "repro", "build_model") == ["build_model"]
 
     assert "metrics/evaluation.json" in repository.call("dvc", "metrics", "diff")
     assert "data.path" not in repository.call("dvc", "params", "diff")
@@ -216,27 +210,54 @@ def test_what_runs_again_when_what_changes(tmp_path: Path) -> None:
         assert name in html
 
 
-def test_an_experiment_in_the_queue_runs_in_a_copy_of_the_repository(tmp_path: Path) -> None:
+def test_the_weight_file_is_followed_and_never_touched(tmp_path: Path) -> None:
+    repository = Repository(tmp_path)
+    weights, link = tmp_path / "weights.pth", tmp_path / "data" / "weights"
+    first = weights.read_bytes()
+
+    def run_with(value: str) -> list[str]:
+        return repository.run_experiment("data/dvc.yaml:weights", **settings(**{"model.weights": value}))
+
+    assert run_with("weights.pth") == ["data/dvc.yaml:weights"]
+    assert link.resolve() == weights
+    assert run_with("weights.pth") == []
+    for value in ("null", "DEFAULT"):
+        assert run_with(value) == ["data/dvc.yaml:weights"]
+        assert link.is_file()
+        assert not link.is_symlink()
+    assert run_with("weights.pth") == ["data/dvc.yaml:weights"]
+    assert link.resolve() == weights
+    write_weights(weights, seed=2)
+    second = weights.read_bytes()
+    assert second != first
+    assert run_with("weights.pth") == ["data/dvc.yaml:weights"]
+    assert run_with("null") == ["data/dvc.yaml:weights"]
+    assert weights.read_bytes() == second
+
+
+def test_an_experiment_runs_in_a_copy_of_the_repository(tmp_path: Path) -> None:
     repository = Repository(tmp_path)
     changes = settings(**{"data.path": tmp_path / "my pictures", "model.weights": tmp_path / "weights.pth"})
-    repository.call("dvc", "exp", "run", "--temp", *(f"--set-param={key}={value}" for key, value in changes.items()))
-    assert "fine" in repository.call("dvc", "exp", "show", "--csv")
+    options = (f"--set-param={key}={value}" for key, value in changes.items())
+    output = repository.call("dvc", "exp", "run", "--temp", *options, "build_model")
+    assert f"weights {tmp_path / 'weights.pth'}, 32 px" in output
     assert not (tmp_path / "data" / "checkpoints").exists()
 
 
-def test_a_refused_experiment_ends_with_the_stages_own_line_and_keeps_what_was_finished(tmp_path: Path) -> None:
+def test_a_refused_experiment_shows_the_stages_own_line_and_loses_nothing(tmp_path: Path) -> None:
     repository = Repository(tmp_path)
-    repository.run_experiment(**settings())
-    repository.commit()
-    before = {path: path.read_bytes() for path in (tmp_path / "metrics").rglob("*") if path.is_file()}
-    for change, message in (
-        ("finetune.unfreeze=99", "error: finetune.unfreeze: should be from 0 to 13"),
-        ("model.weights=missing.pth", "error: model.weights: missing.pth: no such file"),
-        ("model.weights=DEFALT", "did you mean DEFAULT"),
-    ):
-        output = repository.call("dvc", "exp", "run", "--set-param", change, expect=255)
-        assert message in output
+
+    def refused(**changes: object) -> str:
+        options = (f"--set-param={key}={value}" for key, value in settings(**changes).items())
+        output = repository.call("dvc", "exp", "run", *options, "build_model", expect=255)
         assert "Traceback" not in output
-        repository.git("checkout", "--quiet", ".")
-        assert set(repository.ran("dvc", "repro")) <= {"data/dvc.yaml:weights", "evaluate"}
-    assert {path: path.read_bytes() for path in (tmp_path / "metrics").rglob("*") if path.is_file()} == before
+        return output
+
+    assert "error: finetune.unfreeze: should be from 0 to 13" in refused(**{"finetune.unfreeze": 99})
+    good = {"finetune.unfreeze": 3}
+    assert repository.run_experiment("build_model", **settings(**good)) == ["build_model"]
+    metrics = {path: path.read_bytes() for path in (tmp_path / "metrics").rglob("*") if path.is_file()}
+    assert "error: model.weights: missing.pth: no such file" in refused(**{"model.weights": "missing.pth"})
+    assert "did you mean DEFAULT" in refused(**{"model.weights": "DEFALT"})
+    assert repository.run_experiment("build_model", **settings(**good)) == ["data/dvc.yaml:weights"]
+    assert {path: path.read_bytes() for path in (tmp_path / "metrics").rglob("*") if path.is_file()} == metrics

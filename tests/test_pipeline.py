@@ -38,7 +38,7 @@ def test_every_file_of_the_contract_is_written(finished: Project) -> None:
         *(
             f"metrics/{phase}/plots/metrics/{series}.tsv"
             for phase in ("train_head", "finetune")
-            for series in ("train_loss", "val_loss", "accuracy")
+            for series in ("train_loss", "train_accuracy", "val_loss", "accuracy")
         ),
         "metrics/split.json",
         "metrics/evaluation.json",

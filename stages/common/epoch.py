@@ -7,11 +7,12 @@ from dataclasses import dataclass
 class Epoch:
     """One line of the history.
 
-    `number` counts from 1; losses are mean log-losses in nats; `val_loss` and `accuracy`, in [0, 1], are those on the
-    watched pictures.
+    `number` counts from 1; losses are mean log-losses in nats, accuracies fractions in [0, 1]. `val_loss` and `accuracy`
+    are those on the watched pictures; the training's are means over the epoch, while the weights were changing.
     """
 
     number: int
     train_loss: float
+    train_accuracy: float
     val_loss: float
     accuracy: float

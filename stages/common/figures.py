@@ -1,7 +1,7 @@
 """The figures, drawn without a display."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -18,22 +18,15 @@ BLUE, ORANGE = "#0072B2", "#D55E00"
 
 def draw_loss(head: Sequence[Epoch], finetune: Sequence[Epoch]) -> Figure:
     """Draw the training and the validation loss of both phases over the epochs."""
-    figure, axes = _make_axes("loss", head, finetune)
-    for name, values, colour, style in (
-        ("training", [epoch.train_loss for epoch in (*head, *finetune)], BLUE, "o--"),
-        ("validation", [epoch.val_loss for epoch in (*head, *finetune)], ORANGE, "s-"),
-    ):
-        axes.plot(range(1, len(values) + 1), values, style, color=colour, label=name)
+    figure, axes = _draw("loss", head, finetune, lambda epoch: (epoch.train_loss, epoch.val_loss))
     axes.set_ylim(bottom=0)
     axes.legend()
     return figure
 
 
 def draw_accuracy(head: Sequence[Epoch], finetune: Sequence[Epoch]) -> Figure:
-    """Draw the accuracy on the validation pictures of both phases over the epochs."""
-    figure, axes = _make_axes("accuracy", head, finetune)
-    values = [epoch.accuracy for epoch in (*head, *finetune)]
-    axes.plot(range(1, len(values) + 1), values, "s-", color=ORANGE, label="validation")
+    """Draw the accuracy on the training and on the validation pictures of both phases over the epochs."""
+    figure, axes = _draw("accuracy", head, finetune, lambda epoch: (epoch.train_accuracy, epoch.accuracy))
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     axes.legend(loc="lower right")
     return figure
@@ -46,11 +39,17 @@ def save_figure(path: Path, figure: Figure) -> None:
     write_bytes(path, content.getvalue())
 
 
-def _make_axes(title: str, head: Sequence[Epoch], finetune: Sequence[Epoch]) -> tuple[Figure, Axes]:
+def _draw(
+    title: str, head: Sequence[Epoch], finetune: Sequence[Epoch], values: Callable[[Epoch], tuple[float, float]]
+) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.set(xlabel="epoch", ylabel=title, xlim=(0.5, len(head) + len(finetune) + 0.5))
+    epochs = range(1, len(head) + len(finetune) + 1)
+    training, validation = zip(*map(values, (*head, *finetune)), strict=True)
+    axes.plot(epochs, training, "o--", color=BLUE, label="training")
+    axes.plot(epochs, validation, "s-", color=ORANGE, label="validation")
+    axes.set(xlabel="epoch", ylabel=title, xlim=(0.5, len(epochs) + 0.5))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     hand_over = len(head) + 0.5

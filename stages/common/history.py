@@ -7,7 +7,7 @@ from dvclive.live import Live
 
 from stages.common.epoch import Epoch
 
-SERIES = ("train_loss", "val_loss", "accuracy")
+SERIES = ("train_loss", "train_accuracy", "val_loss", "accuracy")
 
 
 class _Live(Live):

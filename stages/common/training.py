@@ -107,28 +107,30 @@ class Trainer:
     ) -> Epoch:
         title = f"epoch {number}/{epochs}"
         with tqdm(train, desc=title, unit="batch", disable=None) as progress:
-            train_loss = self._train_one_epoch(progress, optimizer, number)
+            training = self._train_one_epoch(progress, optimizer, number)
             scores = self.evaluate(val)
             _require_finite(scores.loss, f"the validation loss after epoch {number}")
-            epoch = Epoch(number, train_loss, scores.loss, scores.accuracy)
-            results = f"train_loss {train_loss:.4f}  val_loss {epoch.val_loss:.4f}  accuracy {epoch.accuracy:.2%}"
+            epoch = Epoch(number, training.loss, training.accuracy, scores.loss, scores.accuracy)
+            results = f"train_loss {epoch.train_loss:.4f}  val_loss {epoch.val_loss:.4f}  accuracy {epoch.accuracy:.2%}"
             progress.set_postfix_str(results)
         if not sys.stderr.isatty():
             print(f"{title}  {results}", flush=True)
         return epoch
 
-    def _train_one_epoch(self, batches: Iterable[Batch], optimizer: torch.optim.Optimizer, number: int) -> float:
+    def _train_one_epoch(self, batches: Iterable[Batch], optimizer: torch.optim.Optimizer, number: int) -> Scores:
         self.network.train()
-        mean = Mean(device=self.device)
+        mean, accuracy = Mean(device=self.device), _make_accuracy(self.network, self.device)
         for step, (images, labels) in enumerate(batches, start=1):
-            logits = self.network(images.to(self.device))
-            loss = objective.loss(logits, labels.to(self.device))
+            images, labels = images.to(self.device), labels.to(self.device)
+            logits = self.network(images)
+            loss = objective.loss(logits, labels)
             _require_finite(loss.item(), f"the training loss at step {step} of epoch {number}")
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             mean.update(loss.detach(), weight=len(labels))
-        return float(mean.compute())
+            accuracy.update(*_as_accuracy_expects(logits.detach(), labels))
+        return Scores(mean.compute().item(), accuracy.compute().item())
 
     def _logits(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
         self.network.eval()
