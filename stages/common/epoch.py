@@ -7,8 +7,8 @@ from dataclasses import dataclass
 class Epoch:
     """One line of the history.
 
-    `number` counts from 1; losses are mean log-losses in nats, accuracies fractions in [0, 1]. `val_loss` and `accuracy`
-    are those on the watched pictures; the training's are means over the epoch, while the weights were changing.
+    `number` counts from 1; losses are mean log-losses in nats, accuracies are fractions. `val_loss` and `accuracy` are
+    those on the watched pictures; the training's are means over the epoch, while the weights were changing.
     """
 
     number: int
