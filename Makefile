@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # DVC runs `python`: let that be the one in .venv.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# setuptools warns of every editable installation.
+PIP := PYTHONWARNINGS=ignore python -m pip install --quiet
 
 .PHONY: repro test lock clean
 
@@ -16,12 +18,13 @@ test: .venv/installed-test
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	python -m pip install --quiet --upgrade "pip>=24"
-	python -m pip install --quiet --constraint constraints.txt --editable .
+	@echo "Installing the pinned packages: several GB, a few minutes ..."
+	$(PIP) --upgrade "pip>=24"
+	$(PIP) --constraint constraints.txt --editable .
 	touch $@
 
 .venv/installed-test: .venv/installed
-	python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	$(PIP) --constraint constraints.txt --editable ".[test]"
 	touch $@
 
 # Renews the pinned versions, for every platform at once.
