@@ -8,12 +8,13 @@ import torch
 from conftest import Project
 from safetensors.torch import load_file
 from sklearn.metrics import log_loss
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages.common import objective
 from stages.common.epoch import Epoch
-from stages.common.network import build_network, set_trainable, stock_model
+from stages.common.network import Network, build_network, set_trainable, stock_model
 from stages.common.params import Phase
+from stages.common.scoring import score
 from stages.common.training import Scores, Trainer
 
 
@@ -168,3 +169,20 @@ def test_a_small_probability_is_not_rounded_to_zero() -> None:
     assert objective.probabilities(torch.tensor([[60.0]], dtype=torch.float64))[0, 0] == pytest.approx(
         8.7565e-27, rel=1e-3
     )
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_torchevals_scores_equal_scikit_learns_for_logits_near_the_threshold(outputs: int) -> None:
+    network = Network(nn.Sequential(nn.Flatten()), nn.Sequential(nn.Linear(outputs, outputs, bias=False)))
+    torch.nn.init.eye_(network.classifier[0].weight)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.rand(90, outputs, generator=generator) - 0.4
+    labels = torch.randint(max(outputs, 2), (90,), generator=generator)
+    trainer = Trainer(network, torch.device("cpu"))
+    batches = list(zip(logits[..., None, None].split(40), labels.split(40), strict=True))
+    scores = trainer.evaluate(batches)  # type: ignore[arg-type]
+    probabilities = trainer.predict(batches).numpy()  # type: ignore[arg-type]
+    expected = score(labels.numpy(), probabilities)
+    assert scores.accuracy == pytest.approx(expected["accuracy"], abs=1e-6)
+    assert scores.loss == pytest.approx(expected["loss"], abs=1e-6)
+    assert ((probabilities.argmax(axis=1) == labels.numpy()).mean()) == pytest.approx(expected["accuracy"])
