@@ -282,20 +282,29 @@ def _limit_file_size() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 
 
-@pytest.mark.parametrize("stage", ["split", "build_model", "evaluate", "plot"])
-def test_a_full_disk_leaves_every_output_whole(project: Project, stage: str) -> None:
+def fail_on_a_full_disk(project: Project, stage: str) -> str:
     # A limit on the size of files fails the same calls as a full disk, and needs no disk to fill.
-    assert project.run(*STAGES) == 0
-    before = snapshot(project)
     process = project.start(stage, preexec_fn=_limit_file_size)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 1, error
     assert error.count("\n") == 1
     assert "; free some space and run the same command again" in error
-    after = snapshot(project)
-    assert after.keys() == before.keys()
-    changed = [path for path in before if after[path] != before[path]]
-    assert not changed
+    return error
+
+
+@pytest.mark.parametrize("stage", ["split", "build_model", "evaluate", "plot"])
+def test_a_full_disk_leaves_every_output_whole(project: Project, stage: str) -> None:
+    assert project.run(*STAGES) == 0
+    before = snapshot(project)
+    fail_on_a_full_disk(project, stage)
+    assert snapshot(project) == before
+
+
+def test_a_full_disk_during_training_names_the_history_and_leaves_the_checkpoint(built: Project) -> None:
+    assert built.run("train_head") == 0
+    before = built.checkpoint("head").read_bytes()
+    assert "metrics/train_head" in fail_on_a_full_disk(built, "train_head")
+    assert built.checkpoint("head").read_bytes() == before
 
 
 def test_ctrl_c_ends_a_stage_with_one_line_and_no_half_output(built: Project) -> None:

@@ -1,6 +1,8 @@
 """The history of a phase, as DVCLive writes it and DVC plots it."""
 
 import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dvclive.live import Live
@@ -24,19 +26,31 @@ class History:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._live = _Live(str(folder), save_dvc_exp=False, dvcyaml=None)
+        self._folder = folder
+        with self._naming_the_folder():
+            self._live = _Live(str(folder), save_dvc_exp=False, dvcyaml=None)
 
     def add(self, epoch: Epoch) -> None:
         """Write one epoch."""
-        self._live.step = epoch.number
-        for name in SERIES:
-            self._live.log_metric(name, getattr(epoch, name))
-        self._live.make_summary()  # type: ignore[no-untyped-call]
+        with self._naming_the_folder():
+            self._live.step = epoch.number
+            for name in SERIES:
+                self._live.log_metric(name, getattr(epoch, name))
+            self._live.make_summary()  # type: ignore[no-untyped-call]
 
     def finish(self, selected: Epoch) -> None:
         """Write which epoch's weights were kept, and close."""
-        self._live.summary["selected_epoch"] = selected.number
-        self._live.end()  # type: ignore[no-untyped-call]
+        with self._naming_the_folder():
+            self._live.summary["selected_epoch"] = selected.number
+            self._live.end()  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def _naming_the_folder(self) -> Iterator[None]:
+        """A full disk shows in a write, whose error names no file."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, error.filename or str(self._folder)) from error
 
 
 def read_history(folder: Path) -> list[Epoch]:
