@@ -9,10 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from stages.common import command
+
+# The networks here are so small that handing work to threads costs more than the work.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("split", "build_model", "train_head", "finetune", "evaluate", "plot")

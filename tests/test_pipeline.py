@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -134,6 +135,15 @@ def test_test_accuracy_is_printed_for_each_checkpoint(finished: Project, capsys:
         assert f"Test accuracy: {evaluation[model]['accuracy']:.2%}" in line
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("two_threads")
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(project: Project) -> None:
     def run() -> dict[str, bytes]:
         assert project.run(*STAGES) == 0

@@ -60,6 +60,20 @@ def test_one_class_only(project: Project, refusal: Refusal) -> None:
     assert "data.path: pictures holds one class only (cat)" in refusal(project, "split")
 
 
+def test_a_class_folder_that_may_not_be_listed(
+    project: Project, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listdir = os.listdir
+
+    def refuse(path: Path) -> list[str]:
+        if Path(path).name == "dog":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    assert "data.path: pictures/dog: permission denied; make it readable" in refusal(project, "split")
+
+
 def test_a_class_folder_without_pictures(project: Project, refusal: Refusal) -> None:
     project.path("pictures/owl").mkdir()
     assert "data.path: no pictures in pictures/owl" in refusal(project, "split")
@@ -305,6 +319,20 @@ def test_a_full_disk_during_training_names_the_history_and_leaves_the_checkpoint
     before = built.checkpoint("head").read_bytes()
     assert "metrics/train_head" in fail_on_a_full_disk(built, "train_head")
     assert built.checkpoint("head").read_bytes() == before
+
+
+@pytest.mark.parametrize("stage", ["split", "train_head"])
+def test_a_killed_decoding_process_is_told_in_one_line(
+    built: Project, refusal: Refusal, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    def die(_: Path) -> bytes:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return b""
+
+    monkeypatch.setattr("stages.common.scan.read_picture", die)
+    monkeypatch.setattr("stages.common.images.read_picture", die)
+    built.set("workers", 2)
+    assert "workers: a process was killed" in refusal(built, stage)
 
 
 def test_ctrl_c_ends_a_stage_with_one_line_and_no_half_output(built: Project) -> None:

@@ -186,13 +186,21 @@ class Batches:
         """Yield batches.
 
         Raises:
-            StageError: a picture is gone or changed since the index was made.
+            StageError: a picture is gone or changed since the index was made, or a decoding process was killed.
         """
-        for batch in self._loader:
+        for batch in self._batches():
             if isinstance(batch, StageError):
                 raise batch
             images, labels = batch
             yield images, labels
+
+    def _batches(self) -> Iterator[list[Tensor] | StageError]:
+        try:
+            yield from self._loader
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise StageError("workers: a process was killed, for want of memory most likely; use fewer") from error
 
 
 def _collate(items: list[tuple[Tensor, int] | StageError]) -> list[Tensor] | StageError:

@@ -8,6 +8,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -58,6 +59,8 @@ def find_pictures(root: Path) -> Scan:
     scan = Scan()
     for name in classes:
         scan.pictures[name] = sorted(_walk(root, name, scan, ancestors=(_identify(root),)))
+        if name in scan.rejected:
+            raise StageError(f"data.path: {root / name}: {scan.rejected[name]}; make it readable or remove it")
         if not scan.pictures[name]:
             raise StageError(f"data.path: no pictures in {root / name}; add some or remove the folder")
     return scan
@@ -74,7 +77,7 @@ def _walk(root: Path, folder: str, scan: Scan, ancestors: tuple[tuple[int, int],
         return
     for name in names:
         path = f"{folder}/{name}"
-        if (root / path).is_dir():
+        if os.path.isdir(root / path):  # noqa: PTH112 (Path.is_dir fails where permission is denied)
             yield from _walk(root, path, scan, (*ancestors, identity))
         elif name.lower().endswith(EXTENSIONS):
             yield path
@@ -113,6 +116,8 @@ def _check_all(root: Path, paths: list[str], workers: int) -> Iterator[tuple[str
     with ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
         try:
             yield from progress(pool.map(check, paths, chunksize=16))
+        except BrokenProcessPool as error:
+            raise StageError("workers: a process was killed, for want of memory most likely; use fewer") from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
