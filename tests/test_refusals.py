@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ import torch
 from conftest import STAGES, Project, make_pictures
 from safetensors.torch import save_file
 from torch.hub import get_dir
+
+from stages.common import objective
 
 Refusal = Callable[[Project, str], str]
 
@@ -235,18 +238,18 @@ def test_a_weight_file_that_cannot_be_used(
     assert not built.path("executed").exists()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("workers", "spoil", "message"),
     [
-        (Path.unlink, "gone since the split was made"),
-        (lambda path: path.write_bytes(path.read_bytes() + b"\0"), "changed since the split was made"),
-        (lambda path: path.write_bytes(b""), "changed since the split was made"),
+        (0, Path.unlink, "gone since the split was made"),
+        (2, Path.unlink, "gone since the split was made"),
+        (0, lambda path: path.write_bytes(path.read_bytes() + b"\0"), "changed since the split was made"),
+        (0, lambda path: path.write_bytes(b""), "changed since the split was made"),
     ],
-    ids=["deleted", "changed", "emptied"],
+    ids=["deleted", "deleted, two workers", "changed", "emptied"],
 )
 def test_a_picture_deleted_or_changed_after_split(
-    built: Project, refusal: Refusal, spoil: Callable[[Path], object], message: str, workers: int
+    built: Project, refusal: Refusal, workers: int, spoil: Callable[[Path], object], message: str
 ) -> None:
     from stages.common.index import read_index
 
@@ -306,12 +309,12 @@ def fail_on_a_full_disk(project: Project, stage: str) -> str:
     return error
 
 
-@pytest.mark.parametrize("stage", ["split", "build_model", "evaluate", "plot"])
-def test_a_full_disk_leaves_every_output_whole(project: Project, stage: str) -> None:
+def test_a_full_disk_leaves_every_output_whole(project: Project) -> None:
     assert project.run(*STAGES) == 0
     before = snapshot(project)
-    fail_on_a_full_disk(project, stage)
-    assert snapshot(project) == before
+    for stage in ("split", "build_model", "evaluate", "plot"):
+        fail_on_a_full_disk(project, stage)
+        assert snapshot(project) == before
 
 
 def test_a_full_disk_during_training_names_the_history_and_leaves_the_checkpoint(built: Project) -> None:
@@ -349,6 +352,27 @@ def test_ctrl_c_ends_a_stage_with_one_line_and_no_half_output(built: Project) ->
     assert error == "error: interrupted; run the same command again\n"
     assert not built.checkpoint("head").exists()
     assert not list(built.path("data").rglob("*.tmp"))
+
+
+def test_ctrl_c_ends_training_even_if_the_exception_it_raises_is_lost(
+    built: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = objective.loss, 0
+
+    def lose_an_interrupt(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            with suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(5)
+        return real(logits, labels)
+
+    monkeypatch.setattr(objective, "loss", lose_an_interrupt)
+    assert built.run("train_head") == 130
+    assert capsys.readouterr().err == "error: interrupted; run the same command again\n"
+    assert calls == 3
+    assert not built.checkpoint("head").exists()
 
 
 def test_ctrl_c_while_libraries_load_is_answered_like_any_other(project: Project) -> None:

@@ -1,8 +1,10 @@
 """How a stage script starts and how it fails."""
 
 import errno
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import NoReturn
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
@@ -15,12 +17,33 @@ class StageError(Exception):
     """
 
 
+class _Interrupt:
+    seen = False
+
+
+def _interrupt(_: int, __: FrameType | None) -> NoReturn:
+    _Interrupt.seen = True
+    raise KeyboardInterrupt
+
+
+def stop_if_interrupted() -> None:
+    """Raise `KeyboardInterrupt` if Ctrl-C was pressed since the stage started. For loops that may run for hours.
+
+    The exception that the key press raised may have been lost, and training went on: it lands wherever the interpreter
+    happens to be, and C code may drop it (https://github.com/python/cpython/issues/106033).
+    """
+    if _Interrupt.seen:
+        raise KeyboardInterrupt
+
+
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a stage and exit: 0, or non-zero after one line on stderr.
 
     `StageError`, errors of the file system and Ctrl-C are answered with one line. Anything else is a bug, and keeps its
     traceback.
     """
+    _Interrupt.seen = False
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         main()
     except StageError as error:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from torchvision.transforms import InterpolationMode, v2
 
-from stages.common.command import StageError
+from stages.common.command import StageError, stop_if_interrupted
 from stages.common.decode import PictureError, decode
 from stages.common.index import Entry
 from stages.common.scan import read_picture
@@ -189,6 +189,7 @@ class Batches:
             StageError: a picture is gone or changed since the index was made, or a decoding process was killed.
         """
         for batch in self._batches():
+            stop_if_interrupted()
             if isinstance(batch, StageError):
                 raise batch
             images, labels = batch
