@@ -90,10 +90,7 @@ class Project:
             [sys.executable, "-m", f"stages.{stage}", *self.arguments(stage)],
             cwd=self.folder,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            **options,
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options},
         )
 
 

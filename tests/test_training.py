@@ -1,7 +1,13 @@
 """The trainer's rules: which epoch is kept, when it stops, what it optimizes, how it fails."""
 
+import fcntl
 import json
+import os
+import re
+import struct
+import termios
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 import torch
@@ -12,6 +18,7 @@ from torch import Tensor, nn
 
 from stages.common import objective
 from stages.common.epoch import Epoch
+from stages.common.history import read_history
 from stages.common.network import Network, build_network, set_trainable, stock_model
 from stages.common.params import Phase
 from stages.common.scoring import score
@@ -151,6 +158,27 @@ def test_a_loss_that_explodes_later_leaves_the_best_checkpoint(
     kept = json.loads(project.path("metrics/train_head/metrics.json").read_text())["selected_epoch"]
     assert f"head.safetensors keeps epoch {kept}" in line
     assert all(tensor.isfinite().all() for tensor in load_file(project.checkpoint("head")).values())
+
+
+def test_in_a_terminal_the_bar_of_each_epoch_ends_with_its_results(project: Project) -> None:
+    assert project.run("split", "build_model") == 0
+    terminal, side = os.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
+    process = project.start("train_head", stderr=side)
+    os.close(side)
+    shown = b""
+    with suppress(OSError):  # the end of a terminal that nobody writes to
+        while chunk := os.read(terminal, 4096):
+            shown += chunk
+    printed, _ = process.communicate()
+    os.close(terminal)
+    assert process.returncode == 0
+    history = read_history(project.path("metrics/train_head"))
+    lines = re.split(r"[\r\n]+", shown.decode())
+    for epoch in history:
+        results = f"train_loss {epoch.train_loss:.4f}  val_loss {epoch.val_loss:.4f}  accuracy {epoch.accuracy:.2%}"
+        assert [line for line in lines if line.startswith(f"epoch {epoch.number}/2: 100%") and results in line]
+    assert "train_loss" not in printed
 
 
 @pytest.mark.parametrize("classes", [2, 5])

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from stages.common import objective
 from stages.common.command import StageError
 from stages.common.epoch import Epoch
-from stages.common.images import Batch, Batches
+from stages.common.images import Batches
 from stages.common.network import Network
 from stages.common.params import Phase
 
@@ -106,8 +106,9 @@ class Trainer:
         self, train: Batches, val: Batches, optimizer: torch.optim.Optimizer, number: int, epochs: int
     ) -> Epoch:
         title = f"epoch {number}/{epochs}"
-        with tqdm(train, desc=title, unit="batch", disable=None) as progress:
-            training = self._train_one_epoch(progress, optimizer, number)
+        # Not around the batches: a bar that its own iteration has ended shows no results any more.
+        with tqdm(total=len(train), desc=title, unit="batch", disable=None) as progress:
+            training = self._train_one_epoch(train, optimizer, number, progress.update)
             scores = self.evaluate(val)
             _require_finite(scores.loss, f"the validation loss after epoch {number}")
             epoch = Epoch(number, training.loss, training.accuracy, scores.loss, scores.accuracy)
@@ -117,7 +118,9 @@ class Trainer:
             print(f"{title}  {results}", flush=True)
         return epoch
 
-    def _train_one_epoch(self, batches: Iterable[Batch], optimizer: torch.optim.Optimizer, number: int) -> Scores:
+    def _train_one_epoch(
+        self, batches: Batches, optimizer: torch.optim.Optimizer, number: int, on_step: Callable[[], object]
+    ) -> Scores:
         self.network.train()
         mean, accuracy = Mean(device=self.device), _make_accuracy(self.network, self.device)
         for step, (images, labels) in enumerate(batches, start=1):
@@ -130,6 +133,7 @@ class Trainer:
             optimizer.step()
             mean.update(loss.detach(), weight=len(labels))
             accuracy.update(*_as_accuracy_expects(logits.detach(), labels))
+            on_step()
         return Scores(mean.compute().item(), accuracy.compute().item())
 
     def _logits(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
