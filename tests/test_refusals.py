@@ -220,6 +220,9 @@ def _nested(path: Path) -> None:
         (_not_a_dictionary, "weights.pth", "is not a dictionary of tensors"),
         (_nested, "weights.pth", "is not a dictionary of tensors"),
         (lambda path: save_file({"x": torch.zeros(1)}, path), "weights.safetensors", "is not for mobilenet_v3_small"),
+        (lambda path: save_file({}, path, {"preprocessing": "[1"}), "weights.safetensors", "is damaged"),
+        (lambda path: save_file({}, path, {"preprocessing": "[1]"}), "weights.safetensors", "is damaged"),
+        (lambda path: save_file({}, path, {"preprocessing": '{"size": 1}'}), "weights.safetensors", "is damaged"),
     ],
 )
 def test_a_weight_file_that_cannot_be_used(

@@ -58,7 +58,7 @@ def load_checkpoint(path: Path, entries: list[Entry]) -> tuple[Network, Descript
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-        tensors = safetensors.torch.load_file(path)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dictionary)
     except FileNotFoundError as error:
         raise StageError(f"{path}: no such checkpoint; {again}") from error
     except (SafetensorError, OSError) as error:
@@ -82,8 +82,5 @@ def load_checkpoint(path: Path, entries: list[Entry]) -> tuple[Network, Descript
 
 def _read_description(text: str) -> Description:
     values = json.loads(text)
-    preprocessing = values["preprocessing"]
-    preprocessing.update(mean=tuple(preprocessing["mean"]), std=tuple(preprocessing["std"]))
-    return Description(
-        **{**values, "classes": tuple(values["classes"]), "preprocessing": Preprocessing(**preprocessing)}
-    )
+    preprocessing = Preprocessing.from_json(values["preprocessing"])
+    return Description(**{**values, "classes": tuple(values["classes"]), "preprocessing": preprocessing})

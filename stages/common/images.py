@@ -5,7 +5,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -39,6 +39,18 @@ class Preprocessing:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: str = "bilinear"
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Preprocessing":
+        """Make one from a JSON object of its fields; those not named keep their defaults.
+
+        Raises:
+            TypeError: not such an object.
+        """
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in dict(values).items()
+        }
+        return cls(**fields)
 
     def with_image_size(self, image_size: int | None) -> "Preprocessing":
         """Return the same for whole pictures at `image_size` x `image_size`; unchanged for `None`."""

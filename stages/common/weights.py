@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import io
 import json
 import pickle
 import re
@@ -14,7 +15,7 @@ from urllib.error import URLError
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model_weights
 
@@ -130,11 +131,11 @@ def _from_file(path: Path) -> Weights:
     if path.suffix.lower() == ".safetensors":
         try:
             tensors = safetensors.torch.load(content)
-            preprocessing = _stated_preprocessing(content)
+            preprocessing = _stated_preprocessing(path)
         except (SafetensorError, ValueError, TypeError) as error:
             raise StageError(f"model.weights: {path} is damaged ({error}); fetch it again") from error
     else:
-        tensors = _unpickle_tensors(path)
+        tensors = _unpickle_tensors(path, content)
     if not isinstance(tensors, Mapping) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise StageError(
             f"model.weights: {path} is not a dictionary of tensors; save the model's state_dict() and use that"
@@ -142,9 +143,9 @@ def _from_file(path: Path) -> Weights:
     return Weights(dict(tensors), preprocessing, str(path), hashlib.sha256(content).hexdigest())
 
 
-def _unpickle_tensors(path: Path) -> object:
+def _unpickle_tensors(path: Path, content: bytes) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     # Damaged files end in nearly anything: RuntimeError, EOFError, IndexError, KeyError, UnpicklingError ...
     except Exception as error:
         if isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower():
@@ -155,11 +156,8 @@ def _unpickle_tensors(path: Path) -> object:
         raise StageError(f"model.weights: {path} is damaged or not a PyTorch file; fetch it again") from error
 
 
-def _stated_preprocessing(content: bytes) -> Preprocessing:
+def _stated_preprocessing(path: Path) -> Preprocessing:
     """Return what a safetensors file says of its pictures under the metadata key `preprocessing`, a JSON object."""
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    stated = header.get("__metadata__", {}).get("preprocessing")
-    if stated is None:
-        return Preprocessing()
-    values = json.loads(stated)
-    return Preprocessing(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+    with safe_open(path, framework="pt") as file:
+        stated = (file.metadata() or {}).get("preprocessing", "{}")
+    return Preprocessing.from_json(json.loads(stated))
