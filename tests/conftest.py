@@ -43,6 +43,7 @@ class Project:
         self.params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
         self.set("data.path", "pictures")
         self.set("model.arch", "mobilenet_v3_small")
+        self.set("model.weights", None)
         self.set("model.image_size", 32)
         self.set("model.hidden", 8)
         self.set("workers", 0)

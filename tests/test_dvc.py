@@ -18,6 +18,11 @@ from stages.common.network import build_network, calibrate_batchnorm, stock_mode
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 DATA_PIPELINE = yaml.safe_load((ROOT / "data" / "dvc.yaml").read_text())
+DATA_SCRIPTS = {
+    "digits": "data/digits/make.py",
+    "glyphs": "data/glyphs/pretrain.py",
+    "weights": "data/link_weights.py",
+}
 # They say where to compute, not what.
 UNTRACKED = {"device", "workers"}
 # Only refused here if it is out of range; no output depends on it.
@@ -28,7 +33,7 @@ def imports(path: Path) -> set[Path]:
     """The project's own modules that a module imports, directly or not."""
     found: set[Path] = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("stages"):
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(("stages", "data")):
             continue
         for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
             module = ROOT / f"{str(name).replace('.', '/')}.py"
@@ -69,7 +74,8 @@ def test_a_stage_depends_on_each_module_that_it_imports(stage: str) -> None:
 
 
 def test_the_stages_under_data_depend_on_each_module_that_they_import() -> None:
-    for stage, script in (("weights", "data/link_weights.py"), ("digits", "data/digits/make.py")):
+    assert set(DATA_SCRIPTS) == set(DATA_PIPELINE["stages"])
+    for stage, script in DATA_SCRIPTS.items():
         needed = {path.relative_to(ROOT).as_posix() for path in {ROOT / script} | imports(ROOT / script)}
         assert set(DATA_PIPELINE["stages"][stage]["deps"]) == needed
 

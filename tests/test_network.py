@@ -20,7 +20,7 @@ from stages.common.network import (
     set_trainable,
     stock_model,
 )
-from stages.common.weights import find_weights, load_into
+from stages.common.weights import METADATA_KEY, find_weights, load_into
 
 
 def large(head: str) -> Network:
@@ -150,7 +150,7 @@ def weights_of(model: nn.Module, tmp_path: Path, drop: str = "classifier.", dtyp
     if dtype:
         tensors = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
     preprocessing = {"resize": 64, "crop": 48, "mean": [0.5, 0.5, 0.5], "std": [1, 1, 1]}
-    save_file(tensors, tmp_path / "weights.safetensors", {"preprocessing": json.dumps(preprocessing)})
+    save_file(tensors, tmp_path / "weights.safetensors", {METADATA_KEY: json.dumps({"preprocessing": preprocessing})})
     return tmp_path / "weights.safetensors"
 
 

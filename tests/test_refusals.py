@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch.hub import get_dir
 
 from stages.common import objective
+from stages.common.weights import METADATA_KEY
 
 Refusal = Callable[[Project, str], str]
 
@@ -220,9 +221,13 @@ def _nested(path: Path) -> None:
         (_not_a_dictionary, "weights.pth", "is not a dictionary of tensors"),
         (_nested, "weights.pth", "is not a dictionary of tensors"),
         (lambda path: save_file({"x": torch.zeros(1)}, path), "weights.safetensors", "is not for mobilenet_v3_small"),
-        (lambda path: save_file({}, path, {"preprocessing": "[1"}), "weights.safetensors", "is damaged"),
-        (lambda path: save_file({}, path, {"preprocessing": "[1]"}), "weights.safetensors", "is damaged"),
-        (lambda path: save_file({}, path, {"preprocessing": '{"size": 1}'}), "weights.safetensors", "is damaged"),
+        (lambda path: save_file({}, path, {METADATA_KEY: "[1"}), "weights.safetensors", "is damaged"),
+        (lambda path: save_file({}, path, {METADATA_KEY: "[1]"}), "weights.safetensors", "is damaged"),
+        (
+            lambda path: save_file({}, path, {METADATA_KEY: '{"preprocessing": {"size": 1}}'}),
+            "weights.safetensors",
+            "is damaged",
+        ),
     ],
 )
 def test_a_weight_file_that_cannot_be_used(

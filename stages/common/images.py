@@ -17,6 +17,7 @@ from stages.common.command import StageError, stop_if_interrupted
 from stages.common.decode import PictureError, decode
 from stages.common.index import Entry
 from stages.common.scan import read_picture
+from stages.common.seeds import generator_for
 
 Augment = Literal["none", "light", "strong"]
 Batch = tuple[Tensor, Tensor]
@@ -147,7 +148,7 @@ class _Order(Sampler[tuple[int, int]]):
         if self.seed is None:
             yield from ((position, 0) for position in range(self.count))
             return
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        generator = generator_for(self.seed, self.epoch)
         positions = torch.randperm(self.count, generator=generator)
         seeds = torch.randint(2**62, (self.count,), generator=generator)
         self.epoch += 1

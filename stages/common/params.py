@@ -3,7 +3,7 @@
 import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -17,6 +17,9 @@ class Section(BaseModel):
     """Strict: an unknown key, a value of another type, NaN and infinity are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 class Data(Section):
@@ -97,7 +100,12 @@ _Loader.add_implicit_resolver(
 
 
 def load_params(path: Path) -> Params:
-    """Read and check all of `path`.
+    """Read and check all of the pipeline's `params.yaml`; raises what `load_section` does."""
+    return load_section(path, Params)
+
+
+def load_section(path: Path, kind: type[AnySection]) -> AnySection:
+    """Read and check all of `path`, a mapping with the keys of `kind`.
 
     Raises:
         StageError: naming the file, each bad key, its value and what it may be.
@@ -109,14 +117,14 @@ def load_params(path: Path) -> Params:
     if not isinstance(content, dict):
         raise StageError(f"{path}: empty or not a mapping of keys to values; `git checkout {path}` brings it back")
     try:
-        return Params.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
-        problems = dict.fromkeys(_problem(detail) for detail in error.errors(include_url=False))
+        problems = dict.fromkeys(_problem(detail, kind) for detail in error.errors(include_url=False))
         raise StageError(f"{path}: {'; '.join(problems)}") from None
 
 
-def _problem(detail: Any) -> str:  # noqa: ANN401 (pydantic's ErrorDetails, whose context has no type)
-    keys, fields = _known_keys(detail["loc"])
+def _problem(detail: Any, kind: type[Section]) -> str:  # noqa: ANN401 (pydantic's ErrorDetails: its context has no type)
+    keys, fields = _known_keys(detail["loc"], kind)
     if detail["type"] == "missing":
         return f"{keys}: is missing"
     if detail["type"] == "extra_forbidden":
@@ -128,10 +136,10 @@ def _problem(detail: Any) -> str:  # noqa: ANN401 (pydantic's ErrorDetails, whos
     return f"{keys}: {message}, is {detail['input']!r}"
 
 
-def _known_keys(location: tuple[int | str, ...]) -> tuple[str, list[str]]:
+def _known_keys(location: tuple[int | str, ...], kind: type[Section]) -> tuple[str, list[str]]:
     """Return the dotted key, and the keys that may stand beside it; pydantic's location also has a union's branch."""
     keys: list[str] = []
-    section: type[BaseModel] | None = Params
+    section: type[BaseModel] | None = kind
     fields: list[str] = []
     for key in location:
         if section is None:

@@ -23,6 +23,10 @@ from stages.common.command import StageError
 from stages.common.images import Preprocessing
 from stages.common.weight_file import weight_file
 
+# In a .safetensors file: a JSON object; its `preprocessing` is what the pictures went through. One key only, since
+# safetensors writes several in an order that changes from run to run, and so would the file's bytes.
+METADATA_KEY = "pretraining"
+
 _DOWNLOAD_TIMEOUT = 30  # seconds without an answer
 
 
@@ -157,7 +161,7 @@ def _unpickle_tensors(path: Path, content: bytes) -> object:
 
 
 def _stated_preprocessing(path: Path) -> Preprocessing:
-    """Return what a safetensors file says of its pictures under the metadata key `preprocessing`, a JSON object."""
+    """Return what a safetensors file says of its pictures; the defaults where it says nothing."""
     with safe_open(path, framework="pt") as file:
-        stated = (file.metadata() or {}).get("preprocessing", "{}")
-    return Preprocessing.from_json(json.loads(stated))
+        stated = (file.metadata() or {}).get(METADATA_KEY, "{}")
+    return Preprocessing.from_json(dict(json.loads(stated)).get("preprocessing", {}))
