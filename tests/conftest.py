@@ -51,6 +51,8 @@ class Project:
         for phase in ("train_head", "finetune"):
             self.set(f"{phase}.epochs", 2)
             self.set(f"{phase}.batch_size", 8)
+        self.set("finetune.unfreeze", 3)
+        self.set("finetune.lr", 1e-5)
 
     def set(self, key: str, value: object) -> None:
         *sections, name = key.split(".")

@@ -17,7 +17,7 @@ from conftest import STAGES, Project, make_pictures
 from safetensors.torch import save_file
 from torch.hub import get_dir
 
-from stages.common import objective
+from stages.common import command, objective
 from stages.common.weights import METADATA_KEY
 
 Refusal = Callable[[Project, str], str]
@@ -364,6 +364,7 @@ def test_ctrl_c_ends_a_stage_with_one_line_and_no_half_output(built: Project) ->
 def test_ctrl_c_ends_training_even_if_the_exception_it_raises_is_lost(
     built: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(command._Interrupt, "seen", False)  # put back at the end
     real, calls = objective.loss, 0
 
     def lose_an_interrupt(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
