@@ -5,15 +5,16 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.common.activations import Source, keep, make_inputs
 from stages.common.checkpoint import load_checkpoint
 from stages.common.command import run
-from stages.common.device import make_deterministic, resolve_device
+from stages.common.device import Precision, make_deterministic, resolve_device
 from stages.common.files import write_json
-from stages.common.images import Batches
 from stages.common.index import read_index
+from stages.common.network import count_shared_blocks, cut
 from stages.common.params import load_params
-from stages.common.scoring import Probabilities, compare, score, write_predictions
-from stages.common.training import Trainer
+from stages.common.scoring import compare, score, write_predictions
+from stages.common.training import Trainer, predict
 from stages.common.workers import resolve_workers
 
 
@@ -28,19 +29,23 @@ def main() -> None:
     parser.add_argument("--predictions", type=Path, required=True, help="CSV file to write")
     arguments = parser.parse_args()
     params = load_params(arguments.params)
-    device, workers = resolve_device(params.device), resolve_workers(params.workers)
+    device, precision = resolve_device(params.device), Precision(params.precision)
     entries = read_index(arguments.test)
 
     make_deterministic(params.seed)
-    labels = np.array([entry.label for entry in entries])
-    probabilities: dict[str, Probabilities] = {}
-    for name in ("head", "finetuned"):
-        network, description = load_checkpoint(getattr(arguments, name), entries)
-        pictures = Batches(
-            Path(params.data.path), entries, description.preprocessing, params.evaluate.batch_size, workers
-        )
-        probabilities[name] = Trainer(network, device).predict(pictures).numpy()
+    head, description = load_checkpoint(arguments.head, entries)
+    finetuned, _ = load_checkpoint(arguments.finetuned, entries)
+    unfrozen = len(head.backbone) - count_shared_blocks(head, finetuned)
+    prefix, tail = cut(head.to(device), unfrozen)
+    source = Source(
+        Path(params.data.path), description.preprocessing, prefix, device, precision, resolve_workers(params.workers)
+    )
+    kept = keep(source, entries, params.cache.max_gigabytes)
+    trainers = [Trainer(network, device, precision) for network in (tail, cut(finetuned, unfrozen)[1])]
+    predictions = predict(trainers, make_inputs(source, kept, entries, params.evaluate.batch_size))
 
+    labels = np.array([entry.label for entry in entries])
+    probabilities = {name: values.numpy() for name, values in zip(("head", "finetuned"), predictions, strict=True)}
     scores = {name: score(labels, values) for name, values in probabilities.items()}
     write_predictions(arguments.predictions, entries, description.classes, probabilities)
     write_json(arguments.metrics, {**scores, "gain": compare(scores["head"], scores["finetuned"])})

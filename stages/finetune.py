@@ -6,7 +6,7 @@ from pathlib import Path
 from stages.common.command import run
 from stages.common.layers import write_layers
 from stages.common.params import load_params
-from stages.common.phase import Files, run_phase
+from stages.common.phase import Files, Setting, run_phase
 
 
 def main() -> None:
@@ -22,10 +22,14 @@ def main() -> None:
         Files.of(arguments),
         phase=params.finetune,
         unfreeze=params.finetune.unfreeze,
-        root=Path(params.data.path),
-        seed=params.seed,
-        device=params.device,
-        workers=params.workers,
+        setting=Setting(
+            root=Path(params.data.path),
+            seed=params.seed,
+            device=params.device,
+            workers=params.workers,
+            precision=params.precision,
+            max_gigabytes=params.cache.max_gigabytes,
+        ),
     )
     write_layers(arguments.layers, network, description.preprocessing.crop)
 

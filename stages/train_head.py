@@ -5,7 +5,7 @@ from pathlib import Path
 
 from stages.common.command import run
 from stages.common.params import load_params
-from stages.common.phase import Files, run_phase
+from stages.common.phase import Files, Setting, run_phase
 
 
 def main() -> None:
@@ -20,10 +20,15 @@ def main() -> None:
         Files.of(arguments),
         phase=params.train_head,
         unfreeze=0,
-        root=Path(params.data.path),
-        seed=params.seed,
-        device=params.device,
-        workers=params.workers,
+        setting=Setting(
+            root=Path(params.data.path),
+            seed=params.seed,
+            device=params.device,
+            workers=params.workers,
+            precision=params.precision,
+            max_gigabytes=params.cache.max_gigabytes,
+        ),
+        next_unfreeze=params.finetune.unfreeze,
     )
 
 

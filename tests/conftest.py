@@ -3,7 +3,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
-from stages.common import command
+from stages.common import cache, command
 
 # The networks here are so small that handing work to threads costs more than the work.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -95,6 +95,15 @@ class Project:
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options},
         )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep the user's cache out of the tests, and the tests out of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv(cache.VARIABLE, str(folder))
+        yield folder
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from stages.common.history import read_history
 from stages.common.network import Network, build_network, set_trainable, stock_model
 from stages.common.params import Phase
 from stages.common.scoring import score
-from stages.common.training import Scores, Trainer
+from stages.common.training import Scores, Trainer, predict
 
 
 def make_phase(**changes: object) -> Phase:
@@ -209,7 +209,7 @@ def test_torchevals_scores_equal_scikit_learns_for_logits_near_the_threshold(out
     trainer = Trainer(network, torch.device("cpu"))
     batches = list(zip(logits[..., None, None].split(40), labels.split(40), strict=True))
     scores = trainer.evaluate(batches)  # type: ignore[arg-type]
-    probabilities = trainer.predict(batches).numpy()  # type: ignore[arg-type]
+    probabilities = predict([trainer], batches)[0].numpy()  # type: ignore[arg-type]
     expected = score(labels.numpy(), probabilities)
     assert scores.accuracy == pytest.approx(expected["accuracy"], abs=1e-6)
     assert scores.loss == pytest.approx(expected["loss"], abs=1e-6)

@@ -1,10 +1,28 @@
 """Where to compute, and how to get the same numbers twice."""
 
 import os
+from enum import Enum
 
 import torch
 
 from stages.common.command import StageError
+
+
+class Precision(Enum):
+    """In what the network computes; parameters and their updates are float32 in any case."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of activations."""
+        return torch.bfloat16 if self is Precision.BFLOAT16 else torch.float32
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Return the context in which a network's `forward` runs; it changes nothing for float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision is Precision.BFLOAT16)
 
 
 def resolve_device(device: str) -> torch.device:

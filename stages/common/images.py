@@ -138,23 +138,29 @@ class Pictures(Dataset[tuple[Tensor, int] | StageError]):
         return len(self.entries)
 
 
-class _Order(Sampler[tuple[int, int]]):
-    """Positions, in order or shuffled anew each epoch, each with a seed of its own."""
+class Order(Sampler[tuple[int, int]]):
+    """Positions, in order or shuffled anew each `epoch`, each with a seed of its own.
+
+    Args:
+        count: number of positions.
+        seed: the same orders for the same seed; `None` keeps the index's order.
+    """
 
     def __init__(self, count: int, seed: int | None) -> None:
         self.count, self.seed, self.epoch = count, seed, 0
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Yield (position, seed)."""
         if self.seed is None:
             yield from ((position, 0) for position in range(self.count))
             return
         generator = generator_for(self.seed, self.epoch)
         positions = torch.randperm(self.count, generator=generator)
         seeds = torch.randint(2**62, (self.count,), generator=generator)
-        self.epoch += 1
         yield from zip(positions.tolist(), seeds.tolist(), strict=True)
 
     def __len__(self) -> int:
+        """Return the number of positions."""
         return self.count
 
 
@@ -168,7 +174,8 @@ class Batches:
         batch_size: pictures a batch; the last one may be smaller.
         workers: decoding processes; 0 decodes in this one. The batches do not depend on it.
         augment: for training pictures only.
-        shuffle_seed: each pass takes another order, the same ones for the same seed; `None` keeps the index's order.
+        shuffle_seed: each epoch takes another order, the same ones for the same seed; `None` keeps the index's order.
+        pinned: in memory from which a GPU copies faster.
     """
 
     def __init__(
@@ -180,20 +187,28 @@ class Batches:
         workers: int,
         augment: Augment = "none",
         shuffle_seed: int | None = None,
+        pinned: bool = False,
     ) -> None:
+        self._order = Order(len(entries), shuffle_seed)
         self._loader: DataLoader[tuple[Tensor, int] | StageError] = DataLoader(
             Pictures(root, entries, preprocessing, augment),
             batch_size,
-            sampler=_Order(len(entries), shuffle_seed),
+            sampler=self._order,
             num_workers=workers,
             collate_fn=_collate,
             worker_init_fn=_leave_interrupts_to_the_main_process,
             persistent_workers=workers > 0,
+            pin_memory=pinned,
+            generator=torch.Generator(),  # else each pass takes a number from the one that dropout uses
         )
 
     def __len__(self) -> int:
         """Return the number of batches."""
         return len(self._loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the augmentation of the next pass."""
+        self._order.epoch = epoch
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches.

@@ -1,17 +1,20 @@
 """The network: a torchvision backbone and a new head; what is frozen and what is trained."""
 
+import copy
 import difflib
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import get_model, list_models
 
 from stages.common.command import StageError
 
 Head = Literal["flatten", "pooled", "original"]
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 class Network(nn.Module):
@@ -164,3 +167,64 @@ def set_trainable(network: Network, unfreeze: int) -> None:
     for module in network.backbone.modules():
         if isinstance(module, _BatchNorm):
             module.requires_grad_(False)
+
+
+def cut(network: Network, unfreeze: int) -> tuple[nn.Sequential, Network]:
+    """Cut a network before its last `unfreeze` blocks: what is frozen, and what is trained.
+
+    Returns:
+        The prefix: images -> activations; and the tail: activations -> logits. Both share the network's tensors.
+    """
+    first = len(network.backbone) - unfreeze
+    return network.backbone[:first], Network(network.backbone[first:], network.classifier)
+
+
+def count_shared_blocks(network: Network, other: Network) -> int:
+    """Return how many blocks, from the first on, are bit-identical in two networks of one architecture."""
+    count = 0
+    for block, twin in zip(network.backbone, other.backbone, strict=True):
+        twins = twin.state_dict()
+        if not all(torch.equal(tensor, twins[key]) for key, tensor in block.state_dict().items()):
+            break
+        count += 1
+    return count
+
+
+class _FoldedConv2d(nn.Module):
+    """A convolution and the frozen BatchNorm after it as one convolution: BatchNorm in evaluation mode is affine.
+
+    The convolution's parameters stay its own, so an optimizer trains them through the fold.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.conv = conv
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight.detach() * torch.rsqrt(norm.running_var + norm.eps)
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", norm.bias.detach() - norm.running_mean * scale)
+
+    def forward(self, images: Tensor) -> Tensor:
+        bias = self.shift if self.conv.bias is None else self.shift + self.scale * self.conv.bias
+        folded: Tensor = self.conv._conv_forward(images, self.conv.weight * self.scale.view(-1, 1, 1, 1), bias)
+        return folded
+
+
+def fold_batchnorm(module: AnyModule) -> AnyModule:
+    """Return a module that computes the same in fewer steps, with the same parameters and buffers, not copies of them.
+
+    Where a Sequential has a convolution right before a BatchNorm, the two become one convolution. BatchNorm has to be
+    in evaluation mode and frozen, as `Network` keeps it. Training the result trains `module`.
+    """
+    shared = [*module.parameters(), *module.buffers()]
+    folded = copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
+    for sequence in [child for child in folded.modules() if isinstance(child, nn.Sequential)]:
+        for position in range(len(sequence) - 1):
+            conv, norm = sequence[position], sequence[position + 1]
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                sequence[position], sequence[position + 1] = _FoldedConv2d(conv, norm), nn.Identity()
+    return folded

@@ -70,6 +70,12 @@ class Finetune(Phase):
     unfreeze: Annotated[int, Field(ge=0)]
 
 
+class Cache(Section):
+    """What is kept between runs."""
+
+    max_gigabytes: Annotated[float, Field(ge=0)]
+
+
 class Evaluate(Section):
     """The test."""
 
@@ -82,6 +88,8 @@ class Params(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
     workers: Annotated[int, Field(ge=0)] | Literal["auto"]
+    precision: Literal["float32", "bfloat16"]
+    cache: Cache
     data: Data
     split: Split
     model: Model

@@ -4,16 +4,29 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from stages.common.activations import Source, keep, make_inputs
 from stages.common.checkpoint import Description, load_checkpoint, save_checkpoint
 from stages.common.command import StageError
-from stages.common.device import make_deterministic, resolve_device
+from stages.common.device import Precision, make_deterministic, resolve_device
 from stages.common.history import History
-from stages.common.images import Batches
 from stages.common.index import read_index, read_watched
-from stages.common.network import Network, set_trainable
+from stages.common.network import Network, cut, set_trainable
 from stages.common.params import Phase
+from stages.common.resume import StateFile
 from stages.common.training import Trainer
 from stages.common.workers import resolve_workers
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What both phases take from `params.yaml`, by the names it has there; `root` is `data.path`."""
+
+    root: Path
+    seed: int
+    device: str
+    workers: int | str
+    precision: str
+    max_gigabytes: float
 
 
 @dataclass(frozen=True)
@@ -43,11 +56,20 @@ class Files:
 
 
 def run_phase(
-    files: Files, phase: Phase, unfreeze: int, root: Path, seed: int, device: str, workers: int | str
+    files: Files, phase: Phase, unfreeze: int, setting: Setting, next_unfreeze: int | None = None
 ) -> tuple[Network, Description]:
     """Train the head and the last `unfreeze` blocks; write the checkpoint and the history.
 
-    A validation part that is empty is replaced by the test part.
+    A validation part that is empty is replaced by the test part. A run that was stopped goes on after its last finished
+    epoch.
+
+    Args:
+        files: what to read and write.
+        phase: how to train.
+        unfreeze: blocks.
+        setting: what the phases have in common.
+        next_unfreeze: the blocks that the next phase trains: what enters them is kept in passing, which saves that
+            phase a pass over the pictures.
 
     Returns:
         The trained network, on the CPU, and its description.
@@ -56,22 +78,42 @@ def run_phase(
         StageError: something to put right, before the first step; or a loss that is not finite, after the weights
             selected before it were written.
     """
-    chosen_device, processes = resolve_device(device), resolve_workers(workers)
-    make_deterministic(seed)
+    device, precision = resolve_device(setting.device), Precision(setting.precision)
+    make_deterministic(setting.seed)
     train, watched = read_index(files.train), read_watched(files.val, files.test)
     network, description = load_checkpoint(files.start, train)
     set_trainable(network, unfreeze)
-    preprocessing = description.preprocessing
+    prefix, tail = cut(network.to(device), unfreeze)
+    workers = resolve_workers(setting.workers)
+    source = Source(setting.root, description.preprocessing, prefix, device, precision, workers)
+    unchanging = [*train, *watched] if phase.augment == "none" else watched
+    kept = keep(source, unchanging, setting.max_gigabytes, next_unfreeze)
+    state = StateFile(
+        device,
+        setting.max_gigabytes,
+        [
+            files.start,
+            files.train,
+            files.val,
+            files.test,
+            phase.model_dump(),
+            unfreeze,
+            setting.seed,
+            setting.precision,
+        ],
+    )
     history = History(files.history)
-    fit = Trainer(network, chosen_device).fit(
-        Batches(root, train, preprocessing, phase.batch_size, processes, phase.augment, shuffle_seed=seed),
-        Batches(root, watched, preprocessing, phase.batch_size, processes),
+    fit = Trainer(tail, device, precision).fit(
+        make_inputs(source, kept, train, phase.batch_size, phase.augment, shuffle_seed=setting.seed),
+        make_inputs(source, kept, watched, phase.batch_size),
         phase,
         history.add,
+        state,
     )
     network.cpu()
     history.finish(fit.selected)
     save_checkpoint(files.output, network, description)
+    state.remove()
     if fit.failure is not None:
         raise StageError(f"{fit.failure}; {files.output} keeps epoch {fit.selected.number}")
     print(

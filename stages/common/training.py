@@ -2,20 +2,22 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torcheval.metrics import BinaryAccuracy, Mean, Metric, MulticlassAccuracy
 from tqdm import tqdm
 
 from stages.common import objective
+from stages.common.activations import Inputs
 from stages.common.command import StageError
+from stages.common.device import Precision, autocast
 from stages.common.epoch import Epoch
-from stages.common.images import Batches
-from stages.common.network import Network
+from stages.common.network import Network, fold_batchnorm
 from stages.common.params import Phase
+from stages.common.resume import State, StateFile
 
 
 @dataclass(frozen=True)
@@ -35,18 +37,27 @@ class Fit:
 
 
 class Trainer:
-    """Trains what `set_trainable` left trainable in a network, and evaluates it.
+    """Trains what `set_trainable` left trainable in a network or in the tail of one, and evaluates it.
 
     Args:
         network: moved to `device`; its frozen tensors and all of BatchNorm are never changed.
         device: where to compute.
+        precision: in what.
     """
 
-    def __init__(self, network: Network, device: torch.device) -> None:
+    def __init__(self, network: Network, device: torch.device, precision: Precision = Precision.FLOAT32) -> None:
         self.network = network.to(device)
-        self.device = device
+        self.device, self.precision = device, precision
+        self._folded = fold_batchnorm(self.network)
 
-    def fit(self, train: Batches, val: Batches, phase: Phase, on_epoch: Callable[[Epoch], None]) -> Fit:
+    def fit(
+        self,
+        train: Inputs,
+        val: Inputs,
+        phase: Phase,
+        on_epoch: Callable[[Epoch], None],
+        state: StateFile | None = None,
+    ) -> Fit:
         """Train for `phase.epochs`, or until the validation loss has not fallen for `phase.patience` epochs.
 
         Adam with amsgrad (https://openreview.net/forum?id=ryQu7f-RZ), over the trainable tensors alone: a frozen one
@@ -57,53 +68,63 @@ class Trainer:
             train: the training pictures.
             val: the pictures to watch.
             phase: how to train.
-            on_epoch: called after each epoch.
+            on_epoch: called after each epoch, and for each one that a stopped run had finished.
+            state: where a stopped run goes on from.
 
         Raises:
             StageError: the loss is not finite before one epoch was finished. Later, `Fit.failure` says so, and the
                 network has the weights selected so far.
         """
         trainable = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.Adam(trainable, lr=phase.lr, weight_decay=phase.weight_decay, amsgrad=True)
+        optimizer = torch.optim.Adam(trainable, lr=phase.lr, weight_decay=phase.weight_decay, amsgrad=True, fused=True)
         print(f"training {sum(map(Tensor.numel, trainable)):,} parameters in {len(trainable)} tensors", flush=True)
-        lowest: Epoch | None = None
-        selected: Epoch | None = None
+        epochs: list[Epoch] = []
         weights: list[Tensor] = []
         failure: str | None = None
-        for number in range(1, phase.epochs + 1):
+        if state is not None and (stopped := state.load()) is not None:
+            epochs = stopped.epochs
+            _copy_into(trainable, stopped.weights)
+            weights = stopped.weights if stopped.selected is None else stopped.selected
+            optimizer.load_state_dict(stopped.optimizer)
+            print(f"going on after epoch {len(epochs)} of a run that was stopped", flush=True)
+            for epoch in epochs:
+                on_epoch(epoch)
+        while len(epochs) < phase.epochs and not _out_of_patience(epochs, phase.patience):
             try:
-                epoch = self._run_epoch(train, val, optimizer, number, phase.epochs)
+                epoch = self._run_epoch(train, val, optimizer, len(epochs) + 1, phase.epochs)
             except NonFiniteLossError as error:
                 failure = f"{error}; most likely lr is too high (now {phase.lr:g}): lower it"
                 break
+            epochs.append(epoch)
             on_epoch(epoch)
-            if lowest is None or epoch.val_loss < lowest.val_loss:
-                lowest = epoch
-            if epoch is lowest or phase.select == "last":
-                selected, weights = epoch, [parameter.detach().clone() for parameter in trainable]
-            if phase.patience is not None and number - lowest.number >= phase.patience:
-                break
-        if selected is None:
+            selected = _select(epochs, phase.select)
+            if epoch is selected:
+                weights = [parameter.detach().clone() for parameter in trainable]
+            if state is not None:
+                now = [parameter.detach() for parameter in trainable]
+                state.save(State(epochs, now, None if epoch is selected else weights, optimizer.state_dict()))
+        if not epochs:
             raise StageError(f"{failure}; no epoch was finished, nothing is kept")
-        with torch.no_grad():
-            for parameter, value in zip(trainable, weights, strict=True):
-                parameter.copy_(value)
-        return Fit(selected, failure)
+        _copy_into(trainable, weights)
+        return Fit(_select(epochs, phase.select), failure)
 
-    def evaluate(self, batches: Batches) -> Scores:
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Return the logits, (n, outputs), float32, in evaluation mode."""
+        self._folded.eval()
+        with torch.inference_mode():
+            return self._forward(inputs)
+
+    def evaluate(self, batches: Inputs) -> Scores:
         """Return the scores over all of `batches`."""
         loss, accuracy = Mean(device=self.device), _make_accuracy(self.network, self.device)
-        for logits, labels in self._logits(batches):
+        for inputs, labels in batches:
+            logits, labels = self.logits(inputs), labels.to(self.device)
             loss.update(objective.loss(logits, labels), weight=len(labels))
             accuracy.update(*_as_accuracy_expects(logits, labels))
         return Scores(loss.compute().item(), accuracy.compute().item())
 
-    def predict(self, batches: Batches) -> Tensor:
-        """Return the probability of each class for each picture: (n, classes), float64, on the CPU."""
-        return torch.cat([objective.probabilities(logits.cpu().double()) for logits, _ in self._logits(batches)])
-
     def _run_epoch(
-        self, train: Batches, val: Batches, optimizer: torch.optim.Optimizer, number: int, epochs: int
+        self, train: Inputs, val: Inputs, optimizer: torch.optim.Optimizer, number: int, epochs: int
     ) -> Epoch:
         title = f"epoch {number}/{epochs}"
         # Not around the batches: a bar that its own iteration has ended shows no results any more.
@@ -119,13 +140,13 @@ class Trainer:
         return epoch
 
     def _train_one_epoch(
-        self, batches: Batches, optimizer: torch.optim.Optimizer, number: int, on_step: Callable[[], object]
+        self, batches: Inputs, optimizer: torch.optim.Optimizer, number: int, on_step: Callable[[], object]
     ) -> Scores:
-        self.network.train()
+        self._folded.train()
+        batches.set_epoch(number)
         mean, accuracy = Mean(device=self.device), _make_accuracy(self.network, self.device)
-        for step, (images, labels) in enumerate(batches, start=1):
-            images, labels = images.to(self.device), labels.to(self.device)
-            logits = self.network(images)
+        for step, (inputs, labels) in enumerate(batches, start=1):
+            logits, labels = self._forward(inputs), labels.to(self.device)
             loss = objective.loss(logits, labels)
             _require_finite(loss.item(), f"the training loss at step {step} of epoch {number}")
             optimizer.zero_grad()
@@ -136,20 +157,47 @@ class Trainer:
             on_step()
         return Scores(mean.compute().item(), accuracy.compute().item())
 
-    def _logits(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-        self.network.eval()
-        with torch.inference_mode():
-            for images, labels in batches:
-                yield self.network(images.to(self.device)), labels.to(self.device)
+    def _forward(self, inputs: Tensor) -> Tensor:
+        with autocast(self.device, self.precision):
+            logits: Tensor = self._folded(inputs.to(self.device))
+        return logits.float()
 
 
 class NonFiniteLossError(Exception):
     """A loss is infinite or not a number. The message says which."""
 
 
+def _select(epochs: list[Epoch], select: str) -> Epoch:
+    """Return the last epoch, or the first of those with the lowest validation loss."""
+    return epochs[-1] if select == "last" else min(epochs, key=lambda epoch: epoch.val_loss)
+
+
+def _out_of_patience(epochs: list[Epoch], patience: int | None) -> bool:
+    return bool(epochs) and patience is not None and len(epochs) - _select(epochs, "best").number >= patience
+
+
+def _copy_into(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
+
+
 def _require_finite(loss: float, which: str) -> None:
     if not math.isfinite(loss):
         raise NonFiniteLossError(f"{which} is {loss}")
+
+
+def predict(trainers: Sequence[Trainer], batches: Inputs) -> list[Tensor]:
+    """Predict with several networks in one pass over the pictures.
+
+    Returns:
+        The probability of each class for each picture, by each network: (n, classes), float64, on the CPU.
+    """
+    probabilities: list[list[Tensor]] = [[] for _ in trainers]
+    for inputs, _ in batches:
+        for own, trainer in zip(probabilities, trainers, strict=True):
+            own.append(objective.probabilities(trainer.logits(inputs).cpu().double()))
+    return [torch.cat(own) for own in probabilities]
 
 
 def _make_accuracy(network: Network, device: torch.device) -> Metric[Tensor]:

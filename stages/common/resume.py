@@ -1,0 +1,95 @@
+"""The state of a training that was stopped: it goes on after its last finished epoch, and ends with the same bytes.
+
+The state is in the user's cache: DVC removes a stage's outputs before it runs. Its name is a hash of everything the
+training depends on, so a state that does not fit is not found.
+"""
+
+import hashlib
+import io
+import json
+import pickle
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import stages
+from stages.common import cache
+from stages.common.epoch import Epoch
+from stages.common.files import write_bytes
+
+
+@dataclass(frozen=True)
+class State:
+    """A training after an epoch.
+
+    `epochs` are all that are finished; `weights` are the trained tensors, `selected` those of the epoch selected so far
+    (`None`: the same); `optimizer` is its state.
+    """
+
+    epochs: list[Epoch]
+    weights: list[Tensor]
+    selected: list[Tensor] | None
+    optimizer: dict[str, Any]
+
+
+class StateFile:
+    """Where one training keeps its state.
+
+    Args:
+        device: where the training computes.
+        max_gigabytes: of the whole cache.
+        depends_on: JSON values, files by their bytes: all that another result could come from.
+    """
+
+    def __init__(self, device: torch.device, max_gigabytes: float, depends_on: list[Any]) -> None:
+        self.device, self.max_gigabytes = device, max_gigabytes
+        code = {path.name: _hash(path) for path in sorted(Path(stages.__path__[0]).rglob("*.py"))}
+        about = [*(_hash(value) if isinstance(value, Path) else value for value in depends_on)]
+        text = json.dumps([about, code, device.type, torch.__version__], sort_keys=True)
+        self.path = cache.cache_folder() / "states" / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.pt"
+        self._can_be_written = True
+
+    def save(self, state: State) -> None:
+        """Write a state, whole or not at all. Where that cannot be done, a line says why, and training goes on."""
+        if not self._can_be_written:
+            return
+        random = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.device)
+        content = io.BytesIO()
+        values = {"weights": state.weights, "selected": state.selected, "optimizer": state.optimizer}
+        torch.save({"epochs": [asdict(epoch) for epoch in state.epochs], "random": random, **values}, content)
+        try:
+            cache.make_room(content.getbuffer().nbytes, self.max_gigabytes)
+            write_bytes(self.path, content.getvalue())
+        except OSError as error:
+            self._can_be_written = False
+            print(f"a stopped run will start anew, its state is not kept: {cache.explain(error)}", flush=True)
+
+    def load(self) -> State | None:
+        """Return the state, if there is one; one that is damaged is ignored, with a line."""
+        try:
+            values = torch.load(self.path, map_location=self.device, weights_only=True)
+            torch.set_rng_state(values["random"]["cpu"].cpu())
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state(values["random"]["cuda"].cpu(), self.device)
+            epochs = [Epoch(**epoch) for epoch in values["epochs"]]
+            return State(epochs, values["weights"], values["selected"], values["optimizer"])
+        except FileNotFoundError:
+            return None
+        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+            print(f"{self.path}: damaged ({str(error).splitlines()[0]}), starting anew", flush=True)
+            return None
+
+    def remove(self) -> None:
+        """Remove the state: the training has ended, and its outputs are written."""
+        with suppress(OSError):
+            self.path.unlink()
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
