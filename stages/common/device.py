@@ -1,5 +1,6 @@
 """Where to compute, and how to get the same numbers twice."""
 
+import ctypes
 import os
 from enum import Enum
 
@@ -23,6 +24,30 @@ class Precision(Enum):
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     """Return the context in which a network's `forward` runs; it changes nothing for float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision is Precision.BFLOAT16)
+
+
+def layout(device: torch.device, precision: Precision) -> torch.memory_format:
+    """Return how the activations of a network in training lie in memory: as measured best on a CPU with AVX-512.
+
+    There float32 trains a quarter faster in channels-last, where oneDNN has fast kernels for depthwise convolutions;
+    bfloat16 a quarter slower.
+    """
+    slower = device.type == "cpu" and precision is Precision.BFLOAT16
+    return torch.contiguous_format if slower else torch.channels_last
+
+
+def reuse_freed_memory() -> None:
+    """Let the C library keep freed blocks, where it is glibc. For training, which asks for the same ones every step.
+
+    By default glibc gives blocks above 32 MiB back to the kernel, and the gradient of the flatten head (94 MB) is
+    faulted in again, page by page, at each step: a third of its time. mallopt(3): no block is mapped on its own
+    (M_MMAP_MAX), and the heap does not shrink (M_TRIM_THRESHOLD).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        m_mmap_max, m_trim_threshold = -4, -1
+        mallopt(m_mmap_max, 0)
+        mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def resolve_device(device: str) -> torch.device:

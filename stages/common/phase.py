@@ -7,7 +7,7 @@ from pathlib import Path
 from stages.common.activations import Source, keep, make_inputs
 from stages.common.checkpoint import Description, load_checkpoint, save_checkpoint
 from stages.common.command import StageError
-from stages.common.device import Precision, make_deterministic, resolve_device
+from stages.common.device import Precision, make_deterministic, resolve_device, reuse_freed_memory
 from stages.common.history import History
 from stages.common.index import read_index, read_watched
 from stages.common.network import Network, cut, set_trainable
@@ -80,6 +80,7 @@ def run_phase(
     """
     device, precision = resolve_device(setting.device), Precision(setting.precision)
     make_deterministic(setting.seed)
+    reuse_freed_memory()
     train, watched = read_index(files.train), read_watched(files.val, files.test)
     network, description = load_checkpoint(files.start, train)
     set_trainable(network, unfreeze)

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import pickle
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,10 +52,17 @@ class StateFile:
         about = [*(_hash(value) if isinstance(value, Path) else value for value in depends_on)]
         text = json.dumps([about, code, device.type, torch.__version__], sort_keys=True)
         self.path = cache.cache_folder() / "states" / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.pt"
+        self._writer = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
         self._can_be_written = True
 
     def save(self, state: State) -> None:
-        """Write a state, whole or not at all. Where that cannot be done, a line says why, and training goes on."""
+        """Take a state down as it is now, and write it, whole or not at all, while training goes on.
+
+        Writing takes as long as a short epoch. A process that is killed meanwhile leaves the state before; one that
+        ends in any other way finishes writing. Where a state cannot be written, a line says why.
+        """
+        self._wait()
         if not self._can_be_written:
             return
         random = {"cpu": torch.get_rng_state()}
@@ -63,12 +71,21 @@ class StateFile:
         content = io.BytesIO()
         values = {"weights": state.weights, "selected": state.selected, "optimizer": state.optimizer}
         torch.save({"epochs": [asdict(epoch) for epoch in state.epochs], "random": random, **values}, content)
+        self._writing = self._writer.submit(self._write, content.getbuffer())
+
+    def _write(self, content: memoryview) -> None:
+        cache.make_room(content.nbytes, self.max_gigabytes)
+        write_bytes(self.path, content)
+
+    def _wait(self) -> None:
         try:
-            cache.make_room(content.getbuffer().nbytes, self.max_gigabytes)
-            write_bytes(self.path, content.getvalue())
+            if self._writing is not None:
+                self._writing.result()
         except OSError as error:
             self._can_be_written = False
             print(f"a stopped run will start anew, its state is not kept: {cache.explain(error)}", flush=True)
+        finally:
+            self._writing = None
 
     def load(self) -> State | None:
         """Return the state, if there is one; one that is damaged is ignored, with a line."""
@@ -87,6 +104,7 @@ class StateFile:
 
     def remove(self) -> None:
         """Remove the state: the training has ended, and its outputs are written."""
+        self._wait()
         with suppress(OSError):
             self.path.unlink()
 

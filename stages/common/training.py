@@ -13,7 +13,7 @@ from tqdm import tqdm
 from stages.common import objective
 from stages.common.activations import Inputs
 from stages.common.command import StageError
-from stages.common.device import Precision, autocast
+from stages.common.device import Precision, autocast, layout
 from stages.common.epoch import Epoch
 from stages.common.network import Network, fold_batchnorm
 from stages.common.params import Phase
@@ -46,8 +46,10 @@ class Trainer:
     """
 
     def __init__(self, network: Network, device: torch.device, precision: Precision = Precision.FLOAT32) -> None:
-        self.network = network.to(device)
         self.device, self.precision = device, precision
+        # A head alone begins with flattening, which undoes any other layout.
+        self._layout = layout(device, precision) if len(network.backbone) else torch.contiguous_format
+        self.network = network.to(device, memory_format=self._layout)
         self._folded = fold_batchnorm(self.network)
 
     def fit(
@@ -100,7 +102,7 @@ class Trainer:
             selected = _select(epochs, phase.select)
             if epoch is selected:
                 weights = [parameter.detach().clone() for parameter in trainable]
-            if state is not None:
+            if state is not None and len(epochs) < phase.epochs:
                 now = [parameter.detach() for parameter in trainable]
                 state.save(State(epochs, now, None if epoch is selected else weights, optimizer.state_dict()))
         if not epochs:
@@ -159,7 +161,7 @@ class Trainer:
 
     def _forward(self, inputs: Tensor) -> Tensor:
         with autocast(self.device, self.precision):
-            logits: Tensor = self._folded(inputs.to(self.device))
+            logits: Tensor = self._folded(inputs.to(self.device, memory_format=self._layout))
         return logits.float()
 
 
