@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # setuptools warns of every editable installation.
 PIP := PYTHONWARNINGS=ignore python -m pip install --quiet
 
-.PHONY: repro test lock clean
+.PHONY: repro test bench lock clean
 
 repro: .venv/installed
 	dvc repro
@@ -16,6 +16,10 @@ test: .venv/installed-test
 	ruff format --check .
 	mypy
 	pytest
+
+# Against a tutorial's loop; what to measure goes in ARGS: make bench ARGS="--data photos --weights weights.pth"
+bench: .venv/installed
+	@python tests/bench/bench.py $(ARGS)
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

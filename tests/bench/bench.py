@@ -1,0 +1,370 @@
+"""Time this pipeline's stages against a tutorial's loop on the same pictures, and print Markdown tables.
+
+Every part runs in a fresh process, one after the other, in a temporary folder with a cache of its own. Both train on
+the same pictures and watch the same test pictures. The seconds of a stage are those of its whole process; the
+tutorial's are those of its epochs alone. Of several seeds, seconds are means and memory is the largest.
+"""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+ROOT = Path(__file__).parents[2]
+PROC = Path("/proc")
+TUTORIAL = "tutorial"
+
+
+class Row(NamedTuple):
+    """A row of a table, and the unit of what is in it: s, GiB or a fraction."""
+
+    title: str
+    unit: str
+
+
+HEAD = Row("first run: head phase", "s")
+FINETUNE = Row("first run: fine-tuning", "s")
+BOTH = Row("first run: both phases", "s")
+OTHER_HEAD = Row("another train_head.lr: both phases", "s")
+OTHER_FINETUNE = Row("another finetune.lr: fine-tuning", "s")
+START = Row("start-up: imports (the tutorial: all before its first epoch)", "s")
+HEAD_MEMORY = Row("peak memory, head phase", "GiB")
+FINETUNE_MEMORY = Row("peak memory, fine-tuning", "GiB")
+
+
+class Table:
+    """Values by row and column. Rows are printed by unit, and in the order in which they came."""
+
+    def __init__(self) -> None:
+        self.values: dict[Row, dict[str, list[float]]] = {}
+
+    def add(self, row: Row, column: str, value: float) -> None:
+        """Add a value to a cell."""
+        self.values.setdefault(row, {}).setdefault(column, []).append(value)
+
+    def cell(self, row: Row, column: str) -> str:
+        """Return what a cell shows of its values."""
+        values = self.values[row].get(column)
+        if not values:
+            return "-"
+        if row.unit == "GiB":
+            return f"{max(values):.2f} GiB"
+        mean = sum(values) / len(values)
+        return f"{mean:.1f} s" if row.unit == "s" else f"{mean:.2%}"
+
+    def ratio(self, row: Row, column: str) -> str:
+        """Return how many times as long the tutorial takes."""
+        values = self.values[row]
+        if row.unit != "s" or not {TUTORIAL, column} <= values.keys():
+            return "-"
+        return f"{sum(values[TUTORIAL]) / sum(values[column]):.1f} x"
+
+    def lines(self, columns: list[str]) -> Iterable[str]:
+        """Yield the table in Markdown: the tutorial, and each of `columns` with its ratio."""
+        yield markdown("", TUTORIAL, *(title for column in columns for title in (f"pipeline, {column}", "ratio")))
+        yield "|---|" + "---:|" * (1 + 2 * len(columns))
+        for row in sorted(self.values, key=lambda row: ("s", "fraction", "GiB").index(row.unit)):
+            ours = (text for column in columns for text in (self.cell(row, column), self.ratio(row, column)))
+            yield markdown(row.title, self.cell(row, TUTORIAL), *ours)
+
+
+def markdown(*cells: object) -> str:
+    """Return a row of a Markdown table."""
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A process that has ended: its wall time, its peak memory in GiB, and what it printed."""
+
+    seconds: float
+    memory: float
+    output: str
+
+
+def run(folder: Path, *command: str | Path) -> Run:
+    """Run a Python command to its end, in `folder`.
+
+    Raises:
+        SystemExit: it failed; with the end of what it printed.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DVC_FINETUNE_CACHE": str(folder / "cache")}
+    peak = 0
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=folder,
+            env=environment,
+            stdout=output,
+            stderr=errors,
+            start_new_session=True,
+        )
+        try:
+            # Not Popen.wait: it does not tell what the process used.
+            while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+                peak = max(peak, anonymous_memory(process.pid))
+                time.sleep(0.05)
+        except BaseException:
+            # With its decoding processes; what it was writing goes with the folder.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+        seconds = time.perf_counter() - started
+        _, status, usage = ended
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        errors.seek(0)
+        if process.returncode:
+            raise SystemExit(f"error: {shlex.join(map(str, command))} failed:\n{errors.read()[-2000:]}")
+        if not PROC.is_dir():
+            peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        print(f"{seconds:7.1f} s  {' '.join(map(str, command[:2]))}", file=sys.stderr, flush=True)
+        return Run(seconds, peak / 2**30, output.read())
+
+
+def anonymous_memory(pid: int) -> int:
+    """Return the anonymous memory of a process and its descendants, bytes: what is not page cache.
+
+    What a forked process still shares with its parent counts twice, so this is never too little.
+    """
+    total = 0
+    with suppress(OSError):  # it has ended
+        found = re.search(r"^RssAnon:\s+(\d+) kB", (PROC / str(pid) / "status").read_text(), re.MULTILINE)
+        total = int(found[1]) * 1024 if found else 0
+        for children in (PROC / str(pid) / "task").glob("*/children"):
+            total += sum(anonymous_memory(int(child)) for child in children.read_text().split())
+    return total
+
+
+class Project:
+    """A folder in which the stages run as `dvc.yaml` says, from a cold cache."""
+
+    def __init__(self, folder: Path, options: argparse.Namespace, seed: int, factor: int) -> None:
+        self.folder = folder
+        self.params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+        self.made = gather(options.data, folder / "pictures", options.limit, factor)
+        phase = {"epochs": options.epochs, "batch_size": 64, "weight_decay": 0.0}
+        # The tutorial keeps its last epoch, and stops for nothing.
+        phase |= {"augment": "none", "select": "last", "patience": None}
+        weights = None if options.weights is None else str(options.weights)
+        self.set("seed", seed)
+        self.set("data", path=str(folder / "pictures"))
+        self.set("split", val_size=0.0)
+        self.set("model", arch="mobilenet_v3_large", weights=weights, head="flatten", hidden=500)
+        self.set("model", image_size=options.image_size)
+        self.set("train_head", lr=1e-3, **phase)
+        self.set("finetune", lr=1e-5, unfreeze=3, **phase)
+
+    def set(self, key: str, value: object = None, **values: object) -> None:
+        """Set a parameter, or some of a section."""
+        self.params[key] = {**self.params[key], **values} if values else value
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(self.params))
+
+    def run(self, stage: str) -> Run:
+        """Run a stage."""
+        cmd = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["cmd"]
+        return run(self.folder, *shlex.split(cmd)[1:])
+
+    def read(self, name: str) -> Any:
+        """Read a JSON file that a stage wrote."""
+        return json.loads((self.folder / name).read_text())
+
+    def count(self) -> str:
+        """Say how many pictures each part has."""
+        classes = self.read("metrics/split.json")["classes"].values()
+        return ", ".join(f"{sum(parts[part] for parts in classes):,} {part}" for part in ("train", "test"))
+
+
+def gather(data: Path, folder: Path, limit: int | None, factor: int) -> int:
+    """Link the pictures of each class, `factor` times as many; return how many had to be made for that.
+
+    One that is made is another picture with one pixel changed, so that its file is like no other.
+    """
+    made = 0
+    for source in class_folders(data):
+        files = [path.resolve() for path in sorted(source.rglob("*")) if path.suffix.lower() in IMG_EXTENSIONS]
+        count = min(limit or len(files), len(files))
+        (folder / source.name).mkdir(parents=True)
+        for number in range(count * factor):
+            file = files[number % len(files)]
+            target = folder / source.name / f"{number:07d}{file.suffix}"
+            if number < len(files):
+                target.symlink_to(file)
+                continue
+            with suppress(OSError, SyntaxError), Image.open(file) as picture:
+                changed = picture.convert("RGB")
+                at = (number // len(files) % changed.width, 0)
+                red, green, blue = changed.getpixel(at)  # type: ignore[misc] # RGB
+                changed.putpixel(at, (255 - red, 255 - green, 255 - blue))
+                changed.save(target, quality=95)
+                made += 1
+    return made
+
+
+def class_folders(data: Path) -> list[Path]:
+    """Return the folders of the classes."""
+    return sorted(path for path in data.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def measure_tutorial(project: Project, options: argparse.Namespace, seed: int, table: Table) -> str:
+    """Run the tutorial's loop, and return the kind of device that it ran on."""
+    index = project.folder / "data" / "index"
+    command: list[str | Path] = [ROOT / "tests" / "bench" / "tutorial.py", "--data", project.folder / "pictures"]
+    command += ["--train", index / "train.csv", "--test", index / "test.csv", "--seed", str(seed)]
+    command += ["--epochs", str(options.epochs), "--image-size", str(options.image_size)]
+    command += [] if options.weights is None else ["--weights", options.weights]
+    tutorial = run(project.folder, *command)
+    report = json.loads(tutorial.output.splitlines()[-1])
+    head, finetune = report["head"]["seconds"], report["finetuned"]["seconds"]
+    both = head + finetune
+    seconds = {HEAD: head, FINETUNE: finetune, BOTH: both, OTHER_HEAD: both, OTHER_FINETUNE: finetune}
+    for row, value in {**seconds, START: tutorial.seconds - both}.items():
+        table.add(row, TUTORIAL, value)
+    for row in (HEAD_MEMORY, FINETUNE_MEMORY):
+        table.add(row, TUTORIAL, tutorial.memory)
+    add_accuracies(report, seed, TUTORIAL, table)
+    return str(report["device"])
+
+
+def measure_pipeline(project: Project, precision: str, seed: int, table: Table) -> None:
+    """Run the phases from a cold cache, then with another rate of the head phase, then of the fine-tuning phase."""
+    project.set("precision", precision)
+    head, finetune = project.run("train_head"), project.run("finetune")
+    evaluate = project.run("evaluate")
+    add_accuracies(project.read("metrics/evaluation.json"), seed, precision, table)
+    project.set("train_head", lr=5e-4)
+    other_head, after_it = project.run("train_head"), project.run("finetune")
+    project.set("finetune", lr=2e-5)
+    other_finetune = project.run("finetune")
+    project.set("train_head", lr=1e-3)
+    project.set("finetune", lr=1e-5)
+
+    table.add(HEAD, precision, head.seconds)
+    table.add(FINETUNE, precision, finetune.seconds)
+    table.add(BOTH, precision, head.seconds + finetune.seconds)
+    table.add(OTHER_HEAD, precision, other_head.seconds + after_it.seconds)
+    table.add(OTHER_FINETUNE, precision, other_finetune.seconds)
+    table.add(START, precision, run(project.folder, "-c", "import stages.train_head").seconds)
+    table.add(Row("evaluate", "s"), precision, evaluate.seconds)
+    table.add(HEAD_MEMORY, precision, max(head.memory, other_head.memory))
+    table.add(FINETUNE_MEMORY, precision, max(finetune.memory, after_it.memory, other_finetune.memory))
+
+
+def add_accuracies(report: dict[str, Any], seed: int, column: str, table: Table) -> None:
+    """Add the test accuracy after each phase."""
+    table.add(Row(f"test accuracy after the head phase, seed {seed}", "fraction"), column, report["head"]["accuracy"])
+    table.add(Row(f"test accuracy, fine-tuned, seed {seed}", "fraction"), column, report["finetuned"]["accuracy"])
+
+
+def compare(folder: Path, options: argparse.Namespace) -> Iterable[str]:
+    """Yield the table of both, over all seeds and precisions."""
+    table, device, pictures = Table(), "", ""
+    first_seed = yaml.safe_load((ROOT / "params.yaml").read_text())["seed"]
+    for seed in range(first_seed, first_seed + options.seeds):
+        project = Project(empty(folder / "project"), options, seed, factor=1)
+        prepare = {stage: project.run(stage).seconds for stage in ("split", "build_model")}
+        pictures = project.count()
+        if not options.skip_tutorial:
+            device = f"{measure_tutorial(project, options, seed, table)}, "
+        for precision in options.precision:
+            measure_pipeline(project, precision, seed, table)
+            for stage, seconds in prepare.items():
+                table.add(Row(stage, "s"), precision, seconds)
+    setting = f"{options.image_size} px, {options.epochs} + {options.epochs} epochs"
+    yield f"Pictures: {pictures}; {setting}, {device}{os.cpu_count()} CPU cores."
+    yield ""
+    yield from table.lines(options.precision)
+
+
+def scale(folder: Path, options: argparse.Namespace) -> Iterable[str]:
+    """Yield the table of cost against number of pictures, in the first precision."""
+    yield markdown("", "pictures", "train_head", "finetune", HEAD_MEMORY.title, FINETUNE_MEMORY.title, "made")
+    yield "|---|" + "---:|" * 6
+    made = 0
+    for factor in options.scale:
+        seed = yaml.safe_load((ROOT / "params.yaml").read_text())["seed"]
+        project = Project(empty(folder / "project"), options, seed, factor)
+        project.set("precision", options.precision[0])
+        _, _, head, finetune = (project.run(stage) for stage in ("split", "build_model", "train_head", "finetune"))
+        seconds = (f"{stage.seconds:.1f} s" for stage in (head, finetune))
+        memory = (f"{stage.memory:.2f} GiB" for stage in (head, finetune))
+        yield markdown(f"x {factor}", project.count(), *seconds, *memory, f"{project.made:,}")
+        made += project.made
+    if made:
+        yield ""
+        yield "Made: copies of other pictures with one pixel changed, where there are not enough."
+
+
+def empty(folder: Path) -> Path:
+    """Make a folder, or make it empty."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
+
+
+def parse_options() -> argparse.Namespace:
+    """Parse the command line; refuse what cannot be compared."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="a folder of pictures a class; default: the digits, at 64 px")
+    parser.add_argument("--weights", default=ROOT / "data/glyphs/backbone.safetensors", help="a file, or null: random")
+    parser.add_argument("--epochs", type=int, default=5, help="of each phase")
+    parser.add_argument("--limit", type=int, help="pictures a class")
+    parser.add_argument("--seeds", type=int, default=1, help="how many")
+    parser.add_argument("--precision", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
+    parser.add_argument("--image-size", type=int, help="pixels; default 224")
+    parser.add_argument("--scale", type=int, nargs="*", default=[1, 2, 4], help="times as many pictures")
+    parser.add_argument("--skip-tutorial", action="store_true")
+    options = parser.parse_args()
+    if options.data is not None and not options.data.is_dir():
+        parser.error(f"--data: {options.data}: no such folder")
+    if options.data is not None and not options.skip_tutorial and len(class_folders(options.data)) != 2:
+        parser.error(
+            f"--data: {options.data}: the tutorial tells two classes apart; give two folders, or --skip-tutorial"
+        )
+    options.weights = None if options.weights == "null" else Path(options.weights).resolve()
+    if options.weights is not None and not options.weights.is_file():
+        parser.error(f"--weights: {options.weights}: no such file")
+    options.image_size = options.image_size or (64 if options.data is None else 224)
+    return options
+
+
+def main() -> None:
+    """Measure in a temporary folder that goes in any case, and print as the tables grow."""
+    options = parse_options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        if options.data is None:
+            options.data = folder / "digits"
+            run(folder, ROOT / "data" / "digits" / "make.py", "--output", options.data)
+        for line in compare(folder, options):
+            print(line, flush=True)
+        print("\nMemory: " + ("anonymous, page cache aside." if PROC.is_dir() else "resident, page cache included."))
+        if options.scale:
+            print()
+        for line in scale(folder, options) if options.scale else ():
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("error: interrupted")

@@ -1,0 +1,84 @@
+"""`make bench`, from end to end on a few small pictures."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, make_pictures
+
+from tests.bench.bench import gather
+
+BENCH = [sys.executable, str(ROOT / "tests" / "bench" / "bench.py")]
+TINY = ["--weights", "null", "--epochs", "1", "--image-size", "32"]
+
+
+def environment_for(folder: Path) -> dict[str, str]:
+    return {**os.environ, "TMPDIR": str(folder)}
+
+
+def cells(output: str) -> dict[str, list[str]]:
+    """The rows of the tables, by their first cell."""
+    rows = (line.strip("| ").split(" | ") for line in output.splitlines() if line.startswith("| "))
+    return {title: values for title, *values in rows}
+
+
+def test_the_bench_compares_every_phase_with_the_tutorial_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    pictures, scratch = make_pictures(tmp_path / "pictures", count=12), tmp_path / "scratch"
+    scratch.mkdir()
+    command = [*BENCH, "--data", str(pictures), *TINY, "--limit", "12", "--scale"]
+    bench = subprocess.run(command, env=environment_for(scratch), capture_output=True, text=True)
+    assert bench.returncode == 0, bench.stderr
+    rows = cells(bench.stdout)
+    for title in (
+        "first run: head phase",
+        "first run: fine-tuning",
+        "first run: both phases",
+        "another train_head.lr: both phases",
+        "another finetune.lr: fine-tuning",
+    ):
+        tutorial, pipeline, ratio = rows[title]
+        seconds = [float(cell.removesuffix(" s")) for cell in (tutorial, pipeline)]
+        assert float(ratio.removesuffix(" x")) == pytest.approx(seconds[0] / seconds[1], abs=0.1)
+    for title in ("test accuracy after the head phase, seed 42", "test accuracy, fine-tuned, seed 42"):
+        assert all(0 <= float(accuracy.removesuffix("%")) <= 100 for accuracy in rows[title][:2])
+    for title in ("peak memory, head phase", "peak memory, fine-tuning"):
+        # A process that has loaded torch holds more than this.
+        assert all(float(memory.removesuffix(" GiB")) > 0.05 for memory in rows[title][:2])
+    assert {"split", "build_model", "evaluate"} < rows.keys()
+    train, test = re.findall(r"(\d+) (?:train|test)\b", bench.stdout.splitlines()[0])
+    assert int(train) + int(test) == 24
+    assert not list(scratch.glob("bench-*"))
+
+
+def test_more_pictures_are_others_first_and_then_made_and_no_file_is_like_another(tmp_path: Path) -> None:
+    data = make_pictures(tmp_path / "pictures", count=5)
+    assert gather(data, tmp_path / "enough", limit=2, factor=2) == 0
+    assert gather(data, tmp_path / "more", limit=2, factor=6) == 2 * (12 - 5)
+    for folder, count in (("enough", 8), ("more", 24)):
+        contents = {path.read_bytes() for path in (tmp_path / folder).glob("*/*.png")}
+        assert len(contents) == count
+
+
+def test_ctrl_c_ends_what_the_bench_started_and_removes_its_folder(tmp_path: Path) -> None:
+    pictures, scratch = make_pictures(tmp_path / "pictures", count=6), tmp_path / "scratch"
+    scratch.mkdir()
+    command = [*BENCH, "--data", str(pictures), *TINY]
+    bench = subprocess.Popen(command, env=environment_for(scratch), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(scratch.glob("*/project/data/index/test.csv")):
+        assert time.monotonic() < deadline
+        assert bench.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)  # the next stage has started, and takes seconds to import
+    children = Path(f"/proc/{bench.pid}/task/{bench.pid}/children")
+    started = children.read_text().split() if children.is_file() else []
+    bench.send_signal(signal.SIGINT)
+    _, errors = bench.communicate(timeout=30)
+    assert errors.endswith("error: interrupted\n")
+    assert not list(scratch.glob("bench-*"))
+    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
