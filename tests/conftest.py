@@ -91,9 +91,8 @@ class Project:
         """Start a stage as a process of its own."""
         return subprocess.Popen(
             [sys.executable, "-m", f"stages.{stage}", *self.arguments(stage)],
-            cwd=self.folder,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
-            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options},
+            **{"cwd": self.folder, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options},
         )
 
 

@@ -28,9 +28,9 @@ from stages.common import cache
 from stages.common.command import run, stop_if_interrupted
 from stages.common.device import Precision, autocast
 from stages.common.files import write_bytes
+from stages.common.fusion import fold_batchnorm
 from stages.common.images import Augment, Batch, Batches, Order, Preprocessing
 from stages.common.index import Entry
-from stages.common.network import fold_batchnorm
 
 # Part of each folder's name: to be raised when the same prefix and picture give other values than before.
 _FORMAT = 1

@@ -26,16 +26,6 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision is Precision.BFLOAT16)
 
 
-def layout(device: torch.device, precision: Precision) -> torch.memory_format:
-    """Return how the activations of a network in training lie in memory: as measured best on a CPU with AVX-512.
-
-    There float32 trains a quarter faster in channels-last, where oneDNN has fast kernels for depthwise convolutions;
-    bfloat16 a quarter slower.
-    """
-    slower = device.type == "cpu" and precision is Precision.BFLOAT16
-    return torch.contiguous_format if slower else torch.channels_last
-
-
 def reuse_freed_memory() -> None:
     """Let the C library keep freed blocks, where it is glibc. For training, which asks for the same ones every step.
 

@@ -1,9 +1,8 @@
 """The network: a torchvision backbone and a new head; what is frozen and what is trained."""
 
-import copy
 import difflib
 from collections.abc import Iterable
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,6 @@ from torchvision.models import get_model, list_models
 from stages.common.command import StageError
 
 Head = Literal["flatten", "pooled", "original"]
-AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 class Network(nn.Module):
@@ -187,43 +185,3 @@ def count_shared_blocks(network: Network, other: Network) -> int:
             break
         count += 1
     return count
-
-
-class _FoldedConv2d(nn.Module):
-    """A convolution and the frozen BatchNorm after it as one convolution: BatchNorm in evaluation mode is affine.
-
-    The convolution's parameters stay its own, so an optimizer trains them through the fold.
-    """
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
-        super().__init__()
-        self.conv = conv
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        scale = norm.weight.detach() * torch.rsqrt(norm.running_var + norm.eps)
-        self.register_buffer("scale", scale)
-        self.register_buffer("shift", norm.bias.detach() - norm.running_mean * scale)
-
-    def forward(self, images: Tensor) -> Tensor:
-        bias = self.shift if self.conv.bias is None else self.shift + self.scale * self.conv.bias
-        folded: Tensor = self.conv._conv_forward(images, self.conv.weight * self.scale.view(-1, 1, 1, 1), bias)
-        return folded
-
-
-def fold_batchnorm(module: AnyModule) -> AnyModule:
-    """Return a module that computes the same in fewer steps, with the same parameters and buffers, not copies of them.
-
-    Where a Sequential has a convolution right before a BatchNorm, the two become one convolution. BatchNorm has to be
-    in evaluation mode and frozen, as `Network` keeps it. Training the result trains `module`.
-    """
-    shared = [*module.parameters(), *module.buffers()]
-    folded = copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
-    for sequence in [child for child in folded.modules() if isinstance(child, nn.Sequential)]:
-        for position in range(len(sequence) - 1):
-            conv, norm = sequence[position], sequence[position + 1]
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                sequence[position], sequence[position + 1] = _FoldedConv2d(conv, norm), nn.Identity()
-    return folded

@@ -13,9 +13,10 @@ from tqdm import tqdm
 from stages.common import objective
 from stages.common.activations import Inputs
 from stages.common.command import StageError
-from stages.common.device import Precision, autocast, layout
+from stages.common.device import Precision, autocast
 from stages.common.epoch import Epoch
-from stages.common.network import Network, fold_batchnorm
+from stages.common.fusion import fuse_for_training
+from stages.common.network import Network
 from stages.common.params import Phase
 from stages.common.resume import State, StateFile
 
@@ -47,10 +48,11 @@ class Trainer:
 
     def __init__(self, network: Network, device: torch.device, precision: Precision = Precision.FLOAT32) -> None:
         self.device, self.precision = device, precision
-        # A head alone begins with flattening, which undoes any other layout.
-        self._layout = layout(device, precision) if len(network.backbone) else torch.contiguous_format
-        self.network = network.to(device, memory_format=self._layout)
-        self._folded = fold_batchnorm(self.network)
+        # In channels-last, oneDNN trains depthwise convolutions three times as fast. A head alone begins with
+        # flattening, which undoes it.
+        self._layout = torch.channels_last if len(network.backbone) else torch.contiguous_format
+        self.network = network.to(device).to(memory_format=self._layout)
+        self._fused = fuse_for_training(self.network, device, precision)
 
     def fit(
         self,
@@ -112,7 +114,7 @@ class Trainer:
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Return the logits, (n, outputs), float32, in evaluation mode."""
-        self._folded.eval()
+        self._fused.eval()
         with torch.inference_mode():
             return self._forward(inputs)
 
@@ -144,7 +146,7 @@ class Trainer:
     def _train_one_epoch(
         self, batches: Inputs, optimizer: torch.optim.Optimizer, number: int, on_step: Callable[[], object]
     ) -> Scores:
-        self._folded.train()
+        self._fused.train()
         batches.set_epoch(number)
         mean, accuracy = Mean(device=self.device), _make_accuracy(self.network, self.device)
         for step, (inputs, labels) in enumerate(batches, start=1):
@@ -161,7 +163,7 @@ class Trainer:
 
     def _forward(self, inputs: Tensor) -> Tensor:
         with autocast(self.device, self.precision):
-            logits: Tensor = self._folded(inputs.to(self.device, memory_format=self._layout))
+            logits: Tensor = self._fused(inputs.to(self.device, memory_format=self._layout))
         return logits.float()
 
 
