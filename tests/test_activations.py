@@ -15,11 +15,7 @@ from stages.common import activations, cache, command
 from stages.common.history import read_history
 from stages.common.index import read_index
 
-
-@pytest.fixture(autouse=True)
-def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cold_cache")
 
 
 @pytest.fixture
@@ -136,12 +132,12 @@ def test_kept_activations_train_as_live_ones_do(built: Project, capsys: pytest.C
 
 
 def test_with_augmentation_nothing_is_kept_for_the_pictures_to_train_on(
-    built: Project, capsys: pytest.CaptureFixture[str], cache_folder: Path
+    built: Project, capsys: pytest.CaptureFixture[str], cold_cache: Path
 ) -> None:
     built.set("train_head.augment", "light")
     assert built.run("train_head") == 0
     assert computed(capsys) == len(read_index(built.path("data/index/val.csv")))
-    named = "".join(str(path.read_bytes()) for path in kept_files(cache_folder))
+    named = "".join(str(path.read_bytes()) for path in kept_files(cold_cache))
     assert all(entry.sha256 not in named for entry in read_index(built.path("data/index/train.csv")))
     assert all(entry.sha256 in named for entry in read_index(built.path("data/index/val.csv")))
 
@@ -159,11 +155,11 @@ def test_with_augmentation_kept_activations_of_the_same_pictures_are_not_used(
 
 @pytest.mark.parametrize("damage", ["a byte", "the end", "all"])
 def test_a_damaged_file_is_noticed_and_computed_again(
-    built: Project, capsys: pytest.CaptureFixture[str], cache_folder: Path, damage: str
+    built: Project, capsys: pytest.CaptureFixture[str], cold_cache: Path, damage: str
 ) -> None:
     assert built.run("train_head") == 0
     checkpoint, first = built.checkpoint("head").read_bytes(), computed(capsys)
-    for path in kept_files(cache_folder):
+    for path in kept_files(cold_cache):
         content = bytearray(path.read_bytes())
         if damage == "a byte":
             content[-100] ^= 1
@@ -175,7 +171,7 @@ def test_a_damaged_file_is_noticed_and_computed_again(
     assert built.checkpoint("head").read_bytes() == checkpoint
 
 
-def test_two_processes_compute_the_same_activations_once(project: Project, cache_folder: Path) -> None:
+def test_two_processes_compute_the_same_activations_once(project: Project, cold_cache: Path) -> None:
     make_pictures(project.path("pictures"), count=150)
     project.set("train_head.epochs", 1)
     assert project.run("split", "build_model") == 0
@@ -193,13 +189,13 @@ def test_a_cache_that_cannot_be_written_is_told_and_training_goes_on(
     built: Project,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    cache_folder: Path,
+    cold_cache: Path,
     problem: str,
 ) -> None:
     if problem == "not a folder":
-        cache_folder.write_text("")
+        cold_cache.write_text("")
     else:
-        cache_folder.mkdir()
+        cold_cache.mkdir()
 
         def refuse(path: Path, content: bytes) -> None:
             raise OSError(30, "Read-only file system", str(path))
@@ -209,7 +205,7 @@ def test_a_cache_that_cannot_be_written_is_told_and_training_goes_on(
     out = capsys.readouterr().out
     lines = [line for line in out.splitlines() if line.startswith("activations are not kept")]
     assert len(lines) == 3
-    assert all(str(cache_folder) in line for line in lines)
+    assert all(str(cold_cache) in line for line in lines)
 
 
 def write(path: Path, age: float) -> Path:
@@ -220,10 +216,8 @@ def write(path: Path, age: float) -> Path:
     return path
 
 
-def test_room_is_made_from_what_was_used_longest_ago_and_never_from_what_is_in_use(cache_folder: Path) -> None:
-    in_use, oldest, newer = (
-        write(cache_folder / "a" / name, age) for name, age in (("u", 300), ("o", 200), ("n", 100))
-    )
+def test_room_is_made_from_what_was_used_longest_ago_and_never_from_what_is_in_use(cold_cache: Path) -> None:
+    in_use, oldest, newer = (write(cold_cache / "a" / name, age) for name, age in (("u", 300), ("o", 200), ("n", 100)))
     with cache.open_used(in_use):
         os.utime(in_use, (0, 0))
         cache.make_room(1000, 3500e-9)
@@ -235,8 +229,8 @@ def test_room_is_made_from_what_was_used_longest_ago_and_never_from_what_is_in_u
     assert not in_use.exists()
 
 
-def test_using_a_file_makes_it_the_last_to_go(cache_folder: Path) -> None:
-    old, new = write(cache_folder / "old", 200), write(cache_folder / "new", 100)
+def test_using_a_file_makes_it_the_last_to_go(cold_cache: Path) -> None:
+    old, new = write(cold_cache / "old", 200), write(cold_cache / "new", 100)
     cache.open_used(old).close()
     cache.make_room(1000, 2500e-9)
     assert (old.exists(), new.exists()) == (True, False)
@@ -254,10 +248,10 @@ def tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return call
 
 
-def test_the_tool_tells_the_size_and_clears_what_is_not_in_use(cache_folder: Path, tool: object) -> None:
-    assert tool() == f"{cache_folder}: 0 files, 0.00 GB\n"  # type: ignore[operator]
-    kept, _ = (write(cache_folder / name, 1) for name in ("a", "b"))
-    assert tool() == f"{cache_folder}: 2 files, 0.00 GB\n"  # type: ignore[operator]
+def test_the_tool_tells_the_size_and_clears_what_is_not_in_use(cold_cache: Path, tool: object) -> None:
+    assert tool() == f"{cold_cache}: 0 files, 0.00 GB\n"  # type: ignore[operator]
+    kept, _ = (write(cold_cache / name, 1) for name in ("a", "b"))
+    assert tool() == f"{cold_cache}: 2 files, 0.00 GB\n"  # type: ignore[operator]
     with cache.open_used(kept):
-        assert tool("--clear").endswith(f"{cache_folder}: 1 files, 0.00 GB\n")  # type: ignore[operator]
+        assert tool("--clear").endswith(f"{cold_cache}: 1 files, 0.00 GB\n")  # type: ignore[operator]
     assert kept.exists()

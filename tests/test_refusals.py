@@ -20,6 +20,9 @@ from torch.hub import get_dir
 from stages.common import command, objective
 from stages.common.weights import METADATA_KEY
 
+# Pictures are read where nothing is kept of them.
+pytestmark = pytest.mark.usefixtures("cold_cache")
+
 Refusal = Callable[[Project, str], str]
 
 

@@ -33,13 +33,16 @@ def make_phase(**changes: object) -> Phase:
 
 
 class OneBatch:
-    """Stands in for `Batches`."""
+    """The smallest `Inputs`."""
 
     def __init__(self) -> None:
         self.images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
     def __len__(self) -> int:
         return 1
+
+    def set_epoch(self, epoch: int) -> None:
+        pass
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         yield self.images, torch.tensor([0, 1, 0, 1])
@@ -65,7 +68,7 @@ LOSSES = [0.9, 0.7, 0.8, 0.6, 0.7, 0.7]
 
 def fit(trainer: Trainer, phase: Phase) -> tuple[object, list[Epoch]]:
     history: list[Epoch] = []
-    result = trainer.fit(OneBatch(), OneBatch(), phase, history.append)  # type: ignore[arg-type]
+    result = trainer.fit(OneBatch(), OneBatch(), phase, history.append)
     return result, history
 
 
@@ -116,7 +119,7 @@ def test_the_optimizer_has_exactly_the_trainable_tensors(monkeypatch: pytest.Mon
 def test_evaluation_changes_no_tensor() -> None:
     trainer = Scripted([])
     before = {key: tensor.clone() for key, tensor in trainer.network.state_dict().items()}
-    Trainer.evaluate(trainer, OneBatch())  # type: ignore[arg-type]
+    Trainer.evaluate(trainer, OneBatch())
     assert all(torch.equal(tensor, before[key]) for key, tensor in trainer.network.state_dict().items())
 
 
