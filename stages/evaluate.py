@@ -51,7 +51,7 @@ def main() -> None:
     whole = replace(source, prefix=head.backbone)
     kept = keep(whole, known, params.cache.max_gigabytes)
     known_features = near_duplicates.pooled_inputs(make_inputs(whole, kept, known, params.evaluate.batch_size))
-    found = near_duplicates.find_near_duplicates(known_features, torch.cat(features))
+    found = near_duplicates.find_near_duplicates(known_features, torch.cat(features), precision.dtype)
     pairs = near_duplicates.name_pairs(found, known, entries)
 
     labels = np.array([entry.label for entry in entries])

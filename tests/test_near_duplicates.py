@@ -50,13 +50,15 @@ def plant(project: Project, original: Entry, name: str, quality: int) -> None:
     write_index(index, [*read_index(index), copy])
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_training_picture_saved_again_and_put_into_the_test_part_is_found(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], precision: str
 ) -> None:
     make_scenes(tmp_path / "pictures", count=40)
     project = Project(tmp_path)
     project.set("model", {"arch": "mobilenet_v3_large", "weights": str(ROOT / "data/glyphs/backbone.safetensors"),
                           "head": "pooled", "hidden": 8, "image_size": 64})  # fmt: skip
+    project.set("precision", precision)
     project.set("finetune.unfreeze", 4)
     for phase in ("train_head", "finetune"):
         project.set(f"{phase}.epochs", 1)
@@ -123,6 +125,10 @@ def test_a_picture_has_the_same_features_through_the_tail_as_through_the_whole_b
     assert sum(map(len, collected)) == len(entries)
 
 
+def find(train: torch.Tensor, test: torch.Tensor) -> list[tuple[int, int, float]]:
+    return find_near_duplicates(train, test, torch.float32)
+
+
 def make_features(count: int, seed: int) -> torch.Tensor:
     """Features as of a network: much in common, few directions with most of the variance, many with little."""
     generator = torch.Generator().manual_seed(seed)
@@ -135,7 +141,7 @@ def test_copies_are_found_among_features_that_have_much_in_common() -> None:
     test[7] = train[20] * 1.001
     test[9] = train[20]
     test[11] = train[299] + 1e-3
-    found = find_near_duplicates(train, test)
+    found = find(train, test)
     assert sorted((row, column) for row, column, _ in found) == [(7, 20), (9, 20), (11, 299)]
     plain = torch.nn.functional.normalize(test) @ torch.nn.functional.normalize(train).T
     assert plain.min() > near_duplicates.THRESHOLD
@@ -144,9 +150,9 @@ def test_copies_are_found_among_features_that_have_much_in_common() -> None:
 def test_pairs_do_not_depend_on_the_size_of_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = make_features(300, 0), make_features(50, 1)
     test[[3, 22, 49]] = train[[1, 2, 3]]
-    whole = find_near_duplicates(train, test)
+    whole = find(train, test)
     monkeypatch.setattr(near_duplicates, "_BLOCK", 7)
-    blocks = find_near_duplicates(train, test)
+    blocks = find(train, test)
     assert [pair[:2] for pair in blocks] == [pair[:2] for pair in whole] == [(3, 1), (22, 2), (49, 3)]
     assert [pair[2] for pair in blocks] == pytest.approx([pair[2] for pair in whole], abs=1e-6)
 
@@ -154,8 +160,8 @@ def test_pairs_do_not_depend_on_the_size_of_the_blocks(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("count", [1, 2, 40])
 def test_features_that_say_nothing_pair_nothing(count: int) -> None:
     for value in (0.0, 3.0):
-        assert find_near_duplicates(torch.full((count, 8), value), torch.full((5, 8), value)) == []
-    assert find_near_duplicates(torch.zeros(count, 8), make_features(5, 0)[:, :8]) == []
+        assert find(torch.full((count, 8), value), torch.full((5, 8), value)) == []
+    assert find(torch.zeros(count, 8), make_features(5, 0)[:, :8]) == []
 
 
 def test_dead_channels_and_fewer_pictures_than_channels_do_no_harm() -> None:
@@ -163,7 +169,7 @@ def test_dead_channels_and_fewer_pictures_than_channels_do_no_harm() -> None:
     train[:, 10:30] = test[:, 10:30] = 0
     test[4] = train[6]
     test[5] = 0
-    found = find_near_duplicates(train, test)
+    found = find(train, test)
     assert [pair[:2] for pair in found] == [(4, 6)]
     assert found[0][2] == pytest.approx(1, abs=1e-4)
 
