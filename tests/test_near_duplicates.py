@@ -1,7 +1,6 @@
 """Near-identical pictures across training and test: found through the real stages, and the rules that find them."""
 
 import csv
-import hashlib
 import json
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from stages.common import near_duplicates
 from stages.common.activations import Source, make_inputs
 from stages.common.checkpoint import load_checkpoint
 from stages.common.device import Precision
-from stages.common.index import Entry, read_index, write_index
+from stages.common.index import Entry, read_index
 from stages.common.near_duplicates import Pair, find_near_duplicates
 from stages.common.network import cut
 from stages.common.training import Trainer, predict
@@ -39,17 +38,6 @@ def make_scenes(root: Path, count: int) -> None:
             scene.save(root / name / f"{number:03d}.png")
 
 
-def plant(project: Project, original: Entry, name: str, quality: int) -> None:
-    """Save a picture again as JPEG, and put it into the test part."""
-    root = project.path("pictures")
-    with Image.open(root / original.path) as picture:
-        picture.save(root / name, quality=quality)
-    digest = hashlib.sha256((root / name).read_bytes()).hexdigest()
-    index = project.path("data/index/test.csv")
-    copy = Entry(name, original.label, original.class_name, digest)
-    write_index(index, [*read_index(index), copy])
-
-
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_training_picture_saved_again_and_put_into_the_test_part_is_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], precision: str
@@ -64,8 +52,8 @@ def test_a_training_picture_saved_again_and_put_into_the_test_part_is_found(
         project.set(f"{phase}.epochs", 1)
     assert project.run("split", "build_model", "train_head", "finetune") == 0
     original, watched = (read_index(project.path(f"data/index/{part}.csv"))[0] for part in ("train", "val"))
-    plant(project, original, "box/again.jpg", quality=80)
-    plant(project, watched, "box/watched.jpg", quality=60)
+    project.plant(original, "box/again.jpg", quality=80)
+    project.plant(watched, "box/watched.jpg", quality=60)
     capsys.readouterr()
     assert project.run("evaluate") == 0
 
@@ -129,11 +117,11 @@ def find(train: torch.Tensor, test: torch.Tensor) -> list[tuple[int, int, float]
     return find_near_duplicates(train, test, torch.float32)
 
 
-def make_features(count: int, seed: int) -> torch.Tensor:
+def make_features(count: int, seed: int, channels: int = 64, decades: int = 2) -> torch.Tensor:
     """Features as of a network: much in common, few directions with most of the variance, many with little."""
     generator = torch.Generator().manual_seed(seed)
-    scale = torch.logspace(0, -2, 64)
-    return 5 + torch.randn(count, 64, generator=generator) * scale
+    scale = torch.logspace(0, -decades, channels)
+    return 5 + torch.randn(count, channels, generator=generator) * scale
 
 
 def test_copies_are_found_among_features_that_have_much_in_common() -> None:
@@ -145,6 +133,19 @@ def test_copies_are_found_among_features_that_have_much_in_common() -> None:
     assert sorted((row, column) for row, column, _ in found) == [(7, 20), (9, 20), (11, 299)]
     plain = torch.nn.functional.normalize(test) @ torch.nn.functional.normalize(train).T
     assert plain.min() > near_duplicates.THRESHOLD
+
+
+def test_rounding_to_half_precision_does_not_hide_copies() -> None:
+    train, test = (make_features(count, seed, channels=256, decades=5) for count, seed in ((1000, 0), (50, 1)))
+    test[:10] = train[:10]
+    generator = torch.Generator().manual_seed(2)
+    train, test = (
+        features * (1 + torch.finfo(torch.bfloat16).eps * (torch.rand(features.shape, generator=generator) - 0.5))
+        for features in (train, test)
+    )
+    found = find_near_duplicates(train, test, torch.bfloat16)
+    assert sorted((row, column) for row, column, _ in found) == [(number, number) for number in range(10)]
+    assert find(train, test) == []  # as if there were no rounding
 
 
 def test_pairs_do_not_depend_on_the_size_of_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
