@@ -233,9 +233,9 @@ def test_evaluate_ends_with_a_table_and_the_verdict(finished: Project, capsys: p
     evaluation = json.loads(finished.path("metrics/evaluation.json").read_text())
     printed = capsys.readouterr()
     assert printed.err == ""
-    titles, head, finetuned, gain, sentence, duplicates = printed.out.splitlines()
+    titles, head, finetuned_line, gain, sentence, duplicates = printed.out.splitlines()
     assert titles.split() == ["95%", "interval", "loss"]
-    for line, model in ((head, "head"), (finetuned, "finetuned")):
+    for line, model in ((head, "head"), (finetuned_line, "finetuned")):
         scores = evaluation[model]
         assert f"Test accuracy: {scores['accuracy']:.2%}" in line
         assert f"{scores['accuracy_low']:.2%} to {scores['accuracy_high']:.2%}" in line
@@ -243,6 +243,10 @@ def test_evaluate_ends_with_a_table_and_the_verdict(finished: Project, capsys: p
     assert f"{100 * evaluation['gain']['accuracy']:+z.2f} points" in gain
     assert sentence == scoring.sentence(evaluation["gain"])
     assert duplicates == "No test picture is nearly the same as a training picture."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["scoring", str(finished.path("metrics/evaluation.json"))])
+        scoring.main()
+    assert capsys.readouterr().out.splitlines() == [titles, head, finetuned_line, gain, sentence]
 
 
 @pytest.fixture

@@ -1,7 +1,12 @@
-"""What the probabilities are worth, whether fine-tuning helped, and the file that the probabilities are kept in."""
+"""What the probabilities are worth, whether fine-tuning helped, and the file that the probabilities are kept in.
 
+`python -m stages.common.scoring metrics/evaluation.json` tells the result again.
+"""
+
+import argparse
 import csv
 import io
+import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, log_loss, precision_recall_fscore_support, roc_auc_score
 
+from stages.common.command import run
 from stages.common.files import write_text
 from stages.common.index import Entry
 
@@ -237,3 +243,16 @@ def _mean(values: Iterable[float]) -> float | None:
     """Return the mean of the values that are defined, `None` if none is."""
     defined = [float(value) for value in values if not math.isnan(value)]
     return sum(defined) / len(defined) if defined else None
+
+
+def main() -> None:
+    """Print the table and the verdict of an evaluation."""
+    parser = argparse.ArgumentParser(prog="python -m stages.common.scoring", description=main.__doc__)
+    parser.add_argument("evaluation", type=Path, help="JSON file, as `evaluate` writes it")
+    evaluation = json.loads(parser.parse_args().evaluation.read_text())
+    print(table(evaluation["head"], evaluation["finetuned"], evaluation["gain"]))
+    print(sentence(evaluation["gain"]))
+
+
+if __name__ == "__main__":
+    run(main)
