@@ -1,9 +1,11 @@
+import hashlib
 import importlib
 import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import yaml
 from PIL import Image
 
 from stages.common import cache, command
+from stages.common.index import Entry, read_index, write_index
 
 # The networks here are so small that handing work to threads costs more than the work.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -86,6 +89,15 @@ class Project:
             if exit_info.value.code:
                 return int(exit_info.value.code)
         return 0
+
+    def plant(self, original: Entry, name: str, quality: int) -> None:
+        """Save a picture again as JPEG, and put it into the test part."""
+        root = self.folder / self.params["data"]["path"]
+        with Image.open(root / original.path) as picture:
+            picture.save(root / name, quality=quality)
+        index = self.path("data/index/test.csv")
+        copy = replace(original, path=name, sha256=hashlib.sha256((root / name).read_bytes()).hexdigest())
+        write_index(index, [*read_index(index), copy])
 
     def start(self, stage: str, **options: Any) -> subprocess.Popen[str]:
         """Start a stage as a process of its own."""

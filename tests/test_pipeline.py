@@ -2,18 +2,33 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from by_hand import mcnemar, newcombe, wilson
 from conftest import STAGES, Project, make_pictures
 from PIL import Image
 from safetensors.torch import load_file
-from sklearn.metrics import accuracy_score, log_loss
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    brier_score_loss,
+    classification_report,
+    f1_score,
+    log_loss,
+    roc_auc_score,
+)
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from stages.common import near_duplicates, scoring
 from stages.common.checkpoint import load_checkpoint
-from stages.common.index import read_index
+from stages.common.index import read_index, write_index
 
 
 @pytest.fixture(scope="module", params=[("cat", "dog"), ("ant", "bee", "cat")], ids=["two classes", "three classes"])
@@ -44,6 +59,7 @@ def test_every_file_of_the_contract_is_written(finished: Project) -> None:
         "metrics/split.json",
         "metrics/evaluation.json",
         "metrics/predictions.csv",
+        "metrics/near_duplicates.csv",
     ):
         assert finished.path(name).is_file(), name
     assert not list(finished.folder.rglob("*.tmp"))
@@ -79,16 +95,99 @@ def test_scores_can_be_computed_again_from_the_predictions(finished: Project) ->
     evaluation = json.loads(finished.path("metrics/evaluation.json").read_text())
     classes = list(json.loads(finished.path("metrics/split.json").read_text())["classes"])
     assert header == ["path", "label", *(f"{model}.{name}" for model in ("head", "finetuned") for name in classes)]
-    labels = [int(row[1]) for row in rows]
+    labels, numbers = np.array([int(row[1]) for row in rows]), list(range(len(classes)))
+    right = {}
     for offset, model in ((2, "head"), (2 + len(classes), "finetuned")):
-        values = [[float(value) for value in row[offset : offset + len(classes)]] for row in rows]
-        predicted = [row.index(max(row)) for row in values]
-        assert evaluation[model]["accuracy"] == pytest.approx(accuracy_score(labels, predicted), abs=1e-9)
-        loss = log_loss(labels, values, labels=list(range(len(classes))))
-        assert evaluation[model]["loss"] == pytest.approx(loss, abs=1e-9)
+        values = np.array([[float(value) for value in row[offset : offset + len(classes)]] for row in rows])
+        predicted, top = values.argmax(axis=1), values.max(axis=1)
+        right[model] = predicted == labels
+        low, high = wilson(int(right[model].sum()), len(rows))
+        one_against_rest = np.eye(len(classes))[labels]
+        ranked = [1] if len(classes) == 2 else numbers
+        bins = [(top > k / 15) & (top <= (k + 1) / 15) for k in range(15)]
+        gaps = [abs(right[model][chosen].sum() - top[chosen].sum()) for chosen in bins]
+        recomputed = {
+            "accuracy": accuracy_score(labels, predicted),
+            "accuracy_low": low,
+            "accuracy_high": high,
+            "balanced_accuracy": balanced_accuracy_score(labels, predicted),
+            "loss": log_loss(labels, values, labels=numbers),
+            "auroc": np.mean([roc_auc_score(one_against_rest[:, k], values[:, k]) for k in ranked]),
+            "average_precision": np.mean(
+                [average_precision_score(one_against_rest[:, k], values[:, k]) for k in ranked]
+            ),
+            "f1_macro": f1_score(labels, predicted, average="macro"),
+            "brier": brier_score_loss(labels, values[:, 1] if len(classes) == 2 else values, labels=numbers),
+            "ece": sum(gaps) / len(rows),
+        }
+        assert set(evaluation[model]) == {*recomputed, "classes"}
+        for name, value in recomputed.items():
+            assert evaluation[model][name] == pytest.approx(value, abs=1e-6), (model, name)
+        assert list(evaluation[model]["classes"]) == classes
+        report = classification_report(labels, predicted, target_names=classes, output_dict=True, zero_division=np.nan)
+        for name, scores in evaluation[model]["classes"].items():
+            for kind, value in scores.items():
+                expected = report[name][kind]
+                assert value is None if np.isnan(expected) else value == pytest.approx(expected, abs=1e-6)
+    gain, before, after = evaluation["gain"], right["head"], right["finetuned"]
+    fixed, broken = int((~before & after).sum()), int((before & ~after).sum())
+    assert (gain["fixed"], gain["broken"]) == (fixed, broken)
+    assert gain["mcnemar_p"] == pytest.approx(mcnemar(fixed, broken), abs=1e-6)
+    interval = newcombe(int((before & after).sum()), broken, fixed, int((~before & ~after).sum()))
+    assert (gain["accuracy_low"], gain["accuracy_high"]) == pytest.approx(interval, abs=1e-6)
+    assert (gain["verdict"] == "no evidence") == (gain["mcnemar_p"] >= 0.05)
     for name in ("accuracy", "loss"):
         difference = evaluation["finetuned"][name] - evaluation["head"][name]
-        assert evaluation["gain"][name] == pytest.approx(difference, abs=1e-12)
+        assert gain[name] == pytest.approx(difference, abs=1e-12)
+
+
+def test_distinct_pictures_are_no_near_duplicates(finished: Project) -> None:
+    assert finished.path("metrics/near_duplicates.csv").read_text() == "test,train,cosine\n"
+    evaluation = json.loads(finished.path("metrics/evaluation.json").read_text())
+    assert evaluation["near_duplicates"] == {
+        "threshold": near_duplicates.THRESHOLD,
+        "pairs": 0,
+        "test_pictures": 0,
+        **{f"{model}_accuracy": evaluation[model]["accuracy"] for model in ("head", "finetuned")},
+    }
+
+
+def test_the_head_taken_for_the_fine_tuned_checkpoint_is_no_evidence(project: Project) -> None:
+    project.set("train_head.epochs", 1)
+    assert project.run("split", "build_model", "train_head") == 0
+    shutil.copy(project.checkpoint("head"), project.checkpoint("finetuned"))
+    assert project.run("evaluate") == 0
+    evaluation = json.loads(project.path("metrics/evaluation.json").read_text())
+    assert evaluation["head"] == evaluation["finetuned"]
+    gain = evaluation["gain"]
+    assert (gain["accuracy"], gain["loss"], gain["fixed"], gain["broken"], gain["mcnemar_p"]) == (0, 0, 0, 0, 1)
+    assert gain["verdict"] == "no evidence"
+
+
+def test_shuffled_test_labels_score_as_chance(tmp_path: Path) -> None:
+    make_pictures(tmp_path / "pictures", count=120)
+    project = Project(tmp_path)
+    project.set("split.test_size", 0.7)
+    project.set("train_head.lr", 3e-3)
+    project.set("train_head.epochs", 8)
+    project.set("finetune.epochs", 1)
+    assert project.run(*STAGES[:-1]) == 0
+    assert json.loads(project.path("metrics/evaluation.json").read_text())["head"]["accuracy"] > 0.8
+    index = project.path("data/index/test.csv")
+    entries = read_index(index)
+    shuffled = np.random.default_rng(0).permutation(len(entries))
+    relabelled = [
+        replace(entry, label=entries[other].label, class_name=entries[other].class_name)
+        for entry, other in zip(entries, shuffled, strict=True)
+    ]
+    write_index(index, relabelled)
+    assert project.run("evaluate") == 0
+    evaluation = json.loads(project.path("metrics/evaluation.json").read_text())
+    for model in ("head", "finetuned"):
+        # Four standard deviations of what chance gives for 84 pictures of each class.
+        assert evaluation[model]["accuracy"] == pytest.approx(0.5, abs=4 * 0.5 / 168**0.5)
+        assert evaluation[model]["auroc"] == pytest.approx(0.5, abs=4 / (12 * 42) ** 0.5)
+    assert evaluation["gain"]["verdict"] == "no evidence"
 
 
 def test_torchevals_accuracy_equals_scikit_learns_on_the_same_run(finished: Project) -> None:
@@ -96,7 +195,8 @@ def test_torchevals_accuracy_equals_scikit_learns_on_the_same_run(finished: Proj
     val = finished.path("data/index/val.csv").read_text()
     test = finished.path("data/index/test.csv")
     kept = test.read_text()
-    outputs = {name: finished.path(name).read_text() for name in ("metrics/evaluation.json", "metrics/predictions.csv")}
+    names = ("evaluation.json", "predictions.csv", "near_duplicates.csv")
+    outputs = {f"metrics/{name}": finished.path(f"metrics/{name}").read_text() for name in names}
     try:
         test.write_text(val)
         assert finished.run("evaluate") == 0
@@ -127,12 +227,26 @@ def test_figures_are_pictures_with_something_on_them(finished: Project) -> None:
             assert len(figure.convert("RGB").getcolors(2**20) or []) > 20
 
 
-def test_test_accuracy_is_printed_for_each_checkpoint(finished: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_ends_with_a_table_and_the_verdict(finished: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
     assert finished.run("evaluate") == 0
     evaluation = json.loads(finished.path("metrics/evaluation.json").read_text())
-    printed = capsys.readouterr().out.splitlines()
-    for line, model in zip(printed, ("head", "finetuned"), strict=True):
-        assert f"Test accuracy: {evaluation[model]['accuracy']:.2%}" in line
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    titles, head, finetuned_line, gain, sentence, duplicates = printed.out.splitlines()
+    assert titles.split() == ["95%", "interval", "loss"]
+    for line, model in ((head, "head"), (finetuned_line, "finetuned")):
+        scores = evaluation[model]
+        assert f"Test accuracy: {scores['accuracy']:.2%}" in line
+        assert f"{scores['accuracy_low']:.2%} to {scores['accuracy_high']:.2%}" in line
+        assert line.endswith(f"{scores['loss']:.4f}")
+    assert f"{100 * evaluation['gain']['accuracy']:+z.2f} points" in gain
+    assert sentence == scoring.sentence(evaluation["gain"])
+    assert duplicates == "No test picture is nearly the same as a training picture."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["scoring", str(finished.path("metrics/evaluation.json"))])
+        scoring.main()
+    assert capsys.readouterr().out.splitlines() == [titles, head, finetuned_line, gain, sentence]
 
 
 @pytest.fixture

@@ -112,6 +112,11 @@ class Trainer:
         _copy_into(trainable, weights)
         return Fit(_select(epochs, phase.select), failure)
 
+    @property
+    def backbone(self) -> nn.Sequential:
+        """The blocks that `logits` runs: a forward hook on them sees what the classifier is given."""
+        return self._folded.backbone
+
     def logits(self, inputs: Tensor) -> Tensor:
         """Return the logits, (n, outputs), float32, in evaluation mode."""
         self._fused.eval()
