@@ -39,9 +39,7 @@ def main() -> None:
     params = load_params(arguments.params)
     entries, predictions = read_index(arguments.test), read_predictions(arguments.predictions)
     if [entry.path for entry in entries] != predictions.paths:
-        raise StageError(
-            f"{arguments.predictions}: other pictures than {arguments.test} has; `dvc repro` makes both anew"
-        )
+        raise StageError(f"{arguments.predictions}: not the pictures of {arguments.test}; `dvc repro` makes both anew")
     evaluation, split = (json.loads(path.read_text("utf-8")) for path in (arguments.evaluation, arguments.split))
     histories = (arguments.head_history, arguments.finetune_history)
     head, finetune = map(read_history, histories)

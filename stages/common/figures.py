@@ -28,6 +28,8 @@ _CLASSES_NAMED = 40
 # Below this loss, nats, a picture counts as certain; it keeps the axis short.
 _LEAST_LOSS = 1e-8
 _LOG_RANGE = 30
+# Where both areas are above this, the corner of the curves is enlarged, this wide.
+_ZOOM_FROM, _ZOOM = 0.95, 0.15
 
 _Floats = NDArray[np.float64]
 
@@ -118,7 +120,7 @@ def draw_confusion(predictions: Predictions) -> Figure:
     classes = len(predictions.classes)
     few = classes <= _CLASSES_WITH_NUMBERS
     names = short_names(predictions.classes, 22 if classes <= _CLASSES_NAMED else 14)
-    figure = new_figure(11, 5.4 if classes <= 3 else 6.2 if few else 7)
+    figure = new_figure(11, 5 if classes <= 3 else 6.2 if few else 7)
     panels = figure.subplots(1, 2)
     image = None
     for axes, (model, probabilities) in zip(panels, predictions.models.items(), strict=True):
@@ -171,7 +173,7 @@ def _most_confused(predictions: Predictions, model: str, most: int = 5) -> str:
     if not pairs:
         return f"no mistakes on {plural(len(predicted), 'picture')}"
     ordered = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:most]
-    lines = [f"{count:>3} ×  {names[true]}  taken for  {names[guess]}" for (true, guess), count in ordered]
+    lines = [f"{count:,} of {names[true]} taken for {names[guess]}" for (true, guess), count in ordered]
     return "\n".join(["most frequent mistakes:", *lines])
 
 
@@ -197,6 +199,8 @@ def draw_curves(predictions: Predictions, evaluation: dict[str, Any]) -> Figure:
             axes.text(0.5, 0.5, "needs test pictures\nof two classes", ha="center", va="center", size=12)
             continue
         _draw_curve(axes, curve, evaluation, score)
+        if all((evaluation[model].get(score) or 0) > _ZOOM_FROM for model in LOOKS):
+            _enlarge_corner(axes, curve, corner=0.0 if axes is left else 1.0)
     left.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":", label="chance")
     left.set(xlabel="false positive rate", ylabel="true positive rate")
     right.axhline(share, color=GREY, linewidth=0.8, linestyle=":", label=f"chance ({share:.1%})")
@@ -220,6 +224,17 @@ def _draw_curve(axes: Axes, curve: Curve, evaluation: dict[str, Any], score: str
             label=f"{look.title}, {shown} {number}",
             clip_on=False,
         )
+
+
+def _enlarge_corner(axes: Axes, curve: Curve, corner: float) -> None:
+    """Show a good curve's corner, at x = 0 or 1 and y = 1, once more: all that differs is there."""
+    shown = (-0.005, _ZOOM) if corner == 0 else (1 - _ZOOM, 1.005)
+    inset = axes.inset_axes((0.3, 0.32, 0.55, 0.55), xlim=shown, ylim=(1 - _ZOOM, 1.005))
+    for model, look in LOOKS.items():
+        inset.plot(curve.x, curve.y[model], look.line, color=look.color, linewidth=2.2)
+    inset.tick_params(labelsize=7)
+    inset.spines[["top", "right"]].set_visible(True)
+    axes.indicate_inset_zoom(inset, edgecolor="black")
 
 
 @house_style()
@@ -248,10 +263,9 @@ def draw_reliability(predictions: Predictions, evaluation: dict[str, Any]) -> Fi
             rates,
             errors,
             fmt=look.marker,
-            linestyle=look.line,
             color=look.color,
-            linewidth=1.6,
-            elinewidth=0.9,
+            markersize=7,
+            elinewidth=1.2,
             capsize=3,
             label=f"{look.title}{number}",
         )
@@ -262,7 +276,7 @@ def draw_reliability(predictions: Predictions, evaluation: dict[str, Any]) -> Fi
     upper.set(ylabel="fraction right", ylim=(-0.03, 1.03), xlim=(lowest - 0.01, 1.01))
     upper.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     upper.set_title("Does a probability mean what it says?")
-    upper.legend(loc="upper left", fontsize=8)
+    figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     lower.set(yscale="symlog", ylabel="test pictures", xlabel="probability of the predicted class")
     lower.set_ylim(0, 8 * len(predictions.labels))
     lower.yaxis.set_major_locator(LogLocator(numticks=4))
@@ -312,13 +326,16 @@ def draw_losses(predictions: Predictions) -> Figure:
         right.plot(np.linspace(0, 1, len(shares)), shares, look.line, color=look.color, linewidth=2.2, label=look.title)
     _use_log_axis(left, "x")
     if len(predictions.classes) == 2:
-        left.axvline(np.log(2), color="black", linewidth=1, linestyle=":", label="right | wrong")
-    left.set(xlabel="log-loss of a picture, nats", ylabel="test pictures")
+        left.axvline(np.log(2), color="black", linewidth=1, linestyle=":", label="probability 50%: wrong beyond")
+    clipped = (
+        f"; leftmost: {_LEAST_LOSS:g} or less" if min(values.min() for values in losses.values()) < _LEAST_LOSS else ""
+    )
+    left.set(xlabel=f"log-loss of a picture, nats{clipped}", ylabel="test pictures")
     left.set_ylim(top=left.get_ylim()[1] * 1.3)
     left.yaxis.set_major_locator(MaxNLocator(integer=True))
     left.legend(fontsize=8, ncols=2, loc="upper left")
-    left.set_title("Most pictures cost next to nothing ...")
-    right.set_title("... a few make up the sum")
+    left.set_title("How the losses are spread")
+    right.set_title("How much of the sum the heaviest carry")
     right.set(xlabel="heaviest pictures", ylabel="share of the total loss", xlim=(-0.01, 1), ylim=(0, 1.02))
     for axis in (right.xaxis, right.yaxis):
         axis.set_major_formatter(PercentFormatter(xmax=1))
@@ -337,11 +354,11 @@ def describe_losses(predictions: Predictions) -> str:
         means[model], accuracies[model] = float(values.mean()), float(1 - wrong.mean())
         count = max(1, round(len(values) / 100))
         heaviest, total = np.sort(values)[::-1], float(values.sum())
-        if total == 0:
-            lines.append(f"{look.title}: no picture has any loss.")
+        if total < _LEAST_LOSS * len(values):
+            lines.append(f"{look.title}: the mean loss is below {_LEAST_LOSS:g}.")
             continue
         share = percent(float(heaviest[:count].sum()) / total)
-        worst = "worst picture carries" if count == 1 else f"worst {count} pictures carry"
+        worst = "worst picture carries" if count == 1 else f"worst 1% ({count} pictures) carry"
         mistakes = plural(int(wrong.sum()), "mistake")
         part = percent(float(values[wrong].sum()) / total)
         text = f"the {mistakes} {part}" if wrong.any() else "there are no mistakes"
@@ -353,8 +370,9 @@ def describe_losses(predictions: Predictions) -> str:
     by_mistakes, by_others = (float((after - before)[chosen].sum()) / len(wrong) for chosen in (wrong, ~wrong))
     lines.append(
         f"Mean loss {means['head']:.4g} → {means['finetuned']:.4g}, "
-        f"accuracy {accuracies['head']:.2%} → {accuracies['finetuned']:.2%}. Of the change in mean loss, the fine-tuned "
-        f"network's mistakes make {by_mistakes:+.2g}, all other pictures {by_others:+.2g}."
+        f"accuracy {accuracies['head']:.2%} → {accuracies['finetuned']:.2%}. "
+        f"To the change in mean loss the fine-tuned network's mistakes add {by_mistakes:+.2g}, "
+        f"all other pictures {by_others:+.2g}."
     )
     if means["finetuned"] > means["head"] and accuracies["finetuned"] >= accuracies["head"]:
         lines.append("So the loss rose although no more pictures are wrong.")

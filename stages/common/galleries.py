@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from stages.common.gradcam import grad_cam
+from stages.common.gradcam import enlarge, grad_cam
 from stages.common.images import Preprocessing, make_transform, read_entry
 from stages.common.index import Entry
 from stages.common.network import Network
@@ -66,20 +66,23 @@ def draw_wrong(predictions: Predictions, album: Album, network: Network) -> Figu
     positions = wrong[:_MOST_WRONG]
     predicted = predict(predictions.finetuned)[positions]
     images = album.load(positions)
-    heat = grad_cam(network.eval(), images, torch.from_numpy(predicted)).numpy()
+    maps = grad_cam(network.eval(), images, torch.from_numpy(predicted))
+    heat = enlarge(maps, images.shape[-1]).numpy()
     shown = "" if len(wrong) == len(positions) else f"; the {len(positions)} most confident of them"
     title = f"The fine-tuned network's {plural(len(wrong), 'mistake')} on {total}{shown}"
+    rows, columns = maps.shape[1:]
     note = (
-        "Right of each picture: Grad-CAM, where the network saw evidence for its prediction (bright: most, dark: none)."
+        "Right of each picture: Grad-CAM, where the network saw evidence for its prediction (bright: most, dark: "
+        f"none), from {rows} x {columns} values."
     )
-    names, columns = short_names(predictions.classes, 24), 3
-    sheet = _Sheet([(title, note, len(positions))], columns, ratio=2, lines=3)
+    names = short_names(predictions.classes, 28)
+    sheet = _Sheet([(title, note, len(positions))], columns=3, ratio=2, lines=3)
     for cell, position, pixels, warmth, label in zip(
         sheet.cells, positions, album.show(images), heat, predicted, strict=True
     ):
-        cell.imshow(np.concatenate([pixels, _lay_over(pixels, warmth)], axis=1))
+        cell.imshow(_side_by_side(pixels, _lay_over(pixels, warmth)))
         probability = percent(float(predictions.finetuned[position, label]))
-        _caption(cell, f"{names[label]}, {probability}", f"is {names[predictions.labels[position]]}",
+        _caption(cell, f"predicted {names[label]}, {probability}", f"true: {names[predictions.labels[position]]}",
                  shorten(predictions.paths[position], 42))  # fmt: skip
     return sheet.figure
 
@@ -111,7 +114,9 @@ def draw_changed(predictions: Predictions, album: Album) -> Figure:
             for name, values in predictions.models.items()
         )
         true = names[predictions.labels[position]]
-        _caption(cell, f"is {true}", f"head: {before}", f"then: {after}", shorten(predictions.paths[position], 26))
+        _caption(
+            cell, f"true: {true}", f"before: {before}", f"after: {after}", shorten(predictions.paths[position], 26)
+        )
     return sheet.figure
 
 
@@ -129,7 +134,7 @@ class _Sheet:
         width = (_WIDTH - _MARGIN) / columns - _MARGIN
         picture, caption = width / ratio, 0.15 * lines + 0.14
         titles = [(wrap(title, 9.5, 11), wrap(note, 9.5, 8)) for title, note, _ in sections]
-        heads = [0.2 + 0.19 * (title.count("\n") + 1) + (0.16 if note else 0) for title, note in titles]
+        heads = [0.12 + 0.18 * len(title.splitlines()) + 0.14 * len(note.splitlines()) for title, note in titles]
         rows = [-(-count // columns) for *_, count in sections]
         height = _MARGIN + sum(heads) + sum(rows) * (picture + caption)
         self.figure = new_figure(_WIDTH, height, layout=None)
@@ -139,7 +144,7 @@ class _Sheet:
             left = _MARGIN / _WIDTH
             self.figure.text(left, top / height, title, size=11, weight="bold", va="top")
             if note:
-                self.figure.text(left, (top - head + 0.14) / height, note, size=8, color=GREY, va="baseline")
+                self.figure.text(left, (top - head + 0.1) / height, note, size=8, color=GREY, va="bottom")
             top -= head
             for number in range(count):
                 x = _MARGIN + (number % columns) * (width + _MARGIN)
@@ -166,6 +171,11 @@ def _caption(axes: Axes, first: str, *others: str) -> None:
             color=GREY if last else "black",
             annotation_clip=False,
         )
+
+
+def _side_by_side(left: Pixels, right: Pixels) -> Pixels:
+    gap = np.ones((len(left), max(1, round(0.02 * len(left))), 3), dtype=np.float32)
+    return np.concatenate([left, gap, right], axis=1)
 
 
 def _lay_over(pixels: Pixels, heat: NDArray[np.float32]) -> Pixels:

@@ -8,17 +8,17 @@ from stages.common.network import Network
 
 
 def grad_cam(network: Network, images: Tensor, classes: Tensor) -> Tensor:
-    """Return heat maps, (n, height, width) in [0, 1]: 1 where the evidence for the class is strongest in its picture.
+    """Return heat maps, (n, rows, columns) in [0, 1]: 1 where the evidence for the class is strongest in its picture.
 
     The outputs of the backbone's last block, each channel weighted by the mean gradient of the class's logit with
     respect to it; what speaks against the class is cut off (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391).
-    A map is as coarse as the block's output and is smoothed on its way up to the picture's size. All 0 where nothing
-    speaks for the class.
+    A map is as coarse as that block's output. All 0 where nothing speaks for the class.
 
     Args:
         network: in evaluation mode, float32, on the CPU.
         images: (n, 3, height, width), preprocessed.
-        classes: (n,), the class of each picture to explain; of one output, 1 is what raises the logit, 0 what lowers it.
+        classes: (n,), the class to explain in each picture; of one output, 1 is what raises the logit, 0 what lowers
+            it.
     """
     caught: list[Tensor] = []
 
@@ -39,7 +39,11 @@ def grad_cam(network: Network, images: Tensor, classes: Tensor) -> Tensor:
     finally:
         hook.remove()
     weights = gradients.mean(dim=(2, 3), keepdim=True)
-    heat = functional.relu((weights * caught[0].detach()).sum(dim=1, keepdim=True))
-    heat = functional.interpolate(heat, size=images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    heat = functional.relu((weights * caught[0].detach()).sum(dim=1))
     peaks = heat.amax(dim=(1, 2), keepdim=True)
     return heat / torch.where(peaks > 0, peaks, torch.ones_like(peaks))
+
+
+def enlarge(maps: Tensor, size: int) -> Tensor:
+    """Smooth heat maps (n, rows, columns) up to (n, size, size), pixels."""
+    return functional.interpolate(maps[:, None], size=(size, size), mode="bilinear", align_corners=False)[:, 0]

@@ -15,7 +15,7 @@ FIGURES = (
     (
         "training",
         "Training",
-        "Filled marks: validation pictures; hollow ones: training pictures. A ring: the epoch kept.",
+        "Filled: validation pictures; hollow: training pictures; ringed: the epoch kept.",
     ),
     ("confusion", "Which classes are taken for which", ""),
     ("curves", "Every threshold", "How well the probabilities order the pictures, whatever threshold is chosen."),
@@ -107,8 +107,8 @@ def _limits(evaluation: dict[str, Any], parts: dict[str, int]) -> str:
     gain, count = evaluation["gain"], parts["test"]
     lines = [
         f"The test set has {plural(count, 'picture')}: one of them is {_points(1 / count)} of accuracy.",
-        "The intervals say how far chance may have moved the numbers by the choice of test pictures. They say nothing of "
-        "another seed's training, nor of pictures from elsewhere.",
+        "The intervals cover the choice of test pictures. They say nothing of what another seed's training would give, "
+        "nor of pictures from elsewhere.",
     ]
     if gain["accuracy_low"] is not None and gain["accuracy_high"] is not None:
         low, high = (_points(gain[key], signed=True) for key in ("accuracy_low", "accuracy_high"))

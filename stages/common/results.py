@@ -16,7 +16,7 @@ Positions = list[int]
 
 @dataclass(frozen=True)
 class Predictions:
-    """The test pictures: paths and labels (n,), class names by label, probabilities (n, classes) of both checkpoints."""
+    """The test pictures: paths and labels (n,); class names by label; both checkpoints' probabilities (n, classes)."""
 
     paths: list[str]
     labels: Labels
