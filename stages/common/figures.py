@@ -143,7 +143,7 @@ def draw_confusion(predictions: Predictions) -> Figure:
                     column, row, f"{count:,}", ha="center", va="center", size=size, color="white" if dark else "black"
                 )
         else:
-            axes.set_xlabel(f"predicted\n\n{_most_confused(predictions, model)}")
+            axes.set_xlabel(f"predicted\n\n{_most_confused(predictions, model)}", size=8)
         _name_classes(axes, names)
     assert image is not None
     bar = figure.colorbar(image, ax=panels, shrink=0.7, aspect=30, label="fraction of the true class's pictures")
@@ -156,7 +156,7 @@ def _name_classes(axes: Axes, names: list[str]) -> None:
     step = -(-len(names) // _CLASSES_NAMED)
     shown = range(0, len(names), step)
     size = 9 if len(names) <= 10 else 6.5
-    upright = len(names) <= 3 and max(map(len, names)) <= 14
+    upright = len(names) * max(map(len, names)) <= 48
     axes.set_xticks(shown, [names[label] for label in shown], size=size)
     axes.tick_params("x", rotation=0 if upright else 90)
     axes.set_yticks(shown, [names[label] for label in shown], size=size)

@@ -75,7 +75,7 @@ def draw_wrong(predictions: Predictions, album: Album, network: Network) -> Figu
         "Right of each picture: Grad-CAM, where the network saw evidence for its prediction (bright: most, dark: "
         f"none), from {rows} x {columns} values."
     )
-    names = short_names(predictions.classes, 28)
+    names = short_names(predictions.classes, 24)
     sheet = _Sheet([(title, note, len(positions))], columns=3, ratio=2, lines=3)
     for cell, position, pixels, warmth, label in zip(
         sheet.cells, positions, album.show(images), heat, predicted, strict=True
@@ -105,7 +105,7 @@ def draw_changed(predictions: Predictions, album: Album) -> Figure:
         sections.append((f"Fine-tuning {name} {many}{shown}", "", min(len(group), _MOST_CHANGED)))
     sheet = _Sheet(sections, columns=5, ratio=1, lines=4)
     positions = [position for group in groups for position in group[:_MOST_CHANGED]]
-    names = short_names(predictions.classes, 18)
+    names = short_names(predictions.classes, 14)
     guesses = {name: predict(values) for name, values in predictions.models.items()}
     for cell, position, pixels in zip(sheet.cells, positions, album.show(album.load(positions)), strict=True):
         cell.imshow(pixels)
@@ -166,7 +166,7 @@ def _caption(axes: Axes, first: str, *others: str) -> None:
             xycoords="axes fraction",
             textcoords="offset points",
             va="top",
-            size=6.5 if last else 8,
+            size=6.5 if last else 7.8,
             weight="normal" if number else "bold",
             color=GREY if last else "black",
             annotation_clip=False,

@@ -66,9 +66,9 @@ def new_figure(width: float, height: float, layout: Literal["constrained"] | Non
 
 @house_style()
 def save_figure(path: Path, figure: Figure) -> None:
-    """Write a PNG of 150 dpi, whole or not at all; the same figure gives the same bytes."""
+    """Write a PNG of 150 dpi without empty margins, whole or not at all; the same figure gives the same bytes."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=DPI, metadata={"Software": None})
+    figure.savefig(content, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.12, metadata={"Software": None})
     write_bytes(path, content.getvalue())
 
 
