@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix
@@ -221,6 +221,7 @@ def _draw_curve(axes: Axes, curve: Curve, evaluation: dict[str, Any], score: str
             look.line,
             color=look.color,
             linewidth=2.2,
+            zorder=look.layer,
             label=f"{look.title}, {shown} {number}",
             clip_on=False,
         )
@@ -229,10 +230,11 @@ def _draw_curve(axes: Axes, curve: Curve, evaluation: dict[str, Any], score: str
 def _enlarge_corner(axes: Axes, curve: Curve, corner: float) -> None:
     """Show a good curve's corner, at x = 0 or 1 and y = 1, once more: all that differs is there."""
     shown = (-0.005, _ZOOM) if corner == 0 else (1 - _ZOOM, 1.005)
-    inset = axes.inset_axes((0.3, 0.32, 0.55, 0.55), xlim=shown, ylim=(1 - _ZOOM, 1.005))
+    inset = axes.inset_axes((0.3, 0.32, 0.55, 0.55))
     for model, look in LOOKS.items():
-        inset.plot(curve.x, curve.y[model], look.line, color=look.color, linewidth=2.2)
+        inset.plot(curve.x, curve.y[model], look.line, color=look.color, linewidth=2.2, zorder=look.layer)
     inset.tick_params(labelsize=7)
+    inset.set(xticks=np.arange(0, 1.01, 0.05), yticks=np.arange(0, 1.01, 0.05), xlim=shown, ylim=(1 - _ZOOM, 1.005))
     inset.spines[["top", "right"]].set_visible(True)
     axes.indicate_inset_zoom(inset, edgecolor="black")
 
@@ -263,8 +265,9 @@ def draw_reliability(predictions: Predictions, evaluation: dict[str, Any]) -> Fi
             rates,
             errors,
             fmt=look.marker,
+            zorder=5 - look.layer,
             color=look.color,
-            markersize=7,
+            markersize=look.marker_size,
             elinewidth=1.2,
             capsize=3,
             label=f"{look.title}{number}",
@@ -277,11 +280,8 @@ def draw_reliability(predictions: Predictions, evaluation: dict[str, Any]) -> Fi
     upper.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     upper.set_title("Does a probability mean what it says?")
     figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
-    lower.set(yscale="symlog", ylabel="test pictures", xlabel="probability of the predicted class")
-    lower.set_ylim(0, 8 * len(predictions.labels))
-    lower.yaxis.set_major_locator(LogLocator(numticks=4))
-    lower.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    lower.yaxis.set_minor_formatter(NullFormatter())
+    lower.set(ylabel="test pictures", xlabel="probability of the predicted class")
+    _count_on_log_axis(lower, most=8 * len(predictions.labels))
     lower.xaxis.set_major_formatter(PercentFormatter(xmax=1))
     return figure
 
@@ -318,12 +318,27 @@ def draw_losses(predictions: Predictions) -> Figure:
         left.hist(shown[model], bins, color=look.color, edgecolor=look.color, label=look.title, **filled)
         mean = float(losses[model].mean())
         left.axvline(
-            max(mean, _LEAST_LOSS), color=look.color, linestyle=look.line, linewidth=2, label=f"its mean, {mean:.3g}"
+            max(mean, _LEAST_LOSS),
+            color=look.color,
+            linestyle=look.line,
+            linewidth=2,
+            zorder=look.layer,
+            label=f"its mean, {mean:.3g}",
         )
         heaviest = np.sort(losses[model])[::-1]
         total = heaviest.sum()
-        shares = np.concatenate([[0], np.cumsum(heaviest)]) / (total if total > 0 else 1)
-        right.plot(np.linspace(0, 1, len(shares)), shares, look.line, color=look.color, linewidth=2.2, label=look.title)
+        shares = np.cumsum(heaviest) / (total if total > 0 else 1)
+        ranks = np.arange(1, len(shares) + 1)
+        right.plot(
+            ranks,
+            shares,
+            look.line,
+            marker=look.marker if len(shares) < 20 else None,
+            color=look.color,
+            linewidth=2.2,
+            zorder=look.layer,
+            label=look.title,
+        )
     _use_log_axis(left, "x")
     if len(predictions.classes) == 2:
         left.axvline(np.log(2), color="black", linewidth=1, linestyle=":", label="probability 50%: wrong beyond")
@@ -331,14 +346,14 @@ def draw_losses(predictions: Predictions) -> Figure:
         f"; leftmost: {_LEAST_LOSS:g} or less" if min(values.min() for values in losses.values()) < _LEAST_LOSS else ""
     )
     left.set(xlabel=f"log-loss of a picture, nats{clipped}", ylabel="test pictures")
-    left.set_ylim(top=left.get_ylim()[1] * 1.3)
-    left.yaxis.set_major_locator(MaxNLocator(integer=True))
+    _count_on_log_axis(left, most=40 * len(predictions.labels))
     left.legend(fontsize=8, ncols=2, loc="upper left")
     left.set_title("How the losses are spread")
     right.set_title("How much of the sum the heaviest carry")
-    right.set(xlabel="heaviest pictures", ylabel="share of the total loss", xlim=(-0.01, 1), ylim=(0, 1.02))
-    for axis in (right.xaxis, right.yaxis):
-        axis.set_major_formatter(PercentFormatter(xmax=1))
+    _use_log_axis(right, "x")
+    right.set(xlabel="the heaviest ... pictures", ylabel="share of the total loss", ylim=(0, 1.02))
+    right.set_xlim(0.9, 1.1 * max(len(predictions.labels), 2))
+    right.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     right.legend(loc="lower right", fontsize=8)
     figure.supxlabel(wrap(describe_losses(predictions), 9.6, 9), x=0.01, ha="left", size=9)
     return figure
@@ -377,6 +392,14 @@ def describe_losses(predictions: Predictions) -> str:
     if means["finetuned"] > means["head"] and accuracies["finetuned"] >= accuracies["head"]:
         lines.append("So the loss rose although no more pictures are wrong.")
     return "\n".join(lines)
+
+
+def _count_on_log_axis(axes: Axes, most: float) -> None:
+    """A logarithmic axis from 0 up: one picture can be seen beside a thousand."""
+    axes.set(yscale="symlog", ylim=(0, most))
+    axes.yaxis.set_major_locator(FixedLocator([0, *10.0 ** np.arange(np.floor(np.log10(most)) + 1)]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _use_log_axis(axes: Axes, which: str) -> None:

@@ -44,10 +44,15 @@ class Look:
     color: str
     line: str
     marker: str
+    marker_size: float
+    layer: float  # dashes lie above the full line under which they would vanish
 
 
 # Okabe and Ito's colours, told apart by colour-blind readers (https://jfly.uni-koeln.de/color/).
-LOOKS = {"head": Look("head phase", "#E69F00", "--", "o"), "finetuned": Look("fine-tuned", "#0072B2", "-", "s")}
+LOOKS = {
+    "head": Look("head phase", "#E69F00", "--", "o", 9, 3),
+    "finetuned": Look("fine-tuned", "#0072B2", "-", "s", 6, 2.5),
+}
 
 
 @contextmanager
@@ -68,7 +73,9 @@ def new_figure(width: float, height: float, layout: Literal["constrained"] | Non
 def save_figure(path: Path, figure: Figure) -> None:
     """Write a PNG of 150 dpi without empty margins, whole or not at all; the same figure gives the same bytes."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.12, metadata={"Software": None})
+    # Without a layout engine everything has its place already.
+    box = "tight" if figure.get_layout_engine() else None
+    figure.savefig(content, format="png", dpi=DPI, bbox_inches=box, pad_inches=0.12, metadata={"Software": None})
     write_bytes(path, content.getvalue())
 
 
