@@ -370,7 +370,7 @@ def describe_losses(predictions: Predictions) -> str:
         count = max(1, round(len(values) / 100))
         heaviest, total = np.sort(values)[::-1], float(values.sum())
         if total < _LEAST_LOSS * len(values):
-            lines.append(f"{look.title}: the mean loss is below {_LEAST_LOSS:g}.")
+            lines.append(f"{look.title.capitalize()}: the mean loss is below {_LEAST_LOSS:g}.")
             continue
         share = percent(float(heaviest[:count].sum()) / total)
         worst = "worst picture carries" if count == 1 else f"worst 1% ({count} pictures) carry"
@@ -378,7 +378,7 @@ def describe_losses(predictions: Predictions) -> str:
         part = percent(float(values[wrong].sum()) / total)
         text = f"the {mistakes} {part}" if wrong.any() else "there are no mistakes"
         lines.append(
-            f"{look.title}: the {worst} {share} of the total loss of {plural(len(values), 'picture')}; {text}."
+            f"{look.title.capitalize()}: the {worst} {share} of the total loss of {plural(len(values), 'picture')}; {text}."
         )
     before, after = (picture_losses(predictions.labels, values) for values in predictions.models.values())
     wrong = predict(predictions.finetuned) != predictions.labels

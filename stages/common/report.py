@@ -58,17 +58,19 @@ def write_out(
         recipe: the parameters to list, by their names; a section's are a dictionary.
         pairs: the rows of `near_duplicates.csv`: `test`, `train`, `cosine`.
         figures: the figures' folder, relative to the report, with `/`.
-        captions: what to say of a figure beside what `FIGURES` says, by its name.
+        captions: what to say of a figure in place of what `FIGURES` says, by its name; a line becomes a list's item.
     """
     parts = {part: sum(counts[part] for counts in split["classes"].values()) for part in ("train", "val", "test")}
     return "\n\n".join(
         [
             "# Did fine-tuning help?",
             f"**{scoring.sentence(evaluation['gain'])}**",
+            _subject(split, recipe["model"], parts),
             _scores(evaluation),
+            "## How far to trust this",
             _limits(evaluation, parts),
             "## Figures",
-            *(_figure(name, title, f"{note} {captions.get(name, '')}", figures) for name, title, note in FIGURES),
+            *(_figure(name, title, captions.get(name, note), figures) for name, title, note in FIGURES),
             "## Pictures",
             _pictures(split, parts),
             "## Is the test set clean?",
@@ -87,6 +89,16 @@ def read_pairs(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def _subject(split: dict[str, Any], model: dict[str, Any], parts: dict[str, int]) -> str:
+    weights = "random weights" if model["weights"] is None else f"the weights {_code(model['weights'])}"
+    classes = plural(len(split["classes"]), "class", "classes")
+    others = f"watched on {parts['val']:,}, tested on" if parts["val"] else "watched and tested on the same"
+    return (
+        f"A {_code(model['arch'])} that started from {weights}, trained on {plural(parts['train'], 'picture')} of "
+        f"{classes}, {others} {parts['test']:,}."
+    )
+
+
 def _scores(evaluation: dict[str, Any]) -> str:
     head, finetuned, gain = (evaluation[name] for name in ("head", "finetuned", "gain"))
     rows = []
@@ -99,8 +111,11 @@ def _scores(evaluation: dict[str, Any]) -> str:
             intervals = [_interval(scores, key) for scores in (head, finetuned)]
             rows.append(["95% interval", *intervals, _interval(gain, key, signed=True)])
     counts = f"Fine-tuning fixed {plural(gain['fixed'], 'picture')} and broke {gain['broken']:,}"
-    test = f"exact McNemar test: p = {_value(gain['mcnemar_p'], 'number')}"
-    return f"{_table(['on the test pictures', 'head phase', 'fine-tuned', 'gain'], rows)}\n\n{counts} ({test})."
+    p_value = gain["mcnemar_p"]
+    test = "exact McNemar test: p " + ("< 0.0001" if p_value < 0.0001 else f"= {p_value:.4f}")
+    table = _table(["on the test pictures", "head phase", "fine-tuned", "gain"], rows)
+    areas = "Area under ROC and average precision: one class against the rest, mean over the classes."
+    return "\n\n".join([table, f"{counts} ({test}).", *([areas] if len(head["classes"]) > 2 else [])])
 
 
 def _limits(evaluation: dict[str, Any], parts: dict[str, int]) -> str:
@@ -111,15 +126,16 @@ def _limits(evaluation: dict[str, Any], parts: dict[str, int]) -> str:
         "nor of pictures from elsewhere.",
     ]
     if gain["accuracy_low"] is not None and gain["accuracy_high"] is not None:
-        low, high = (_points(gain[key], signed=True) for key in ("accuracy_low", "accuracy_high"))
-        lines.insert(1, f"With these pictures, a true gain from {low} to {high} cannot be told from the one measured.")
+        interval = _interval(gain, "accuracy", signed=True)
+        lines.insert(1, f"With these pictures, a true gain of {interval} cannot be told from the one measured.")
     if not parts["val"]:
         lines.append("There is no validation part: training watched the test pictures, so these numbers flatter.")
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _figure(name: str, title: str, note: str, folder: str) -> str:
-    text = " ".join(note.split())
+def _figure(name: str, title: str, caption: str, folder: str) -> str:
+    lines = caption.splitlines()
+    text = "\n".join(f"- {line}" for line in lines) if len(lines) > 1 else caption
     return f"### {title}\n\n![{title}]({folder}/{name}.png)" + (f"\n\n{text}" if text else "")
 
 
@@ -209,7 +225,9 @@ def _interval(scores: dict[str, Any], key: str, signed: bool = False) -> str:
     ends = [scores[f"{key}_{end}"] for end in ("low", "high")]
     if None in ends:
         return "undefined"
-    return " to ".join(_points(end, signed=True) if signed else f"{end:.2%}" for end in ends)
+    if signed:
+        return f"{ends[0] * 100:+.2f} to {_points(ends[1], signed=True)}"
+    return f"{ends[0]:.2%} to {ends[1]:.2%}"
 
 
 def _cell(text: str) -> str:
