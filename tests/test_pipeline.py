@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, log_loss
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from stages.common import scoring
 from stages.common.checkpoint import load_checkpoint
 from stages.common.index import read_index
+from stages.common.report import FIGURES
 
 
 @pytest.fixture(scope="module", params=[("cat", "dog"), ("ant", "bee", "cat")], ids=["two classes", "three classes"])
@@ -44,6 +46,8 @@ def test_every_file_of_the_contract_is_written(finished: Project) -> None:
         "metrics/split.json",
         "metrics/evaluation.json",
         "metrics/predictions.csv",
+        "metrics/report.md",
+        *(f"metrics/curves/{name}.csv" for name in ("roc", "precision_recall", "confusion")),
     ):
         assert finished.path(name).is_file(), name
     assert not list(finished.folder.rglob("*.tmp"))
@@ -120,11 +124,37 @@ def test_nothing_tracked_names_the_machine_the_day_or_the_folder(finished: Proje
             assert not [word for word in words if word in path.read_text()], path
 
 
-def test_figures_are_pictures_with_something_on_them(finished: Project) -> None:
-    for name in ("loss", "accuracy"):
+def test_figures_are_pictures_with_something_on_them_and_the_report_shows_each(finished: Project) -> None:
+    written = {path.stem for path in finished.path("metrics/figures").glob("*.png")}
+    assert written == {name for name, *_ in FIGURES}
+    report = finished.path("metrics/report.md").read_text()
+    for name in written:
+        assert f"](figures/{name}.png)" in report
         with Image.open(finished.path(f"metrics/figures/{name}.png")) as figure:
-            assert figure.size == (1050, 600)
-            assert len(figure.convert("RGB").getcolors(2**20) or []) > 20
+            assert figure.info["dpi"] == pytest.approx((150, 150), abs=0.1)
+            assert len(figure.convert("RGB").getcolors(2**22) or []) > 20
+
+
+def test_the_report_has_the_verdict_and_the_recipe(finished: Project) -> None:
+    report = finished.path("metrics/report.md").read_text()
+    evaluation = json.loads(finished.path("metrics/evaluation.json").read_text())
+    assert f"**{scoring.sentence(evaluation['gain'])}**" in report
+    assert f"| accuracy | {evaluation['head']['accuracy']:.2%} |" in report
+    for key, value in finished.params["finetune"].items():
+        assert f"| `finetune.{key}` | `{'null' if value is None else value}` |" in report
+
+
+def test_predictions_of_other_pictures_are_refused(finished: Project, refusal: Callable[[Project, str], str]) -> None:
+    path = finished.path("metrics/predictions.csv")
+    kept = path.read_text()
+    header, first, *rest = kept.splitlines(keepends=True)
+    try:
+        path.write_text("".join([header, *rest, first]))
+        assert "`dvc repro` makes both anew" in refusal(finished, "plot")
+        path.write_text("a,b\n1,2\n")
+        assert "not a file of predictions" in refusal(finished, "plot")
+    finally:
+        path.write_text(kept)
 
 
 def test_test_accuracy_is_printed_for_each_checkpoint(finished: Project, capsys: pytest.CaptureFixture[str]) -> None:

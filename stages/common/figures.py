@@ -377,9 +377,8 @@ def describe_losses(predictions: Predictions) -> str:
         mistakes = plural(int(wrong.sum()), "mistake")
         part = percent(float(values[wrong].sum()) / total)
         text = f"the {mistakes} {part}" if wrong.any() else "there are no mistakes"
-        lines.append(
-            f"{look.title.capitalize()}: the {worst} {share} of the total loss of {plural(len(values), 'picture')}; {text}."
-        )
+        pictures = plural(len(values), "picture")
+        lines.append(f"{look.title.capitalize()}: the {worst} {share} of the total loss of {pictures}; {text}.")
     before, after = (picture_losses(predictions.labels, values) for values in predictions.models.values())
     wrong = predict(predictions.finetuned) != predictions.labels
     by_mistakes, by_others = (float((after - before)[chosen].sum()) / len(wrong) for chosen in (wrong, ~wrong))

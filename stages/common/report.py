@@ -155,9 +155,9 @@ def _pictures(split: dict[str, Any], parts: dict[str, int]) -> str:
 
 
 def _near_duplicates(found: dict[str, Any], evaluation: dict[str, Any], pairs: list[dict[str, str]]) -> str:
-    rule = f"a cosine of at least {found['threshold']:g} between the frozen network's pooled activations"
+    rule = f"a cosine of at least {found['threshold']:g} between the backbone's whitened, pooled activations"
     if not found["pairs"]:
-        return f"No test picture is nearly the same as a training picture ({rule})."
+        return f"No test picture is nearly the same as a training or validation picture ({rule})."
     shown = [
         [_cell(pair["test"]), _cell(pair["train"]), f"{float(pair['cosine']):.4f}"] for pair in pairs[:_MOST_PAIRS]
     ]
@@ -168,10 +168,13 @@ def _near_duplicates(found: dict[str, Any], evaluation: dict[str, Any], pairs: l
         ["without them", *(_value(found[f"{name}_accuracy"], "percent") for name in ("head", "finetuned"))],
     ]
     text = (
-        f"{plural(found['test_pictures'], 'test picture')} may be nearly the same as a training picture: "
+        f"{plural(found['test_pictures'], 'test picture')} may be nearly the same as a training or validation picture: "
         f"{plural(found['pairs'], 'pair')} with {rule}. Look at them: such pictures test memory."
     )
-    tables = (_table(["accuracy", "head phase", "fine-tuned"], accuracy), _table(["test", "train", "cosine"], shown))
+    tables = (
+        _table(["accuracy", "head phase", "fine-tuned"], accuracy),
+        _table(["test", "training or validation", "cosine"], shown),
+    )
     return "\n\n".join([text, *tables])
 
 

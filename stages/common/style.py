@@ -64,7 +64,7 @@ def house_style() -> Iterator[None]:
 
 def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
     """Return an empty figure, inches."""
-    figure = Figure(figsize=(width, height), layout=layout)
+    figure = Figure(figsize=(width, height), dpi=DPI, layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
@@ -75,7 +75,7 @@ def save_figure(path: Path, figure: Figure) -> None:
     content = io.BytesIO()
     # Without a layout engine everything has its place already.
     box = "tight" if figure.get_layout_engine() else None
-    figure.savefig(content, format="png", dpi=DPI, bbox_inches=box, pad_inches=0.12, metadata={"Software": None})
+    figure.savefig(content, format="png", bbox_inches=box, pad_inches=0.12, metadata={"Software": None})
     write_bytes(path, content.getvalue())
 
 
