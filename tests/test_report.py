@@ -19,7 +19,7 @@ RECIPE = {
 
 def scores(accuracy: float, **more: float | None) -> dict[str, Any]:
     names = ("balanced_accuracy", "loss", "auroc", "average_precision", "f1_macro", "brier", "ece")
-    values: dict[str, Any] = {name: 0.5 for name in names}
+    values: dict[str, Any] = dict.fromkeys(names, 0.5)
     values |= {"accuracy": accuracy, "accuracy_low": accuracy - 0.05, "accuracy_high": accuracy + 0.02}
     values["classes"] = {name: {"precision": None, "recall": 0.75, "support": 100} for name in NAMES}
     return {**values, **more}
