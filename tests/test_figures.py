@@ -275,4 +275,4 @@ def test_galleries_without_anything_to_show_say_so(tmp_path: Path) -> None:
     predictions = made_up(["cat", "dog"], 7, skill=60)
     pictures = album(tmp_path, predictions)
     assert "no mistakes on 7 pictures" in words(draw_wrong(predictions, pictures, looks_at_colors(1)))
-    assert "neither fixed nor broke any of 7 pictures" in words(draw_changed(predictions, pictures))
+    assert "neither fixed nor broke a picture, of 7 pictures" in words(draw_changed(predictions, pictures))

@@ -88,7 +88,8 @@ def draw_training(head: Sequence[Epoch], finetune: Sequence[Epoch], selected: tu
     if 0 < _LOG_RANGE * min(values) < max(values):
         _use_log_axis(losses, "y")
     else:
-        losses.set_ylim(bottom=0)
+        losses.set_ylim(0, 1.1 * max(values))
+    accuracies.margins(y=0.1)
     losses.set_title(f"head phase: epoch {selected[0]} kept ◯")
     losses.set_title(f"fine-tuning: epoch {selected[1]} kept ◯", loc="right")
     accuracies.yaxis.set_major_formatter(PercentFormatter(xmax=1))

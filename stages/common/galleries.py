@@ -97,7 +97,7 @@ def draw_changed(predictions: Predictions, album: Album) -> Figure:
     """
     groups, total = find_changed(predictions), plural(len(predictions.labels), "picture")
     if not any(groups):
-        return _say(f"Fine-tuning neither fixed nor broke any of {total}.")
+        return _say(f"Fine-tuning neither fixed nor broke a picture, of {total}.")
     sections = []
     for name, group in zip(("fixed", "broke"), groups, strict=True):
         shown = f"; the {_MOST_CHANGED} that changed most" if len(group) > _MOST_CHANGED else ""
