@@ -1,24 +1,72 @@
-"""Step 6: histories -> figures."""
+"""Step 6: histories, predictions and test pictures -> figures, tables for DVC's plots, and the report."""
 
 import argparse
+import json
+import os
 from pathlib import Path
 
-from stages.common.command import run
-from stages.common.figures import draw_accuracy, draw_loss, save_figure
-from stages.common.history import read_history
+from stages.common.checkpoint import load_checkpoint
+from stages.common.command import StageError, run
+from stages.common.curves import write_curves
+from stages.common.device import make_deterministic
+from stages.common.figures import describe_losses, draw_numbers
+from stages.common.files import write_text
+from stages.common.galleries import Album, draw_pictures
+from stages.common.history import read_history, read_selected
+from stages.common.index import read_index
+from stages.common.params import load_params
+from stages.common.report import read_pairs, write_out
+from stages.common.results import read_predictions
+from stages.common.style import save_figure
 
 
 def main() -> None:
-    """Draw the loss and the accuracy of both phases."""
+    """Draw what `evaluate` found and what the pictures show, and put it all on one page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--head", type=Path, required=True, help="folder with the head phase's history")
-    parser.add_argument("--finetune", type=Path, required=True, help="folder with the fine-tuning phase's history")
+    parser.add_argument("--params", type=Path, required=True)
+    parser.add_argument("--test", type=Path, required=True, help="index file")
+    parser.add_argument("--finetuned", type=Path, required=True, help="checkpoint")
+    parser.add_argument("--split", type=Path, required=True, help="JSON file with the counts")
+    parser.add_argument("--head-history", type=Path, required=True, help="folder")
+    parser.add_argument("--finetune-history", type=Path, required=True, help="folder")
+    parser.add_argument("--evaluation", type=Path, required=True, help="JSON file with the scores")
+    parser.add_argument("--predictions", type=Path, required=True, help="CSV file")
+    parser.add_argument("--near-duplicates", type=Path, required=True, help="CSV file")
     parser.add_argument("--figures", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--curves", type=Path, required=True, help="folder to write DVC's tables to")
+    parser.add_argument("--report", type=Path, required=True, help="Markdown file to write")
     arguments = parser.parse_args()
-    head, finetune = read_history(arguments.head), read_history(arguments.finetune)
-    save_figure(arguments.figures / "loss.png", draw_loss(head, finetune))
-    save_figure(arguments.figures / "accuracy.png", draw_accuracy(head, finetune))
-    print(f"figures in {arguments.figures}")
+    params = load_params(arguments.params)
+    entries, predictions = read_index(arguments.test), read_predictions(arguments.predictions)
+    if [entry.path for entry in entries] != predictions.paths:
+        raise StageError(f"{arguments.predictions}: not the pictures of {arguments.test}; `dvc repro` makes both anew")
+    evaluation, split = (json.loads(path.read_text("utf-8")) for path in (arguments.evaluation, arguments.split))
+    histories = (arguments.head_history, arguments.finetune_history)
+    head, finetune = map(read_history, histories)
+    selected = (read_selected(histories[0]), read_selected(histories[1]))
+
+    make_deterministic(params.seed)
+    network, description = load_checkpoint(arguments.finetuned, entries)
+    album = Album(Path(params.data.path), entries, description.preprocessing)
+    figures = draw_numbers(predictions, evaluation, (head, finetune), selected)
+    figures |= draw_pictures(predictions, album, network)
+    for name, figure in figures.items():
+        save_figure(arguments.figures / f"{name}.png", figure)
+    write_curves(arguments.curves, predictions)
+    recipe = {
+        "data.path": params.data.path,
+        "seed": params.seed,
+        "precision": params.precision,
+        "split": params.split.model_dump(),
+        "model": params.model.model_dump(),
+        "train_head": params.train_head.model_dump(),
+        "finetune": params.finetune.model_dump(),
+    }
+    folder = Path(os.path.relpath(arguments.figures, arguments.report.parent)).as_posix()
+    captions = {"losses": describe_losses(predictions)}
+    pairs = read_pairs(arguments.near_duplicates)
+    write_text(arguments.report, write_out(evaluation, split, recipe, pairs, folder, captions))
+    print(f"figures in {arguments.figures}, report in {arguments.report}")
 
 
 if __name__ == "__main__":

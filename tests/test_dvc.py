@@ -212,8 +212,10 @@ def test_what_runs_again_when_what_changes(tmp_path: Path) -> None:
     assert "index.html" in page
     assert "failed to load" not in page
     html = (tmp_path / "page" / "index.html").read_text()
-    for name in ("train_loss", "val_loss", "accuracy", "metrics/figures/loss.png", "HEAD", "workspace"):
+    for name in ("train_loss", "val_loss", "accuracy", "metrics/figures/training.png", "HEAD", "workspace"):
         assert name in html
+    for plot in (next(iter(plot)) for plot in PIPELINE["plots"]):
+        assert plot in html
 
 
 def test_the_weight_file_is_followed_and_never_touched(tmp_path: Path) -> None:

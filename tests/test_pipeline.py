@@ -3,7 +3,7 @@
 import csv
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stages.common import near_duplicates, scoring
 from stages.common.checkpoint import load_checkpoint
 from stages.common.index import read_index, write_index
+from stages.common.report import FIGURES
 
 
 @pytest.fixture(scope="module", params=[("cat", "dog"), ("ant", "bee", "cat")], ids=["two classes", "three classes"])
@@ -60,6 +61,8 @@ def test_every_file_of_the_contract_is_written(finished: Project) -> None:
         "metrics/evaluation.json",
         "metrics/predictions.csv",
         "metrics/near_duplicates.csv",
+        "metrics/report.md",
+        *(f"metrics/curves/{name}.csv" for name in ("roc", "precision_recall", "confusion")),
     ):
         assert finished.path(name).is_file(), name
     assert not list(finished.folder.rglob("*.tmp"))
@@ -220,11 +223,37 @@ def test_nothing_tracked_names_the_machine_the_day_or_the_folder(finished: Proje
             assert not [word for word in words if word in path.read_text()], path
 
 
-def test_figures_are_pictures_with_something_on_them(finished: Project) -> None:
-    for name in ("loss", "accuracy"):
+def test_figures_are_pictures_with_something_on_them_and_the_report_shows_each(finished: Project) -> None:
+    written = {path.stem for path in finished.path("metrics/figures").glob("*.png")}
+    assert written == {name for name, *_ in FIGURES}
+    report = finished.path("metrics/report.md").read_text()
+    for name in written:
+        assert f"](figures/{name}.png)" in report
         with Image.open(finished.path(f"metrics/figures/{name}.png")) as figure:
-            assert figure.size == (1050, 600)
-            assert len(figure.convert("RGB").getcolors(2**20) or []) > 20
+            assert figure.info["dpi"] == pytest.approx((150, 150), abs=0.1)
+            assert len(figure.convert("RGB").getcolors(2**22) or []) > 20
+
+
+def test_the_report_has_the_verdict_and_the_recipe(finished: Project) -> None:
+    report = finished.path("metrics/report.md").read_text()
+    evaluation = json.loads(finished.path("metrics/evaluation.json").read_text())
+    assert f"**{scoring.sentence(evaluation['gain'])}**" in report
+    assert f"| accuracy | {evaluation['head']['accuracy']:.2%} |" in report
+    for key, value in finished.params["finetune"].items():
+        assert f"| `finetune.{key}` | `{'null' if value is None else value}` |" in report
+
+
+def test_predictions_of_other_pictures_are_refused(finished: Project, refusal: Callable[[Project, str], str]) -> None:
+    path = finished.path("metrics/predictions.csv")
+    kept = path.read_text()
+    header, first, *rest = kept.splitlines(keepends=True)
+    try:
+        path.write_text("".join([header, *rest, first]))
+        assert "`dvc repro` makes both anew" in refusal(finished, "plot")
+        path.write_text("a,b\n1,2\n")
+        assert "not a file of predictions" in refusal(finished, "plot")
+    finally:
+        path.write_text(kept)
 
 
 def test_evaluate_ends_with_a_table_and_the_verdict(finished: Project, capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,9 +262,9 @@ def test_evaluate_ends_with_a_table_and_the_verdict(finished: Project, capsys: p
     evaluation = json.loads(finished.path("metrics/evaluation.json").read_text())
     printed = capsys.readouterr()
     assert printed.err == ""
-    titles, head, finetuned_line, gain, sentence, duplicates = printed.out.splitlines()
+    titles, head, finetuned, gain, sentence, duplicates = printed.out.splitlines()
     assert titles.split() == ["95%", "interval", "loss"]
-    for line, model in ((head, "head"), (finetuned_line, "finetuned")):
+    for line, model in ((head, "head"), (finetuned, "finetuned")):
         scores = evaluation[model]
         assert f"Test accuracy: {scores['accuracy']:.2%}" in line
         assert f"{scores['accuracy_low']:.2%} to {scores['accuracy_high']:.2%}" in line
@@ -243,10 +272,6 @@ def test_evaluate_ends_with_a_table_and_the_verdict(finished: Project, capsys: p
     assert f"{100 * evaluation['gain']['accuracy']:+z.2f} points" in gain
     assert sentence == scoring.sentence(evaluation["gain"])
     assert duplicates == "No test picture is nearly the same as a training picture."
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["scoring", str(finished.path("metrics/evaluation.json"))])
-        scoring.main()
-    assert capsys.readouterr().out.splitlines() == [titles, head, finetuned_line, gain, sentence]
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The history of a phase, as DVCLive writes it and DVC plots it."""
 
 import csv
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,3 +65,12 @@ def read_history(folder: Path) -> list[Epoch]:
         with (folder / "plots" / "metrics" / f"{name}.tsv").open(encoding="utf-8", newline="") as file:
             columns.append([(int(row["step"]), float(row[name])) for row in csv.DictReader(file, delimiter="\t")])
     return [Epoch(rows[0][0], *(value for _, value in rows)) for rows in zip(*columns, strict=True)]
+
+
+def read_selected(folder: Path) -> int:
+    """Return the number of the epoch whose weights were kept.
+
+    Raises:
+        OSError: it is not there.
+    """
+    return int(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["selected_epoch"])

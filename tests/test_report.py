@@ -1,0 +1,134 @@
+"""The report, on made-up scores."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.common import scoring
+from stages.common.report import FIGURES, read_pairs, write_out
+
+NAMES = ["cat", "dog|wolf", "a_b*c"]
+RECIPE = {
+    "seed": 42,
+    "model": {"arch": "mobilenet_v3_large", "weights": "my|weights.pth", "image_size": None},
+    "finetune": {"lr": 1e-5},
+}
+
+
+def scores(accuracy: float, **more: float | None) -> dict[str, Any]:
+    names = ("balanced_accuracy", "loss", "auroc", "average_precision", "f1_macro", "brier", "ece")
+    values: dict[str, Any] = dict.fromkeys(names, 0.5)
+    values |= {"accuracy": accuracy, "accuracy_low": accuracy - 0.05, "accuracy_high": accuracy + 0.02}
+    values["classes"] = {name: {"precision": None, "recall": 0.75, "support": 100} for name in NAMES}
+    return {**values, **more}
+
+
+def evaluation() -> dict[str, Any]:
+    gain = {"accuracy": 0.03, "accuracy_low": 0.01, "accuracy_high": 0.06, "loss": -0.1}
+    gain |= {"fixed": 12, "broken": 3, "mcnemar_p": 0.035, "verdict": "better"}
+    near = {"threshold": 0.9, "pairs": 0, "test_pictures": 0, "head_accuracy": 0.9, "finetuned_accuracy": 0.93}
+    return {
+        "head": scores(0.9, auroc=None, loss=0.2345),
+        "finetuned": scores(0.93),
+        "gain": gain,
+        "near_duplicates": near,
+    }
+
+
+def split(val: int = 100) -> dict[str, Any]:
+    counts = {"train": 1000, "val": val, "test": 100}
+    rejected = [{"path": "cat/1.jpg", "reason": "empty file"}]
+    return {
+        "pictures": 3 * sum(counts.values()),
+        "classes": dict.fromkeys(NAMES, counts),
+        "rejected": rejected,
+        "duplicates": [["a", "b"], ["c", "d"]],
+        "ignored": {},
+    }
+
+
+def report(found: dict[str, Any] | None = None, pairs: list[dict[str, str]] | None = None, val: int = 100) -> str:
+    return write_out(found or evaluation(), split(val), RECIPE, pairs or [], "figures", {"losses": "First.\nSecond."})
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def row(text: str, start: str) -> list[str]:
+    return next(cells(line) for line in text.splitlines() if line.startswith(f"| {start}"))
+
+
+def test_the_verdict_stands_above_all() -> None:
+    lines = report().splitlines()
+    assert lines[2] == f"**{scoring.sentence(evaluation()['gain'])}**"
+
+
+def test_it_says_what_was_trained_on_what() -> None:
+    text = report()
+    assert "`mobilenet_v3_large`" in text
+    assert "trained on 3,000 pictures of 3 classes, watched on 300, tested on 300." in text
+    assert row(text, "cat") == ["cat", "1,000", "100", "100"]
+    assert row(text, "**all**") == ["**all**", "**3,000**", "**300**", "**300**"]
+    assert "1 file rejected, 2 groups of copies" in text
+    assert row(text, "`finetune.lr`") == ["`finetune.lr`", "`1e-05`"]
+    assert row(text, "`model.image_size`") == ["`model.image_size`", "`null`"]
+
+
+def test_the_table_has_both_checkpoints_and_the_gain() -> None:
+    text = report()
+    assert row(text, "accuracy") == ["accuracy", "90.00%", "93.00%", "+3.00 points"]
+    assert row(text, "95% interval") == [
+        "95% interval",
+        "85.00% to 92.00%",
+        "88.00% to 95.00%",
+        "+1.00 to +6.00 points",
+    ]
+    assert row(text, "log-loss") == ["log-loss (lower is better)", "0.2345", "0.5000", "+0.2655"]
+    assert row(text, "area under ROC") == ["area under ROC", "undefined", "0.5000", "undefined"]
+    assert "fixed 12 pictures and broke 3 (exact McNemar test: p = 0.0350)" in text
+
+
+def test_limits_are_stated() -> None:
+    assert "The test set has 300 pictures: one of them is 0.33 points of accuracy." in report()
+    assert "flatter" not in report()
+    assert "training watched the test pictures, so these numbers flatter" in report(val=0)
+    assert "watched and tested on the same 300" in report(val=0)
+
+
+def test_every_figure_is_shown_and_captions_of_several_lines_become_lists() -> None:
+    text = report()
+    assert [name for name, *_ in FIGURES] == re.findall(r"!\[[^]]+\]\(figures/(\w+)\.png\)", text)
+    assert "- First.\n- Second.\n" in text
+
+
+def test_names_break_no_table() -> None:
+    text = report()
+    assert row(text, "dog") == ["dog\\|wolf", "1,000", "100", "100"]
+    assert row(text, "a") == ["accuracy", "90.00%", "93.00%", "+3.00 points"]
+    assert "| a\\_b\\*c | 1,000" in text
+    assert row(text, "`model.weights`") == ["`model.weights`", "`my\\|weights.pth`"]
+    width = 0
+    for line in text.splitlines():
+        width = 0 if not line.startswith("|") else width or len(cells(line))
+        assert not width or len(cells(line)) == width, line
+
+
+@pytest.mark.parametrize("count", [1, 20, 21, 500])
+def test_at_most_twenty_near_duplicates_are_listed(count: int, tmp_path: Path) -> None:
+    rows = "".join(f"cat/{number}.jpg,cat/_{number}.jpg,0.99\n" for number in range(count))
+    (tmp_path / "pairs.csv").write_text(f"test,train,cosine\n{rows}")
+    found = evaluation()
+    found["near_duplicates"] |= {"pairs": count, "test_pictures": count, "head_accuracy": 0.88}
+    found["near_duplicates"]["finetuned_accuracy"] = None
+    text = report(found, read_pairs(tmp_path / "pairs.csv"))
+    assert text.count("\n| cat/") == min(count, 20)
+    assert (f"{count - 20} more" in text) == (count > 20)
+    assert row(text, "all test pictures") == ["all test pictures", "90.00%", "93.00%"]
+    assert row(text, "without them") == ["without them", "88.00%", "undefined"]
+
+
+def test_a_clean_test_set_is_said_to_be_one() -> None:
+    assert "No test picture is nearly the same as a training or validation picture" in report()
