@@ -27,7 +27,11 @@ def test_neighbouring_seeds_do_not_share_the_orders_of_their_epochs(tmp_path: Pa
 
     def orders(seed: int) -> list[tuple[float, ...]]:
         batches = Batches(root, entries, Preprocessing(crop=8), 40, 0, shuffle_seed=seed)
-        return [tuple(images.mean(dim=(1, 2, 3)).tolist()) for _ in range(4) for images, _ in batches]
+        means = []
+        for epoch in range(4):
+            batches.set_epoch(epoch)
+            means += [tuple(images.mean(dim=(1, 2, 3)).tolist()) for images, _ in batches]
+        return means
 
     assert len({*orders(1), *orders(2), *orders(3)}) == 12
     assert orders(1) == orders(1)

@@ -115,7 +115,7 @@ class Trainer:
     @property
     def backbone(self) -> nn.Sequential:
         """The blocks that `logits` runs: a forward hook on them sees what the classifier is given."""
-        return self._folded.backbone
+        return self._fused.backbone
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Return the logits, (n, outputs), float32, in evaluation mode."""
