@@ -15,7 +15,7 @@ test: .venv/installed-test
 	ruff check .
 	ruff format --check .
 	mypy
-	pytest
+	pytest --numprocesses auto
 
 # Against a tutorial's loop; what to measure goes in ARGS: make bench ARGS="--data photos --weights weights.pth"
 bench: .venv/installed

@@ -217,15 +217,18 @@ GAIN = {"accuracy": 0.025, "accuracy_low": 0.009, "accuracy_high": 0.0476, "loss
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, "Fine-tuning helped: +2.5 points (95% interval +0.9 to +4.8, p = 0.021): 13 pictures fixed, 3 broken."),
+        (
+            {},
+            "Fine-tuning helped: +2.50 points (95% interval +0.90 to +4.76, p = 0.021): 13 pictures fixed, 3 broken.",
+        ),
         (
             {"verdict": "worse", "accuracy": -0.1, "accuracy_low": -0.15, "accuracy_high": -0.05, "mcnemar_p": 1e-7},
-            "Fine-tuning made it worse: -10.0 points (95% interval -15.0 to -5.0, p < 0.001): "
+            "Fine-tuning made it worse: -10.00 points (95% interval -15.00 to -5.00, p < 0.001): "
             "13 pictures fixed, 3 broken.",
         ),
         (
-            {"verdict": "no evidence", "accuracy": -0.0001, "fixed": 1, "broken": 1, "mcnemar_p": 1.0},
-            "No evidence that fine-tuning helped: +0.0 points (95% interval +0.9 to +4.8, p = 1.000): "
+            {"verdict": "no evidence", "accuracy": -0.00001, "fixed": 1, "broken": 1, "mcnemar_p": 1.0},
+            "No evidence that fine-tuning helped: +0.00 points (95% interval +0.90 to +4.76, p = 1.000): "
             "1 picture fixed, 1 broken.",
         ),
     ],

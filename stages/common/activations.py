@@ -167,7 +167,10 @@ class _KeptInputs:
             if self.resident is not None:
                 inputs = self.resident[chosen]
             else:
-                inputs = self.kept.gather([self.entries[position] for position in chosen]).to(self.device)
+                inputs = self.kept.gather([self.entries[position] for position in chosen])
+                if self.device.type == "cuda":
+                    inputs = inputs.pin_memory()
+                inputs = inputs.to(self.device, non_blocking=True)
             yield inputs, self.labels[chosen]
 
     def set_epoch(self, epoch: int) -> None:

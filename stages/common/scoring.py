@@ -194,7 +194,7 @@ def sentence(gain: dict[str, Any]) -> str:
         "worse": "Fine-tuning made it worse",
         "no evidence": "No evidence that fine-tuning helped",
     }
-    points, low, high = (f"{100 * gain[name]:+z.1f}" for name in ("accuracy", "accuracy_low", "accuracy_high"))
+    points, low, high = (f"{100 * gain[name]:+z.2f}" for name in ("accuracy", "accuracy_low", "accuracy_high"))
     p_value = gain["mcnemar_p"]
     evidence = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
     pictures = "picture" if gain["fixed"] == 1 else "pictures"
