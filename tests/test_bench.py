@@ -5,7 +5,9 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,13 @@ from tests.bench.bench import gather
 
 BENCH = [sys.executable, str(ROOT / "tests" / "bench" / "bench.py")]
 TINY = ["--weights", "null", "--epochs", "1", "--image-size", "32"]
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A folder with a short path, for temporary files: the sockets of decoding processes lie there."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
 
 
 def environment_for(folder: Path) -> dict[str, str]:
@@ -27,9 +36,8 @@ def cells(output: str) -> dict[str, list[str]]:
     return {title: values for title, *values in rows}
 
 
-def test_the_bench_compares_every_phase_with_the_tutorial_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    pictures, scratch = make_pictures(tmp_path / "pictures", count=12), tmp_path / "scratch"
-    scratch.mkdir()
+def test_the_bench_compares_every_phase_and_leaves_nothing_behind(tmp_path: Path, scratch: Path) -> None:
+    pictures = make_pictures(tmp_path / "pictures", count=12)
     command = [*BENCH, "--data", str(pictures), *TINY, "--limit", "12", "--scale"]
     bench = subprocess.run(command, env=environment_for(scratch), capture_output=True, text=True)
     assert bench.returncode == 0, bench.stderr
@@ -64,9 +72,8 @@ def test_more_pictures_are_others_first_and_then_made_and_no_file_is_like_anothe
         assert len(contents) == count
 
 
-def test_ctrl_c_ends_what_the_bench_started_and_removes_its_folder(tmp_path: Path) -> None:
-    pictures, scratch = make_pictures(tmp_path / "pictures", count=6), tmp_path / "scratch"
-    scratch.mkdir()
+def test_ctrl_c_ends_what_the_bench_started_and_removes_its_folder(tmp_path: Path, scratch: Path) -> None:
+    pictures = make_pictures(tmp_path / "pictures", count=6)
     command = [*BENCH, "--data", str(pictures), *TINY]
     bench = subprocess.Popen(command, env=environment_for(scratch), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60

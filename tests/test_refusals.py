@@ -6,6 +6,7 @@ import pickle
 import resource
 import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -332,6 +333,19 @@ def test_a_full_disk_during_training_names_the_history_and_leaves_the_checkpoint
     before = built.checkpoint("head").read_bytes()
     assert "metrics/train_head" in fail_on_a_full_disk(built, "train_head")
     assert built.checkpoint("head").read_bytes() == before
+
+
+@pytest.mark.parametrize("stage", ["split", "train_head"])
+def test_a_temporary_folder_through_which_processes_cannot_talk(
+    built: Project, refusal: Refusal, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    folder = built.path("a folder for temporary files whose path leaves no room for a socket's name")
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    built.set("workers", 2)
+    assert f"workers: the path of the folder for temporary files, {folder}, is too long" in refusal(built, stage)
+    built.set("workers", 0)
+    assert built.run(stage) == 0
 
 
 @pytest.mark.parametrize("stage", ["split", "train_head"])

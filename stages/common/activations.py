@@ -115,7 +115,7 @@ def keep(source: Source, entries: list[Entry], max_gigabytes: float, also_before
             _compute(source, pictures, {cut: folders[cut] for cut in cuts}, max_gigabytes)
         found = _find(folders[cuts[0]], pictures.keys())
     except OSError as error:
-        print(f"activations are not kept, but computed in every epoch: {cache.explain(error)}", flush=True)
+        print(f"activations are not kept, but computed each time: {cache.explain(error)}", flush=True)
         return None
     return found if len(found.rows) == len(pictures) else None
 
