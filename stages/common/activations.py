@@ -188,14 +188,14 @@ def _fits(kept: Kept, entries: list[Entry], device: torch.device) -> bool:
 class _LiveInputs:
     def __init__(self, source: Source, pictures: Batches) -> None:
         self.pictures, self.device = pictures, source.device
-        self.forward = _make_forward(source)
+        self.forward, self.blocks = _make_forward(source), len(source.prefix)
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __iter__(self) -> Iterator[Batch]:
         for images, labels in self.pictures:
-            (activations,) = self.forward(images, [-1])
+            (activations,) = self.forward(images, [self.blocks])
             yield activations, labels.to(self.device, non_blocking=True)
 
     def set_epoch(self, epoch: int) -> None:
@@ -203,18 +203,19 @@ class _LiveInputs:
 
 
 def _make_forward(source: Source) -> Callable[[Tensor, list[int]], list[Tensor]]:
-    """Return images, positions -> what the prefix makes of them after so many blocks (-1: after all), contiguous."""
+    """Return images, numbers of blocks -> what the prefix makes of them after so many blocks, contiguous."""
     blocks = fold_batchnorm(source.prefix).eval().to(memory_format=torch.channels_last)
 
     # Not inference_mode: its tensors cannot enter what autograd looks at.
     @torch.no_grad()
     def forward(images: Tensor, cuts: list[int]) -> list[Tensor]:
         activations = images.to(source.device, memory_format=torch.channels_last, non_blocking=True)
-        after = [activations]
+        after = {0: activations}
         with autocast(source.device, source.precision):
-            for block in blocks:
+            for number, block in enumerate(blocks, start=1):
                 activations = block(activations)
-                after.append(activations)
+                if number in cuts:
+                    after[number] = activations
         return [after[cut].to(source.precision.dtype).contiguous() for cut in cuts]
 
     return forward
@@ -255,25 +256,25 @@ def _compute(source: Source, pictures: dict[str, Entry], folders: dict[int, Path
     missing = [[entry for sha256, entry in pictures.items() if sha256 not in kept.rows] for kept in present]
     if len(cuts) > 1:
         try:
-            cache.make_room(sum(len(todo) * size for todo, size in zip(missing, sizes, strict=True)), max_gigabytes)
+            cache.make_room(sum(len(absent) * size for absent, size in zip(missing, sizes, strict=True)), max_gigabytes)
         except cache.FullError:  # what only a later stage needs can be left to it
             cuts, missing, sizes = cuts[:1], missing[:1], sizes[:1]
     if not missing[0]:
         return
     cache.make_room(len(missing[0]) * sizes[0], max_gigabytes)
     # A picture that only lacks what a later stage needs is left to that stage.
-    todo = missing[0]
+    needed = missing[0]
     writers = [
         _Writer(folders[cut], {entry.sha256 for entry in absent}) for cut, absent in zip(cuts, missing, strict=True)
     ]
     started = time.monotonic()
-    batches = Batches(source.root, todo, source.preprocessing, _BATCH, source.workers)
-    with tqdm(total=len(todo), desc="activations", unit=" pictures", disable=None) as progress:
+    batches = Batches(source.root, needed, source.preprocessing, _BATCH, source.workers)
+    with tqdm(total=len(needed), desc="activations", unit=" pictures", disable=None) as progress:
         first = 0
         for images, _ in batches:
             count = len(images)
             padded = torch.cat([images, images.new_zeros(_BATCH - count, *images.shape[1:])])
-            hashes = [entry.sha256 for entry in todo[first : first + count]]
+            hashes = [entry.sha256 for entry in needed[first : first + count]]
             for writer, activations in zip(writers, forward(padded, cuts), strict=True):
                 writer.add(hashes, activations[:count].cpu())
             first += count
@@ -282,7 +283,7 @@ def _compute(source: Source, pictures: dict[str, Entry], folders: dict[int, Path
         writer.flush()
     if not sys.stderr.isatty():
         seconds = time.monotonic() - started
-        print(f"activations: {len(todo):,} pictures, {len(todo) / seconds:.0f} pictures/s", flush=True)
+        print(f"activations: {len(needed):,} pictures, {len(needed) / seconds:.0f} pictures/s", flush=True)
 
 
 class _Writer:

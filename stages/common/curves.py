@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from stages.common.files import write_text
-from stages.common.results import Labels, Predictions
-from stages.common.scoring import Probabilities, predict
+from stages.common.results import Predictions
+from stages.common.scoring import Labels, Probabilities, predict
 
 MAX_ROWS = 200
 

@@ -11,16 +11,13 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix
 
 from stages.common.curves import Curve, counted_classes, precision_recall_curves, roc_curves
 from stages.common.epoch import Epoch
 from stages.common.results import Predictions, picture_losses
-from stages.common.scoring import predict
+from stages.common.scoring import CALIBRATION_BINS, predict, wilson_interval
 from stages.common.style import GREY, LOOKS, house_style, new_figure, percent, plural, short_names, wrap
-
-BINS = 15
 
 # More classes than these: no numbers in the cells of a confusion matrix, not every class named.
 _CLASSES_WITH_NUMBERS = 12
@@ -249,15 +246,15 @@ def draw_reliability(predictions: Predictions, evaluation: dict[str, Any]) -> Fi
     """
     figure = new_figure(7, 7)
     upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1.2))
-    edges = np.linspace(0, 1, BINS + 1)
+    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
     lowest = float(edges[np.searchsorted(edges, 1 / len(predictions.classes), "right") - 1])
     upper.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="as often right as it says")
     for offset, (model, probabilities) in zip((-0.011, 0.011), predictions.models.items(), strict=True):
         look = LOOKS[model]
         top = probabilities.max(axis=1)
         right = predict(probabilities) == predictions.labels
-        bins = np.ceil(top * BINS).astype(np.int64) - 1
-        counts = np.bincount(bins, minlength=BINS)
+        bins = np.ceil(top * CALIBRATION_BINS).astype(np.int64) - 1
+        counts = np.bincount(bins, minlength=CALIBRATION_BINS)
         places, rates, errors = _bin_rates(top, right, bins)
         value = evaluation[model].get("ece")
         number = "" if value is None else f", calibration error {value:.2%}"
@@ -293,10 +290,10 @@ def _bin_rates(top: _Floats, right: NDArray[np.bool_], bins: NDArray[np.int64]) 
     for number in np.unique(bins):
         inside = bins == number
         count, total = int(right[inside].sum()), int(inside.sum())
-        interval = binomtest(count, total).proportion_ci(method="wilson")
+        low, high = wilson_interval(count, total)
         places.append(top[inside].mean())
         rates.append(count / total)
-        errors.append((max(count / total - interval.low, 0), max(interval.high - count / total, 0)))
+        errors.append((max(count / total - low, 0), max(high - count / total, 0)))
     return np.array(places), np.array(rates), np.array(errors).T
 
 

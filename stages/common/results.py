@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.common.command import StageError
-from stages.common.scoring import Probabilities, predict
+from stages.common.scoring import Labels, Probabilities, predict
 
-Labels = NDArray[np.int64]
 Positions = list[int]
 
 
