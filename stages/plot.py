@@ -15,7 +15,7 @@ from stages.common.galleries import Album, draw_pictures
 from stages.common.history import read_history, read_selected
 from stages.common.index import read_index
 from stages.common.params import load_params
-from stages.common.report import read_pairs, write_out
+from stages.common.report import describe_training, read_pairs, write_out
 from stages.common.results import read_predictions
 from stages.common.style import save_figure
 
@@ -59,13 +59,15 @@ def main() -> None:
         "precision": params.precision,
         "split": params.split.model_dump(),
         "model": params.model.model_dump(),
+        "class_weights": params.class_weights,
         "train_head": params.train_head.model_dump(),
         "finetune": params.finetune.model_dump(),
     }
     folder = Path(os.path.relpath(arguments.figures, arguments.report.parent)).as_posix()
     captions = {"losses": describe_losses(predictions)}
     pairs = read_pairs(arguments.near_duplicates)
-    write_text(arguments.report, write_out(evaluation, split, recipe, pairs, folder, captions))
+    training = describe_training(head, finetune, selected, params)
+    write_text(arguments.report, write_out(evaluation, split, recipe, pairs, training, folder, captions))
     print(f"figures in {arguments.figures}, report in {arguments.report}")
 
 

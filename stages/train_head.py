@@ -26,6 +26,7 @@ def main() -> None:
             device=params.device,
             workers=params.workers,
             precision=params.precision,
+            class_weights=params.class_weights,
             max_gigabytes=params.cache.max_gigabytes,
         ),
         next_unfreeze=params.finetune.unfreeze,

@@ -54,8 +54,9 @@ def made_up(
     return Predictions([f"{n}.png" for n in range(count)], labels, names, guess(skill), guess(1.2 * skill))
 
 
-def history(*val_losses: float) -> list[Epoch]:
-    return [Epoch(number, 0.1 / number, 0.9, loss, 0.8) for number, loss in enumerate(val_losses, start=1)]
+def history(start: float, *val_losses: float) -> list[Epoch]:
+    epochs = [Epoch(number, 0.1 / number, 0.9, loss, 0.8) for number, loss in enumerate(val_losses, start=1)]
+    return [Epoch(0, None, None, start, 0.8), *epochs]
 
 
 def words(figure: Figure) -> str:
@@ -77,7 +78,7 @@ def ink(path: Path) -> int:
     ids=["100 classes with long names", "perfect, odd names", "one picture"],
 )
 def test_every_figure_of_numbers_is_drawn_without_a_warning(predictions: Predictions, tmp_path: Path) -> None:
-    figures = draw_numbers(predictions, SCORES, (history(0.3, 0.2), history(0.1)), (2, 1))
+    figures = draw_numbers(predictions, SCORES, (history(0.7, 0.3, 0.2), history(0.1)), (2, 0))
     assert list(figures) == ["training", "confusion", "curves", "reliability", "losses"]
     for name, figure in figures.items():
         save_figure(tmp_path / f"{name}.png", figure)
@@ -97,11 +98,23 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_the_kept_epoch_is_ringed_in_both_panels() -> None:
-    figure = draw_training(history(0.5, 0.3, 0.4), history(0.35, 0.25, 0.2, 0.3), (2, 3))
+    figure = draw_training(history(0.7, 0.5, 0.3, 0.4), history(0.3, 0.25, 0.2, 0.3), (2, 2))
     for axes, heights in zip(figure.axes, ([0.3, 0.2], [0.8, 0.8]), strict=True):
         rings = [line for line in axes.lines if line.get_fillstyle() == "none"]
-        assert [line.get_xdata()[0] for line in rings] == [2, 3 + 3]
+        assert [line.get_xdata()[0] for line in rings] == [2, 4 + 2]
         assert [line.get_ydata()[0] for line in rings] == heights
+
+
+def test_both_phases_have_a_point_for_epoch_0_and_it_can_be_the_one_kept() -> None:
+    figure = draw_training(history(0.7, 0.5, 0.3), history(0.3, 0.9), (2, 0))
+    losses = figure.axes[0]
+    lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in losses.lines}
+    assert lines["head phase: validation"] == ([0, 1, 2], [0.7, 0.5, 0.3])
+    assert lines["head phase: training"][0] == [1, 2]
+    assert lines["fine-tuned: validation"] == ([3, 4], [0.3, 0.9])
+    assert [line.get_xdata()[0] for line in losses.lines if line.get_fillstyle() == "none"] == [2, 3]
+    assert [text.get_text() for text in figure.axes[1].get_xticklabels()] == ["0", "1", "2", "0", "1"]
+    assert losses.get_title("right").startswith("fine-tuning: epoch 0 kept")
 
 
 def test_a_small_confusion_matrix_has_its_counts_and_a_large_one_its_mistakes() -> None:

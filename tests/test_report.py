@@ -50,7 +50,8 @@ def split(val: int = 100) -> dict[str, Any]:
 
 
 def report(found: dict[str, Any] | None = None, pairs: list[dict[str, str]] | None = None, val: int = 100) -> str:
-    return write_out(found or evaluation(), split(val), RECIPE, pairs or [], "figures", {"losses": "First.\nSecond."})
+    captions = {"losses": "First.\nSecond."}
+    return write_out(found or evaluation(), split(val), RECIPE, pairs or [], ["How it went."], "figures", captions)
 
 
 def cells(line: str) -> list[str]:

@@ -33,10 +33,10 @@ sys.argv.insert(0, "-m")
 runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 """
 PLACES = {
-    # Four training batches and one of validation make an epoch: this is the second step of the third.
-    "inside an epoch": ("stages.common.objective", "loss", 2 * 5 + 2, 2),
-    # The third line of the history: that epoch is finished, but its state is not yet written.
-    "between two epochs": ("stages.common.history", "History.add", 3, 2),
+    # Four training batches and one of validation make an epoch, and one is before all: the second step of the third.
+    "inside an epoch": ("stages.common.objective", "loss", 1 + 2 * 5 + 2, 2),
+    # The fourth line of the history: the third epoch is finished, but its state is not yet written.
+    "between two epochs": ("stages.common.history", "History.add", 4, 2),
 }
 
 

@@ -59,15 +59,16 @@ def draw_training(head: Sequence[Epoch], finetune: Sequence[Epoch], selected: tu
     figure = new_figure(8, 6)
     losses, accuracies = figure.subplots(2, sharex=True)
     panels = ((losses, "loss", "train_loss", "val_loss"), (accuracies, "accuracy", "train_accuracy", "accuracy"))
-    first = 1
+    first = 0
     for phase, look, kept in zip((head, finetune), LOOKS.values(), selected, strict=True):
-        epochs = range(first, first + len(phase))
         ring = first + [epoch.number for epoch in phase].index(kept)
         for axes, _, training, validation in panels:
             for series, line, face in ((training, ":", "white"), (validation, "-", look.color)):
+                points = [(first + number, getattr(epoch, series)) for number, epoch in enumerate(phase)]
+                known = [(number, value) for number, value in points if value is not None]
                 axes.plot(
-                    epochs,
-                    [getattr(epoch, series) for epoch in phase],
+                    [number for number, _ in known],
+                    [value for _, value in known],
                     line,
                     color=look.color,
                     marker=look.marker,
@@ -79,9 +80,10 @@ def draw_training(head: Sequence[Epoch], finetune: Sequence[Epoch], selected: tu
             axes.plot(ring, height, "o", markersize=15, fillstyle="none", color="black", markeredgewidth=1.3)
         first += len(phase)
     for axes, name, *_ in panels:
-        axes.set(ylabel=name, xlim=(0.4, first - 0.4))
-        axes.axvline(len(head) + 0.5, color="black", linewidth=1)
-    values = [value for epoch in (*head, *finetune) for value in (epoch.train_loss, epoch.val_loss)]
+        axes.set(ylabel=name, xlim=(-0.6, first - 0.4))
+        axes.axvline(len(head) - 0.5, color="black", linewidth=1)
+    both = [loss for epoch in (*head, *finetune) for loss in (epoch.train_loss, epoch.val_loss)]
+    values = [loss for loss in both if loss is not None]
     if 0 < _LOG_RANGE * min(values) < max(values):
         _use_log_axis(losses, "y")
     else:
@@ -102,7 +104,7 @@ def _number_epochs(axes: Axes, *lengths: int) -> None:
     places, names = [], []
     before = 0
     for length in lengths:
-        numbers = range(step, length + 1, step)
+        numbers = range(0, length, step)
         places += [before + number for number in numbers]
         names += [str(number) for number in numbers]
         before += length

@@ -9,6 +9,7 @@ from pathlib import Path
 from dvclive.live import Live
 
 from stages.common.epoch import Epoch
+from stages.common.files import write_text
 
 SERIES = ("train_loss", "train_accuracy", "val_loss", "accuracy")
 
@@ -36,7 +37,8 @@ class History:
         with self._naming_the_folder():
             self._live.step = epoch.number
             for name in SERIES:
-                self._live.log_metric(name, getattr(epoch, name))
+                if (value := getattr(epoch, name)) is not None:
+                    self._live.log_metric(name, value)
             self._live.make_summary()  # type: ignore[no-untyped-call]
 
     def finish(self, selected: Epoch) -> None:
@@ -44,6 +46,10 @@ class History:
         with self._naming_the_folder():
             self._live.summary["selected_epoch"] = selected.number
             self._live.end()  # type: ignore[no-untyped-call]
+            for name in SERIES:  # a phase that kept its start may have no training loss, yet DVC looks for each table
+                table = _table(self._folder, name)
+                if not table.exists():
+                    write_text(table, f"step\t{name}\n")
 
     @contextmanager
     def _naming_the_folder(self) -> Iterator[None]:
@@ -60,11 +66,24 @@ def read_history(folder: Path) -> list[Epoch]:
     Raises:
         OSError: it is not there.
     """
-    columns = []
+    columns: dict[str, dict[int, float]] = {}
     for name in SERIES:
-        with (folder / "plots" / "metrics" / f"{name}.tsv").open(encoding="utf-8", newline="") as file:
-            columns.append([(int(row["step"]), float(row[name])) for row in csv.DictReader(file, delimiter="\t")])
-    return [Epoch(rows[0][0], *(value for _, value in rows)) for rows in zip(*columns, strict=True)]
+        with _table(folder, name).open(encoding="utf-8", newline="") as file:
+            columns[name] = {int(row["step"]): float(row[name]) for row in csv.DictReader(file, delimiter="\t")}
+    return [
+        Epoch(
+            number,
+            columns["train_loss"].get(number),
+            columns["train_accuracy"].get(number),
+            val_loss,
+            columns["accuracy"][number],
+        )
+        for number, val_loss in columns["val_loss"].items()
+    ]
+
+
+def _table(folder: Path, name: str) -> Path:
+    return folder / "plots" / "metrics" / f"{name}.tsv"
 
 
 def read_selected(folder: Path) -> int:

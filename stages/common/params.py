@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from stages.common.command import StageError
 
@@ -53,12 +53,17 @@ class Model(Section):
 
 
 class Phase(Section):
-    """One phase of training."""
+    """One phase of training; a key with a default may be missing, and then does nothing."""
 
     epochs: Size
     batch_size: Size
     lr: Annotated[float, Field(gt=0, le=1)]
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     weight_decay: Annotated[float, Field(ge=0)]
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     augment: Literal["none", "light", "strong"]
     select: Literal["best", "last"]
     patience: Size | None
@@ -68,6 +73,20 @@ class Finetune(Phase):
     """The second phase: the last `unfreeze` blocks are trained too."""
 
     unfreeze: Annotated[int, Field(ge=0)]
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+def _name_classes(weights: object) -> object:
+    """Let a class that is named by a number be written without quotes."""
+    if not isinstance(weights, dict):
+        return weights
+    return {str(name) if type(name) is int else name: weight for name, weight in weights.items()}
+
+
+# Class name -> weight. `balanced`: each class counts the same, however many pictures it has.
+ClassWeights = Annotated[
+    Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None, BeforeValidator(_name_classes)
+]
 
 
 class Cache(Section):
@@ -93,6 +112,7 @@ class Params(Section):
     data: Data
     split: Split
     model: Model
+    class_weights: ClassWeights = None
     train_head: Phase
     finetune: Finetune
     evaluate: Evaluate

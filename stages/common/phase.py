@@ -8,10 +8,12 @@ from stages.common.activations import Source, keep, make_inputs
 from stages.common.checkpoint import Description, load_checkpoint, save_checkpoint
 from stages.common.command import StageError
 from stages.common.device import Precision, make_deterministic, resolve_device, reuse_freed_memory
+from stages.common.epoch import still_falling
 from stages.common.history import History
 from stages.common.index import read_index, read_watched
 from stages.common.network import Network, cut, set_trainable
-from stages.common.params import Phase
+from stages.common.objective import weigh_classes
+from stages.common.params import ClassWeights, Finetune, Phase
 from stages.common.resume import StateFile
 from stages.common.training import Trainer
 from stages.common.workers import resolve_workers
@@ -26,6 +28,7 @@ class Setting:
     device: str
     workers: int | str
     precision: str
+    class_weights: ClassWeights
     max_gigabytes: float
 
 
@@ -60,6 +63,9 @@ def run_phase(
 ) -> tuple[Network, Description]:
     """Train the head and the last `unfreeze` blocks; write the checkpoint and the history.
 
+    Fine-tuning with `select: best` keeps the checkpoint that it starts from, epoch 0, where no epoch lowers the
+    validation loss: also where the loss explodes. A new head is no such start.
+
     A validation part that is empty is replaced by the test part. A run that was stopped goes on after its last finished
     epoch.
 
@@ -75,14 +81,15 @@ def run_phase(
         The trained network, on the CPU, and its description.
 
     Raises:
-        StageError: something to put right, before the first step; or a loss that is not finite, after the weights
-            selected before it were written.
+        StageError: something to put right, before the first step; or a loss that is not finite where the start is
+            no candidate, after the weights selected before it were written.
     """
     device, precision = resolve_device(setting.device), Precision(setting.precision)
     make_deterministic(setting.seed)
     reuse_freed_memory()
     train, watched = read_index(files.train), read_watched(files.val, files.test)
     network, description = load_checkpoint(files.start, train)
+    class_weights = weigh_classes(setting.class_weights, train)
     set_trainable(network, unfreeze)
     prefix, tail = cut(network.to(device), unfreeze)
     workers = resolve_workers(setting.workers)
@@ -101,23 +108,31 @@ def run_phase(
             unfreeze,
             setting.seed,
             setting.precision,
+            setting.class_weights,
         ],
     )
     history = History(files.history)
-    fit = Trainer(tail, device, precision).fit(
+    finetuning = isinstance(phase, Finetune)
+    fit = Trainer(tail, device, precision, class_weights).fit(
         make_inputs(source, kept, train, phase.batch_size, phase.augment, shuffle_seed=setting.seed),
         make_inputs(source, kept, watched, phase.batch_size),
         phase,
         history.add,
         state,
+        keep_start=finetuning,
+        layer_decay=phase.layer_decay if isinstance(phase, Finetune) else 1.0,
     )
     network.cpu()
     history.finish(fit.selected)
     save_checkpoint(files.output, network, description)
     state.remove()
     if fit.failure is not None:
-        raise StageError(f"{fit.failure}; {files.output} keeps epoch {fit.selected.number}")
-    print(
-        f"kept epoch {fit.selected.number}: val_loss {fit.selected.val_loss:.4f}, accuracy {fit.selected.accuracy:.2%}"
-    )
+        if not finetuning or phase.select == "last":
+            raise StageError(f"{fit.failure}; {files.output} keeps epoch {fit.selected.number}")
+        print(f"training stopped: {fit.failure}")
+    selected = fit.selected
+    why = "" if selected.number else "no epoch lowered the validation loss: "
+    print(f"kept epoch {selected.number}: {why}val_loss {selected.val_loss:.4f}, accuracy {selected.accuracy:.2%}")
+    if not finetuning and still_falling(fit.epochs, phase.epochs, phase.patience):
+        print(f"the validation loss was still falling after all {phase.epochs} epochs: raise train_head.epochs")
     return network, description

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from stages.common import scoring
+from stages.common.epoch import Epoch, out_of_patience, still_falling
+from stages.common.params import Params
 from stages.common.style import plural
 
 _MOST_CLASSES = 100
@@ -47,6 +49,7 @@ def write_out(
     split: dict[str, Any],
     recipe: dict[str, Any],
     pairs: list[dict[str, str]],
+    training: list[str],
     figures: str,
     captions: dict[str, str],
 ) -> str:
@@ -57,6 +60,7 @@ def write_out(
         split: `split.json`.
         recipe: the parameters to list, by their names; a section's are a dictionary.
         pairs: the rows of `near_duplicates.csv`: `test`, `train`, `cosine`.
+        training: how both phases went, as `describe_training` says it.
         figures: the figures' folder, relative to the report, with `/`.
         captions: what to say of a figure in place of what `FIGURES` says, by its name; a line becomes a list's item.
     """
@@ -67,6 +71,8 @@ def write_out(
             f"**{scoring.sentence(evaluation['gain'])}**",
             _subject(split, recipe["model"], parts),
             _scores(evaluation),
+            "## How training went",
+            _list(training),
             "## How far to trust this",
             _limits(evaluation, parts),
             "## Figures",
@@ -81,6 +87,39 @@ def write_out(
             _classes(evaluation),
         ]
     ) + "\n"  # fmt: skip
+
+
+def describe_training(head: list[Epoch], finetune: list[Epoch], selected: tuple[int, int], params: Params) -> list[str]:
+    """Say which epoch each phase kept, why it ended, and what its loss counts.
+
+    Args:
+        head: the first phase's history.
+        finetune: the second's.
+        selected: the number of the epoch kept of each.
+        params: with which they were trained.
+    """
+    lines = []
+    phases = (
+        ("Head phase", "train_head", head, params.train_head, 1),
+        ("Fine-tuning", "finetune", finetune, params.finetune, 0),
+    )
+    for (title, section, epochs, phase, first), number in zip(phases, selected, strict=True):
+        kept, last = next(epoch for epoch in epochs if epoch.number == number), epochs[-1].number
+        loss = f"validation loss {epochs[0].val_loss:.4f} at the start, {kept.val_loss:.4f} kept"
+        line = f"{title}: kept epoch {number} of {last}; {loss}."
+        if number == 0:
+            line = f"{title}: kept epoch 0, the head checkpoint as it is: no epoch lowered the validation loss."
+        if last == phase.epochs and section == "train_head" and still_falling(epochs, phase.epochs, phase.patience):
+            line += f" It was still falling when the epochs ran out: raise `{section}.epochs` ({phase.epochs})."
+        elif last < phase.epochs and not out_of_patience(epochs[first:], phase.patience):
+            line += f" Training stopped after epoch {last}, where the loss was no longer finite: lower `{section}.lr`."
+        lines.append(line)
+    if params.class_weights is not None:
+        lines.append(
+            f"Training and validation losses are weighted by class (`class_weights`: {_code(params.class_weights)}); "
+            "the scores on the test pictures are not."
+        )
+    return lines
 
 
 def read_pairs(path: Path) -> list[dict[str, str]]:
@@ -130,12 +169,16 @@ def _limits(evaluation: dict[str, Any], parts: dict[str, int]) -> str:
         lines.insert(1, f"With these pictures, a true gain of {interval} cannot be told from the one measured.")
     if not parts["val"]:
         lines.append("There is no validation part: training watched the test pictures, so these numbers flatter.")
+    return _list(lines)
+
+
+def _list(lines: list[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
 def _figure(name: str, title: str, caption: str, folder: str) -> str:
     lines = caption.splitlines()
-    text = "\n".join(f"- {line}" for line in lines) if len(lines) > 1 else caption
+    text = _list(lines) if len(lines) > 1 else caption
     return f"### {title}\n\n![{title}]({folder}/{name}.png)" + (f"\n\n{text}" if text else "")
 
 

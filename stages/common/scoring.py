@@ -189,6 +189,8 @@ def expected_calibration_error(right: NDArray[np.bool_], confidences: NDArray[np
 
 def sentence(gain: dict[str, Any]) -> str:
     """Put what `compare` returns into one plain sentence."""
+    if not (gain["loss"] or gain["fixed"] or gain["broken"]):
+        return "No evidence that fine-tuning helped: both checkpoints make the same predictions."
     words = {
         "better": "Fine-tuning helped",
         "worse": "Fine-tuning made it worse",

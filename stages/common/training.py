@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 from torcheval.metrics import BinaryAccuracy, Mean, Metric, MulticlassAccuracy
 from tqdm import tqdm
 
@@ -14,16 +15,17 @@ from stages.common import objective
 from stages.common.activations import Inputs
 from stages.common.command import StageError
 from stages.common.device import Precision, autocast
-from stages.common.epoch import Epoch
+from stages.common.epoch import Epoch, best_epoch, out_of_patience
 from stages.common.fusion import fuse_for_training
 from stages.common.network import Network
+from stages.common.optimizer import make_optimizer, schedule_rate, trainable_parameters
 from stages.common.params import Phase
 from stages.common.resume import State, StateFile
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Means over the pictures of one pass: the log-loss, and the fraction that is classified rightly."""
+    """Means over the pictures of one pass: the loss, and the fraction that is classified rightly."""
 
     loss: float
     accuracy: float
@@ -31,8 +33,9 @@ class Scores:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a training ended: the epoch whose weights the network now has, and what cut it short, if anything."""
+    """How a training ended: its epochs, the one whose weights the network now has, what cut it short, if anything."""
 
+    epochs: list[Epoch]
     selected: Epoch
     failure: str | None
 
@@ -44,10 +47,18 @@ class Trainer:
         network: moved to `device`; its frozen tensors and all of BatchNorm are never changed.
         device: where to compute.
         precision: in what.
+        class_weights: as for `objective.loss`; of the training and of the validation loss.
     """
 
-    def __init__(self, network: Network, device: torch.device, precision: Precision = Precision.FLOAT32) -> None:
+    def __init__(
+        self,
+        network: Network,
+        device: torch.device,
+        precision: Precision = Precision.FLOAT32,
+        class_weights: Tensor | None = None,
+    ) -> None:
         self.device, self.precision = device, precision
+        self.class_weights = None if class_weights is None else class_weights.to(device)
         # In channels-last, oneDNN trains depthwise convolutions three times as fast. A head alone begins with
         # flattening, which undoes it.
         self._layout = torch.channels_last if len(network.backbone) else torch.contiguous_format
@@ -61,26 +72,30 @@ class Trainer:
         phase: Phase,
         on_epoch: Callable[[Epoch], None],
         state: StateFile | None = None,
+        keep_start: bool = False,
+        layer_decay: float = 1.0,
     ) -> Fit:
         """Train for `phase.epochs`, or until the validation loss has not fallen for `phase.patience` epochs.
 
-        Adam with amsgrad (https://openreview.net/forum?id=ryQu7f-RZ), over the trainable tensors alone: a frozen one
-        that is given to an optimizer may move by weight decay or by an old gradient. At the end the network has the
-        weights of the epoch with the lowest validation loss, or of the last one, as `phase.select` says.
+        At the end the network has the weights of the epoch with the lowest validation loss, or of the last one, as
+        `phase.select` says.
 
         Args:
             train: the training pictures.
             val: the pictures to watch.
             phase: how to train.
-            on_epoch: called after each epoch, and for each one that a stopped run had finished.
-            state: where a stopped run goes on from.
+            on_epoch: called for epoch 0, the network as it is; after each epoch; and for each that a stopped run had
+                finished.
+            state: where a stopped run resumes.
+            keep_start: epoch 0 is one of those that `select: best` chooses from, and patience counts from it.
+            layer_decay: as for `make_optimizer`.
 
         Raises:
-            StageError: the loss is not finite before one epoch was finished. Later, `Fit.failure` says so, and the
+            StageError: the loss is not finite before there is an epoch to keep. Later, `Fit.failure` says so, and the
                 network has the weights selected so far.
         """
-        trainable = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.Adam(trainable, lr=phase.lr, weight_decay=phase.weight_decay, amsgrad=True, fused=True)
+        trainable = trainable_parameters(self.network)
+        optimizer = make_optimizer(self.network, phase, layer_decay)
         print(f"training {sum(map(Tensor.numel, trainable)):,} parameters in {len(trainable)} tensors", flush=True)
         epochs: list[Epoch] = []
         weights: list[Tensor] = []
@@ -90,27 +105,34 @@ class Trainer:
             _copy_into(trainable, stopped.weights)
             weights = stopped.weights if stopped.selected is None else stopped.selected
             optimizer.load_state_dict(stopped.optimizer)
-            print(f"going on after epoch {len(epochs)} of a run that was stopped", flush=True)
+            print(f"going on after epoch {epochs[-1].number} of a run that was stopped", flush=True)
             for epoch in epochs:
                 on_epoch(epoch)
-        while len(epochs) < phase.epochs and not _out_of_patience(epochs, phase.patience):
+        else:
+            epochs = [self._look_at_start(val)]
+            weights = _copy_of(trainable)
+            on_epoch(epochs[0])
+        first = 0 if keep_start else 1
+        schedule = schedule_rate(optimizer, phase, phase.epochs * len(train), epochs[-1].number * len(train))
+        while epochs[-1].number < phase.epochs and not out_of_patience(epochs[first:], phase.patience):
             try:
-                epoch = self._run_epoch(train, val, optimizer, len(epochs) + 1, phase.epochs)
+                epoch = self._run_epoch(train, val, phase, optimizer, schedule, epochs[-1].number + 1)
             except NonFiniteLossError as error:
                 failure = f"{error}; most likely lr is too high (now {phase.lr:g}): lower it"
                 break
             epochs.append(epoch)
             on_epoch(epoch)
-            selected = _select(epochs, phase.select)
+            selected = _select(epochs[first:], phase.select)
             if epoch is selected:
-                weights = [parameter.detach().clone() for parameter in trainable]
-            if state is not None and len(epochs) < phase.epochs:
+                weights = _copy_of(trainable)
+            if state is not None and epoch.number < phase.epochs:
                 now = [parameter.detach() for parameter in trainable]
                 state.save(State(epochs, now, None if epoch is selected else weights, optimizer.state_dict()))
-        if not epochs:
+        candidates = epochs[first:] if phase.select == "best" else epochs[1:]
+        if not candidates:
             raise StageError(f"{failure}; no epoch was finished, nothing is kept")
         _copy_into(trainable, weights)
-        return Fit(_select(epochs, phase.select), failure)
+        return Fit(epochs, _select(candidates, phase.select), failure)
 
     @property
     def backbone(self) -> nn.Sequential:
@@ -128,43 +150,69 @@ class Trainer:
         loss, accuracy = Mean(device=self.device), _make_accuracy(self.network, self.device)
         for inputs, labels in batches:
             logits, labels = self.logits(inputs), labels.to(self.device)
-            loss.update(objective.loss(logits, labels), weight=len(labels))
+            loss.update(objective.loss(logits, labels, self.class_weights), weight=len(labels))
             accuracy.update(*_as_accuracy_expects(logits, labels))
         return Scores(loss.compute().item(), accuracy.compute().item())
 
+    def step(
+        self, inputs: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer, phase: Phase
+    ) -> tuple[Tensor, Tensor]:
+        """Take one optimizer step, unless the loss is not finite; return the loss, a scalar, and the logits before it.
+
+        Args:
+            inputs: what enters the network, (n, ...).
+            labels: (n,), on the device.
+            optimizer: as `make_optimizer` makes it.
+            phase: its `label_smoothing`, and its `clip_norm`, the largest norm of all gradients together.
+        """
+        self._fused.train()
+        logits = self._forward(inputs)
+        loss = objective.loss(logits, labels, self.class_weights, phase.label_smoothing)
+        if loss.isfinite():
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            if phase.clip_norm is not None:
+                nn.utils.clip_grad_norm_(trainable_parameters(self.network), phase.clip_norm)
+            optimizer.step()
+        return loss.detach(), logits.detach()
+
+    def _look_at_start(self, val: Inputs) -> Epoch:
+        scores = self.evaluate(val)
+        if not math.isfinite(scores.loss):
+            raise StageError(f"the validation loss before the first epoch is {scores.loss}: check the weights")
+        print(f"start  val_loss {scores.loss:.4f}  accuracy {scores.accuracy:.2%}", flush=True)
+        return Epoch(0, None, None, scores.loss, scores.accuracy)
+
     def _run_epoch(
-        self, train: Inputs, val: Inputs, optimizer: torch.optim.Optimizer, number: int, epochs: int
+        self,
+        train: Inputs,
+        val: Inputs,
+        phase: Phase,
+        optimizer: torch.optim.Optimizer,
+        schedule: LRScheduler,
+        number: int,
     ) -> Epoch:
-        title = f"epoch {number}/{epochs}"
+        title = f"epoch {number}/{phase.epochs}"
         # Not around the batches: a bar that its own iteration has ended shows no results any more.
         with tqdm(total=len(train), desc=title, unit="batch", disable=None) as progress:
-            training = self._train_one_epoch(train, optimizer, number, progress.update)
+            mean, accuracy = Mean(device=self.device), _make_accuracy(self.network, self.device)
+            train.set_epoch(number)
+            for step, (inputs, labels) in enumerate(train, start=1):
+                labels = labels.to(self.device)
+                loss, logits = self.step(inputs, labels, optimizer, phase)
+                _require_finite(loss.item(), f"the training loss at step {step} of epoch {number}")
+                schedule.step()
+                mean.update(loss, weight=len(labels))
+                accuracy.update(*_as_accuracy_expects(logits, labels))
+                progress.update()
+            training = Scores(mean.compute().item(), accuracy.compute().item())
             scores = self.evaluate(val)
             _require_finite(scores.loss, f"the validation loss after epoch {number}")
-            epoch = Epoch(number, training.loss, training.accuracy, scores.loss, scores.accuracy)
-            results = f"train_loss {epoch.train_loss:.4f}  val_loss {epoch.val_loss:.4f}  accuracy {epoch.accuracy:.2%}"
+            results = f"train_loss {training.loss:.4f}  val_loss {scores.loss:.4f}  accuracy {scores.accuracy:.2%}"
             progress.set_postfix_str(results)
         if not sys.stderr.isatty():
             print(f"{title}  {results}", flush=True)
-        return epoch
-
-    def _train_one_epoch(
-        self, batches: Inputs, optimizer: torch.optim.Optimizer, number: int, on_step: Callable[[], object]
-    ) -> Scores:
-        self._fused.train()
-        batches.set_epoch(number)
-        mean, accuracy = Mean(device=self.device), _make_accuracy(self.network, self.device)
-        for step, (inputs, labels) in enumerate(batches, start=1):
-            logits, labels = self._forward(inputs), labels.to(self.device)
-            loss = objective.loss(logits, labels)
-            _require_finite(loss.item(), f"the training loss at step {step} of epoch {number}")
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            mean.update(loss.detach(), weight=len(labels))
-            accuracy.update(*_as_accuracy_expects(logits.detach(), labels))
-            on_step()
-        return Scores(mean.compute().item(), accuracy.compute().item())
+        return Epoch(number, training.loss, training.accuracy, scores.loss, scores.accuracy)
 
     def _forward(self, inputs: Tensor) -> Tensor:
         with autocast(self.device, self.precision):
@@ -177,12 +225,11 @@ class NonFiniteLossError(Exception):
 
 
 def _select(epochs: list[Epoch], select: str) -> Epoch:
-    """Return the last epoch, or the first of those with the lowest validation loss."""
-    return epochs[-1] if select == "last" else min(epochs, key=lambda epoch: epoch.val_loss)
+    return epochs[-1] if select == "last" else best_epoch(epochs)
 
 
-def _out_of_patience(epochs: list[Epoch], patience: int | None) -> bool:
-    return bool(epochs) and patience is not None and len(epochs) - _select(epochs, "best").number >= patience
+def _copy_of(parameters: list[nn.Parameter]) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in parameters]
 
 
 def _copy_into(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
