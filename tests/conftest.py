@@ -65,6 +65,19 @@ class Project:
         section[name] = value
         (self.folder / "params.yaml").write_text(yaml.safe_dump(self.params))
 
+    def use_every_training_key(self, optimizer: str) -> None:
+        """Train with every key that is off by default."""
+        self.set("class_weights", {"cat": 3.0, "dog": 1.0})
+        for phase in ("train_head", "finetune"):
+            self.set(f"{phase}.optimizer", optimizer)
+            self.set(f"{phase}.lr", 1e-2 if optimizer == "sgd" else 1e-3)
+            self.set(f"{phase}.weight_decay", 0.1)
+            self.set(f"{phase}.schedule", "cosine")
+            self.set(f"{phase}.warmup", 0.3)
+            self.set(f"{phase}.clip_norm", 1.0)
+            self.set(f"{phase}.label_smoothing", 0.1)
+        self.set("finetune.layer_decay", 0.7)
+
     def path(self, name: str) -> Path:
         return self.folder / name
 

@@ -75,6 +75,18 @@ def test_easy_pictures_are_learned(finished: Project) -> None:
 
 
 def test_frozen_tensors_and_batchnorm_are_bit_identical_in_all_checkpoints(finished: Project) -> None:
+    assert_only_what_is_trained_changes(finished)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_frozen_tensors_and_batchnorm_are_bit_identical_however_is_trained(project: Project, optimizer: str) -> None:
+    project.use_every_training_key(optimizer)
+    project.set("finetune.select", "last")
+    assert project.run("split", "build_model", "train_head", "finetune") == 0
+    assert_only_what_is_trained_changes(project)
+
+
+def assert_only_what_is_trained_changes(finished: Project) -> None:
     initial, head, finetuned = (load_file(finished.checkpoint(name)) for name in ("initial", "head", "finetuned"))
     network, _ = load_checkpoint(finished.checkpoint("initial"), read_index(finished.path("data/index/train.csv")))
     batchnorm = {

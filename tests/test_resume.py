@@ -91,6 +91,34 @@ def test_a_killed_stage_goes_on_and_ends_with_the_bytes_of_one_that_was_not(
     assert states() == []
 
 
+@pytest.mark.parametrize("stage", ["train_head", "finetune"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_a_killed_stage_goes_on_with_every_optimizer_schedule_and_weight(
+    built: Project, capsys: pytest.CaptureFixture[str], stage: str, optimizer: str
+) -> None:
+    built.use_every_training_key(optimizer)
+    assert built.run(*(["train_head"] if stage == "finetune" else []), stage) == 0
+    whole = outputs(built, stage)
+    run_killed(built, stage, *PLACES["inside an epoch"][:3])
+    capsys.readouterr()
+    assert built.run(stage) == 0
+    assert "going on after epoch 2 of a run that was stopped" in capsys.readouterr().out
+    assert outputs(built, stage) == whole
+
+
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_a_killed_fine_tuning_that_is_to_keep_its_start_still_does(built: Project, select: str) -> None:
+    built.set("finetune.lr", 0.3)
+    built.set("finetune.select", select)
+    assert built.run("train_head", "finetune") == 0
+    whole = outputs(built, "finetune")
+    kept = 0 if select == "best" else 4
+    assert f'"selected_epoch": {kept}' in whole["metrics.json"].decode()
+    run_killed(built, "finetune", *PLACES["inside an epoch"][:3])
+    assert built.run("finetune") == 0
+    assert outputs(built, "finetune") == whole
+
+
 def test_a_killed_run_is_not_gone_on_with_under_other_parameters(
     built: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,12 +1,13 @@
 """`params.yaml`, typed and bounded: a bad value stops a stage before it does anything."""
 
 import difflib
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
 from stages.common.command import StageError
 
@@ -76,17 +77,24 @@ class Finetune(Phase):
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
-def _name_classes(weights: object) -> object:
-    """Let a class that is named by a number be written without quotes."""
-    if not isinstance(weights, dict):
+def _check_class_weights(weights: object) -> object:
+    """One message in place of one for each branch of a union; a class may be named by a number without quotes."""
+    if weights is None or weights == "balanced":
         return weights
-    return {str(name) if type(name) is int else name: weight for name, weight in weights.items()}
+    if isinstance(weights, dict):
+        named = {str(name) if type(name) is int else name: weight for name, weight in weights.items()}
+        if named and all(
+            isinstance(name, str) and type(weight) in (int, float) and 0 < weight < math.inf
+            for name, weight in named.items()
+        ):
+            return {name: float(weight) for name, weight in named.items()}
+    raise ValueError(
+        "should be null, balanced, or a mapping of each class to a number above 0; "
+        "quote a name that YAML reads as something else, such as no"
+    )
 
 
-# Class name -> weight. `balanced`: each class counts the same, however many pictures it has.
-ClassWeights = Annotated[
-    Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None, BeforeValidator(_name_classes)
-]
+ClassWeights = Annotated[Literal["balanced"] | dict[str, float] | None, PlainValidator(_check_class_weights)]
 
 
 class Cache(Section):
