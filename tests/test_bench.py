@@ -46,6 +46,7 @@ def test_the_bench_compares_every_phase_and_leaves_nothing_behind(tmp_path: Path
         "first run: head phase",
         "first run: fine-tuning",
         "first run: both phases",
+        "the defaults, first run: both phases",
         "another train_head.lr: both phases",
         "another finetune.lr: fine-tuning",
     ):
@@ -54,6 +55,7 @@ def test_the_bench_compares_every_phase_and_leaves_nothing_behind(tmp_path: Path
         assert float(ratio.removesuffix(" x")) == pytest.approx(seconds[0] / seconds[1], abs=0.1)
     for title in ("test accuracy after the head phase, seed 42", "test accuracy, fine-tuned, seed 42"):
         assert all(0 <= float(accuracy.removesuffix("%")) <= 100 for accuracy in rows[title][:2])
+        assert 0 <= float(rows[f"the defaults: {title}"][1].removesuffix("%")) <= 100
     for title in ("peak memory, head phase", "peak memory, fine-tuning"):
         # A process that has loaded torch holds more than this.
         assert all(float(memory.removesuffix(" GiB")) > 0.05 for memory in rows[title][:2])

@@ -41,6 +41,7 @@ class Row(NamedTuple):
 HEAD = Row("first run: head phase", "s")
 FINETUNE = Row("first run: fine-tuning", "s")
 BOTH = Row("first run: both phases", "s")
+DEFAULTS = Row("the defaults, first run: both phases", "s")
 OTHER_HEAD = Row("another train_head.lr: both phases", "s")
 OTHER_FINETUNE = Row("another finetune.lr: fine-tuning", "s")
 START = Row("start-up: imports (the tutorial: all before its first epoch)", "s")
@@ -160,7 +161,9 @@ class Project:
         self.folder = folder
         self.params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
         self.made = gather(options.data, folder / "pictures", options.limit, factor)
-        phase = {"epochs": options.epochs, "batch_size": 64, "weight_decay": 0.0}
+        self.defaults = {name: self.params[name] for name in ("model", "train_head", "finetune")}
+        phase = {"epochs": options.epochs, "batch_size": 64, "optimizer": "adam", "weight_decay": 0.0}
+        phase |= {"schedule": "constant", "warmup": 0.0, "clip_norm": None, "label_smoothing": 0.0}
         # The tutorial keeps its last epoch, and stops for nothing.
         phase |= {"augment": "none", "select": "last", "patience": None}
         weights = None if options.weights is None else str(options.weights)
@@ -170,7 +173,7 @@ class Project:
         self.set("model", arch="mobilenet_v3_large", weights=weights, head="flatten", hidden=500)
         self.set("model", image_size=options.image_size)
         self.set("train_head", lr=1e-3, **phase)
-        self.set("finetune", lr=1e-5, unfreeze=3, **phase)
+        self.set("finetune", lr=1e-5, layer_decay=1.0, unfreeze=3, **phase)
 
     def set(self, key: str, value: object = None, **values: object) -> None:
         """Set a parameter, or some of a section."""
@@ -235,7 +238,7 @@ def measure_tutorial(project: Project, options: argparse.Namespace, seed: int, t
     head, finetune = report["head"]["seconds"], report["finetuned"]["seconds"]
     both = head + finetune
     seconds = {HEAD: head, FINETUNE: finetune, BOTH: both, OTHER_HEAD: both, OTHER_FINETUNE: finetune}
-    for row, value in {**seconds, START: tutorial.seconds - both}.items():
+    for row, value in {**seconds, DEFAULTS: both, START: tutorial.seconds - both}.items():
         table.add(row, TUTORIAL, value)
     for row in (HEAD_MEMORY, FINETUNE_MEMORY):
         table.add(row, TUTORIAL, tutorial.memory)
@@ -267,10 +270,24 @@ def measure_pipeline(project: Project, precision: str, seed: int, table: Table) 
     table.add(FINETUNE_MEMORY, precision, max(finetune.memory, after_it.memory, other_finetune.memory))
 
 
-def add_accuracies(report: dict[str, Any], seed: int, column: str, table: Table) -> None:
+def measure_defaults(project: Project, precision: str, seed: int, table: Table) -> None:
+    """Run both phases as `params.yaml` has them, from a cold cache, on the tutorial's pictures."""
+    own = {key: project.params["model"][key] for key in ("weights", "image_size")}
+    for name, values in project.defaults.items():
+        project.set(name, **values)
+    project.set("model", **own)
+    project.set("precision", precision)
+    for stage in ("split", "build_model"):
+        project.run(stage)
+    table.add(DEFAULTS, precision, project.run("train_head").seconds + project.run("finetune").seconds)
+    project.run("evaluate")
+    add_accuracies(project.read("metrics/evaluation.json"), seed, precision, table, "the defaults: ")
+
+
+def add_accuracies(report: dict[str, Any], seed: int, column: str, table: Table, of: str = "") -> None:
     """Add the test accuracy after each phase."""
-    table.add(Row(f"test accuracy after the head phase, seed {seed}", "fraction"), column, report["head"]["accuracy"])
-    table.add(Row(f"test accuracy, fine-tuned, seed {seed}", "fraction"), column, report["finetuned"]["accuracy"])
+    for name, phase in (("head", " after the head phase"), ("finetuned", ", fine-tuned")):
+        table.add(Row(f"{of}test accuracy{phase}, seed {seed}", "fraction"), column, report[name]["accuracy"])
 
 
 def compare(folder: Path, options: argparse.Namespace) -> Iterable[str]:
@@ -285,6 +302,7 @@ def compare(folder: Path, options: argparse.Namespace) -> Iterable[str]:
             device = f"{measure_tutorial(project, options, seed, table)}, "
         for precision in options.precision:
             measure_pipeline(project, precision, seed, table)
+            measure_defaults(Project(empty(folder / "defaults"), options, seed, factor=1), precision, seed, table)
             for stage, seconds in prepare.items():
                 table.add(Row(stage, "s"), precision, seconds)
     setting = f"{options.image_size} px, {options.epochs} + {options.epochs} epochs"
