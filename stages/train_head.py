@@ -3,33 +3,40 @@
 import argparse
 from pathlib import Path
 
-from stages.common.command import run
 from stages.common.params import load_params
-from stages.common.phase import Files, Setting, run_phase
+from stages.common.stage import run
+from stages.common.workers import resolve_workers
+from stages.network.network import cut, set_trainable
+from stages.training.activations import FrozenPrefix
+from stages.training.history import History
+from stages.training.phase import add_arguments, finish, load, open_state, prepare
+from stages.training.trainer import Trainer
 
 
 def main() -> None:
     """Train the head."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--params", type=Path, required=True)
-    Files.add_to(parser)
+    add_arguments(parser)
     arguments = parser.parse_args()
     params = load_params(arguments.params)
+    phase = params.train_head
 
-    run_phase(
-        Files.of(arguments),
-        phase=params.train_head,
-        unfreeze=0,
-        setting=Setting(
-            root=Path(params.data.path),
-            seed=params.seed,
-            device=params.device,
-            workers=params.workers,
-            precision=params.precision,
-            max_gigabytes=params.cache.max_gigabytes,
-        ),
-        next_unfreeze=params.finetune.unfreeze,
+    device = prepare(params)
+    network, description, pictures = load(arguments.start, arguments.index)
+    set_trainable(network, unfreeze=0)
+    blocks, tail = cut(network.to(device), unfreeze=0)
+    root, workers = Path(params.data.path), resolve_workers(params.workers)
+    prefix = FrozenPrefix(blocks, root, description.preprocessing, device, params.precision, workers)
+    # What enters the blocks that fine-tuning will train is kept in passing, which saves it a pass over the pictures.
+    kept = prefix.keep(
+        pictures.unchanging(phase), params.cache.max_gigabytes, also_before=params.ahead.finetune.unfreeze
     )
+    train = prefix.batches(pictures.train, kept, phase.batch_size, phase.augment, shuffle_seed=params.seed)
+    watched = prefix.batches(pictures.watched, kept, phase.batch_size)
+
+    history, state = History(arguments.history), open_state(__file__, arguments, phase, params, device)
+    fit = Trainer(tail, device, params.precision).fit(train, watched, phase, history.add, state)
+    finish(arguments.output, network.cpu(), description, fit, history, state)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, STAGES, Project
 
-from stages.common.index import read_index
+from stages.pictures.index import read_index
 
 PHOTOS = ROOT.parent / "shared" / "data" / "cats_dogs"
 WEIGHTS = ROOT.parent / "shared" / "weights" / "mobilenet_v3_large_imagenet.pth"
