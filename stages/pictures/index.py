@@ -50,7 +50,7 @@ def find_copies(hashes: dict[str, str], class_of: dict[str, str]) -> tuple[list[
 def assign(entries: list[Entry], test_size: float, val_size: float, seed: int) -> dict[str, list[Entry]]:
     """Divide pictures into train, val and test, each class by the same fractions.
 
-    A picture's place hangs on the seed and its bytes alone: neither its name nor the order of the folder matters,
+    A picture's place depends on the seed and its bytes alone: neither its name nor the order of the folder matters,
     copies go together, and adding a few pictures moves hardly any other.
 
     Args:

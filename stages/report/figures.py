@@ -17,7 +17,7 @@ from stages.report.style import GREY, LOOKS, house_style, new_figure, short_name
 from stages.scores.curves import Curve, counted_classes, precision_recall_curves, roc_curves
 from stages.scores.metrics import CALIBRATION_BINS, Scores, predicted_labels, wilson_interval
 from stages.scores.predictions import Predictions, picture_losses
-from stages.training.epoch import Epoch
+from stages.training.history import Epoch
 
 # More classes than these: no numbers in the cells of a confusion matrix, not every class named.
 _CLASSES_WITH_NUMBERS = 12

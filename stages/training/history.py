@@ -4,13 +4,27 @@ import csv
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from dvclive.live import Live
 
-from stages.training.epoch import Epoch
-
 SERIES = ("train_loss", "train_accuracy", "val_loss", "accuracy")
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of the history.
+
+    `number` counts from 1; losses are mean log-losses in nats, accuracies are fractions. `val_loss` and `accuracy` are
+    those on the watched pictures; the training's are means over the epoch, while the weights were changing.
+    """
+
+    number: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    accuracy: float
 
 
 class _Live(Live):

@@ -20,7 +20,7 @@ from torch import Tensor
 import stages
 from stages.common.files import write_bytes
 from stages.training import cache
-from stages.training.epoch import Epoch
+from stages.training.history import Epoch
 
 # Whose code training depends on.
 _ROOMS = ("common", "pictures", "network", "training")

@@ -17,8 +17,8 @@ from stages.common.stage import StageError
 from stages.network import objective
 from stages.network.network import Network
 from stages.training.activations import Inputs
-from stages.training.epoch import Epoch
 from stages.training.fusion import fuse_for_training
+from stages.training.history import Epoch
 from stages.training.resume import State, StateFile
 
 

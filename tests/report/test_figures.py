@@ -27,7 +27,7 @@ from stages.report.style import save_figure, short_names
 from stages.scores.curves import precision_recall_curves, roc_curves, write_curves
 from stages.scores.metrics import Scores
 from stages.scores.predictions import Predictions, find_changed, find_wrong, picture_losses
-from stages.training.epoch import Epoch
+from stages.training.history import Epoch
 
 SCORES = dict.fromkeys(("head", "finetuned"), Scores(0.9, 0.8, 0.95, 0.9, 0.3, 0.97, None, 0.9, 0.1, 0.05, {}))
 LONG = "An_American_$Staffordshire$_Terrier_of_{any}_colour_which_is_friendly"

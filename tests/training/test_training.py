@@ -20,8 +20,7 @@ from stages.common.params import Phase
 from stages.network import objective
 from stages.network.network import Network, build_network, set_trainable, stock_model
 from stages.scores.metrics import score
-from stages.training.epoch import Epoch
-from stages.training.history import read_history
+from stages.training.history import Epoch, read_history
 from stages.training.trainer import Scores, Trainer, predict
 
 
