@@ -9,7 +9,7 @@ PIP := PYTHONWARNINGS=ignore python -m pip install --quiet
 
 repro: .venv/installed
 	dvc repro
-	@python -m stages.common.scoring metrics/evaluation.json
+	@python -m stages.scores.evaluation metrics/evaluation.json
 
 test: .venv/installed-test
 	ruff check .

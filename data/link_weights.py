@@ -7,10 +7,10 @@ there instead of the link.
 import argparse
 from pathlib import Path
 
-from stages.common.command import StageError, run
 from stages.common.files import write_text
 from stages.common.params import load_params
-from stages.common.weight_file import weight_file
+from stages.common.stage import StageError, run
+from stages.network.weight_file import weight_file
 
 
 def main() -> None:

@@ -4,17 +4,17 @@ import argparse
 from itertools import islice
 from pathlib import Path
 
-from stages.common.checkpoint import Description, save_checkpoint
-from stages.common.command import run
-from stages.common.device import make_deterministic
-from stages.common.images import Batches
-from stages.common.index import class_names, read_index
-from stages.common.layers import write_layers
-from stages.common.network import build_network, calibrate_batchnorm, require_blocks, set_trainable, stock_model
-from stages.common.objective import outputs_for
 from stages.common.params import load_params
-from stages.common.weights import find_weights, load_into
+from stages.common.seeds import make_deterministic
+from stages.common.stage import run
 from stages.common.workers import resolve_workers
+from stages.network.checkpoint import Description, save_checkpoint
+from stages.network.layers import write_layers
+from stages.network.network import build_network, calibrate_batchnorm, require_blocks, set_trainable, stock_model
+from stages.network.objective import outputs_for
+from stages.network.weights import find_weights, load_into
+from stages.pictures.batches import Batches
+from stages.pictures.index import class_names, read_index
 
 # More pictures change the statistics of a random network hardly any more.
 CALIBRATION_BATCHES, CALIBRATION_BATCH = 16, 64
@@ -25,14 +25,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--params", type=Path, required=True)
     parser.add_argument(
-        "--train", type=Path, required=True, help="index file; tells the classes, and calibrates a random backbone"
+        "--index",
+        type=Path,
+        required=True,
+        help="folder; train.csv names the classes and calibrates a random backbone",
     )
     parser.add_argument("--output", type=Path, required=True, help="checkpoint to write")
     parser.add_argument("--layers", type=Path, required=True, help="layer table to write, as .json and .txt")
     arguments = parser.parse_args()
     params = load_params(arguments.params)
     model = params.model
-    entries = read_index(arguments.train)
+    entries = read_index(arguments.index / "train.csv")
     classes = class_names(entries)
 
     make_deterministic(params.seed)
@@ -42,7 +45,7 @@ def main() -> None:
     preprocessing = weights.preprocessing.with_image_size(model.image_size)
     network = build_network(stock, model.head, model.hidden, outputs_for(len(classes)), preprocessing.crop)
     # Better said now than after the head phase.
-    require_blocks(network, params.finetune.unfreeze)
+    require_blocks(network, params.ahead.finetune.unfreeze)
     if weights.source is None:
         root, workers = Path(params.data.path), resolve_workers(params.workers)
         pictures = Batches(root, entries, preprocessing, CALIBRATION_BATCH, workers, shuffle_seed=params.seed)

@@ -1,31 +1,36 @@
 """Step 5: both checkpoints -> their scores on the test pictures, every prediction, and whether the test is clean."""
 
 import argparse
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from stages.common import near_duplicates, scoring
-from stages.common.activations import Source, keep, make_inputs
-from stages.common.checkpoint import load_checkpoint
-from stages.common.command import run
-from stages.common.device import Precision, make_deterministic, resolve_device
-from stages.common.files import write_json
-from stages.common.index import read_index
-from stages.common.network import count_shared_blocks, cut
-from stages.common.params import load_params
-from stages.common.training import Trainer, predict
+from stages.common.device import resolve_device
+from stages.common.params import Params, load_params
+from stages.common.seeds import make_deterministic
+from stages.common.stage import run
 from stages.common.workers import resolve_workers
+from stages.network.checkpoint import Description, load_checkpoint, require_classes
+from stages.network.network import Network, count_shared_blocks, cut
+from stages.pictures.index import Entry, read_index
+from stages.scores.evaluation import Evaluation, describe, write_evaluation
+from stages.scores.metrics import score
+from stages.scores.near_duplicates import describe_near_duplicates, name_pairs, summarize, write_near_duplicates
+from stages.scores.predictions import Predictions, write_predictions
+from stages.scores.similarity import THRESHOLD, find_similar, pool
+from stages.scores.verdict import compare
+from stages.training.activations import FrozenPrefix
+from stages.training.trainer import Trainer, predict
 
 
 def main() -> None:
     """Score the head and the fine-tuned checkpoint on the pictures that neither has seen."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--params", type=Path, required=True)
-    for part in ("train", "val", "test"):
-        parser.add_argument(f"--{part}", type=Path, required=True, help="index file")
+    parser.add_argument("--index", type=Path, required=True, help="folder with train.csv, val.csv and test.csv")
     parser.add_argument("--head", type=Path, required=True, help="checkpoint")
     parser.add_argument("--finetuned", type=Path, required=True, help="checkpoint")
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
@@ -33,37 +38,74 @@ def main() -> None:
     parser.add_argument("--near-duplicates", type=Path, required=True, help="CSV file to write")
     arguments = parser.parse_args()
     params = load_params(arguments.params)
-    device, precision = resolve_device(params.device), Precision(params.precision)
-    entries, known = read_index(arguments.test), [*read_index(arguments.train), *read_index(arguments.val)]
 
     make_deterministic(params.seed)
-    head, description = load_checkpoint(arguments.head, entries)
-    finetuned, _ = load_checkpoint(arguments.finetuned, entries)
+    train, val, test = (read_index(arguments.index / f"{part}.csv") for part in ("train", "val", "test"))
+    head, description = load_checkpoint(arguments.head)
+    finetuned, same_description = load_checkpoint(arguments.finetuned)
+    require_classes(arguments.head, description, test)
+    require_classes(arguments.finetuned, same_description, test)
+
+    predictions, features = predict_with_both(head, finetuned, description, test, params)
+    known = [*train, *val]
+    similar = find_similar(features_of(known, head, description, params), features, params.precision)
+    pairs = name_pairs(similar, known, test)
+    evaluation = Evaluation(
+        score(predictions.labels, predictions.head, description.classes),
+        score(predictions.labels, predictions.finetuned, description.classes),
+        compare(predictions.labels, predictions.head, predictions.finetuned),
+        summarize(pairs, THRESHOLD, predictions),
+    )
+    write_predictions(arguments.predictions, predictions)
+    write_near_duplicates(arguments.near_duplicates, pairs)
+    write_evaluation(arguments.metrics, evaluation)
+    print(describe(evaluation))
+    print(describe_near_duplicates(evaluation.near_duplicates, len(test)))
+
+
+def predict_with_both(
+    head: Network, finetuned: Network, description: Description, test: list[Entry], params: Params
+) -> tuple[Predictions, Tensor]:
+    """Predict with both networks in one pass, behind the blocks that they share.
+
+    Returns:
+        The predictions, and what enters the classifier of `head`, pooled: (n, channels).
+    """
     unfrozen = len(head.backbone) - count_shared_blocks(head, finetuned)
-    prefix, tail = cut(head.to(device), unfrozen)
-    workers = resolve_workers(params.workers)
-    source = Source(Path(params.data.path), description.preprocessing, prefix, device, precision, workers)
-    kept = keep(source, entries, params.cache.max_gigabytes)
-    trainers = [Trainer(network, device, precision) for network in (tail, cut(finetuned, unfrozen)[1])]
-    with near_duplicates.collect_pooled(trainers[0].backbone) as features:
-        predictions = predict(trainers, make_inputs(source, kept, entries, params.evaluate.batch_size))
+    device = resolve_device(params.device)
+    blocks, tail = cut(head.to(device), unfrozen)
+    prefix = put_in_front(description, params)(blocks)
+    kept = prefix.keep(test, params.cache.max_gigabytes)
+    trainers = [Trainer(network, device, params.precision) for network in (tail, cut(finetuned, unfrozen)[1])]
+    features: list[Tensor] = []
+    before, after = predict(
+        trainers,
+        prefix.batches(test, kept, params.evaluate.batch_size),
+        on_features=lambda activations: features.append(pool(activations)),
+    )
+    labels = np.array([entry.label for entry in test])
+    paths = [entry.path for entry in test]
+    return Predictions(paths, labels, description.classes, before.numpy(), after.numpy()), torch.cat(features)
 
-    whole = replace(source, prefix=head.backbone)
-    kept = keep(whole, known, params.cache.max_gigabytes)
-    known_features = near_duplicates.pooled_inputs(make_inputs(whole, kept, known, params.evaluate.batch_size))
-    found = near_duplicates.find_near_duplicates(known_features, torch.cat(features), precision.dtype)
-    pairs = near_duplicates.name_pairs(found, known, entries)
 
-    labels = np.array([entry.label for entry in entries])
-    models = {name: values.numpy() for name, values in zip(("head", "finetuned"), predictions, strict=True)}
-    scores = {name: scoring.score(labels, values, description.classes) for name, values in models.items()}
-    gain = scoring.compare(labels, **models)
-    clean = near_duplicates.summarize(pairs, [entry.path for entry in entries], labels, models)
-    scoring.write_predictions(arguments.predictions, entries, description.classes, models)
-    near_duplicates.write_near_duplicates(arguments.near_duplicates, pairs)
-    write_json(arguments.metrics, {**scores, "gain": gain, "near_duplicates": clean})
-    print(scoring.table(**scores, gain=gain), scoring.sentence(gain), sep="\n")
-    print(near_duplicates.sentence(clean, len(entries)))
+def features_of(known: list[Entry], head: Network, description: Description, params: Params) -> Tensor:
+    """Return what enters the classifier of `head`, pooled, for pictures that training has seen: (n, channels)."""
+    whole = put_in_front(description, params)(head.backbone)
+    kept = whole.keep(known, params.cache.max_gigabytes)
+    batches = whole.batches(known, kept, params.evaluate.batch_size)
+    return torch.cat([pool(activations) for activations, _ in batches])
+
+
+def put_in_front(description: Description, params: Params) -> partial[FrozenPrefix]:
+    """Return what makes a `FrozenPrefix` of some blocks."""
+    return partial(
+        FrozenPrefix,
+        root=Path(params.data.path),
+        preprocessing=description.preprocessing,
+        device=resolve_device(params.device),
+        precision=params.precision,
+        workers=resolve_workers(params.workers),
+    )
 
 
 if __name__ == "__main__":

@@ -3,35 +3,42 @@
 import argparse
 from pathlib import Path
 
-from stages.common.command import run
-from stages.common.layers import write_layers
 from stages.common.params import load_params
-from stages.common.phase import Files, Setting, run_phase
+from stages.common.stage import run
+from stages.common.workers import resolve_workers
+from stages.network.layers import write_layers
+from stages.network.network import cut, set_trainable
+from stages.network.objective import weigh_classes
+from stages.training.activations import FrozenPrefix
+from stages.training.history import History
+from stages.training.phase import add_arguments, finish, load, open_state, prepare
+from stages.training.trainer import Trainer
 
 
 def main() -> None:
     """Train the last blocks, without their BatchNorm, and go on training the head."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--params", type=Path, required=True)
-    Files.add_to(parser)
+    add_arguments(parser)
     parser.add_argument("--layers", type=Path, required=True, help="layer table to write, as .json and .txt")
     arguments = parser.parse_args()
     params = load_params(arguments.params)
+    phase = params.finetune
 
-    network, description = run_phase(
-        Files.of(arguments),
-        phase=params.finetune,
-        unfreeze=params.finetune.unfreeze,
-        setting=Setting(
-            root=Path(params.data.path),
-            seed=params.seed,
-            device=params.device,
-            workers=params.workers,
-            precision=params.precision,
-            class_weights=params.class_weights,
-            max_gigabytes=params.cache.max_gigabytes,
-        ),
-    )
+    device = prepare(params)
+    network, description, pictures = load(arguments.start, arguments.index)
+    set_trainable(network, phase.unfreeze)
+    blocks, tail = cut(network.to(device), phase.unfreeze)
+    root, workers = Path(params.data.path), resolve_workers(params.workers)
+    prefix = FrozenPrefix(blocks, root, description.preprocessing, device, params.precision, workers)
+    kept = prefix.keep(pictures.unchanging(phase), params.cache.max_gigabytes)
+    train = prefix.batches(pictures.train, kept, phase.batch_size, phase.augment, shuffle_seed=params.seed)
+    watched = prefix.batches(pictures.watched, kept, phase.batch_size)
+
+    history, state = History(arguments.history), open_state(__file__, arguments, phase, params, device)
+    trainer = Trainer(tail, device, params.precision, weigh_classes(params.class_weights, pictures.train))
+    # The head checkpoint competes: where no epoch is better, it is the result.
+    fit = trainer.fit(train, watched, phase, history.add, state, keep_start=True, layer_decay=phase.layer_decay)
+    finish(arguments.output, network.cpu(), description, fit, history, state)
     write_layers(arguments.layers, network, description.preprocessing.crop)
 
 

@@ -5,26 +5,28 @@ import json
 import os
 from pathlib import Path
 
-from stages.common.checkpoint import load_checkpoint
-from stages.common.command import StageError, run
-from stages.common.curves import write_curves
-from stages.common.device import make_deterministic
-from stages.common.figures import describe_losses, draw_numbers
 from stages.common.files import write_text
-from stages.common.galleries import Album, draw_pictures
-from stages.common.history import read_history, read_selected
-from stages.common.index import read_index
 from stages.common.params import load_params
-from stages.common.report import describe_training, read_pairs, write_out
-from stages.common.results import read_predictions
-from stages.common.style import save_figure
+from stages.common.seeds import make_deterministic
+from stages.common.stage import StageError, run
+from stages.network.checkpoint import load_checkpoint, require_classes
+from stages.pictures.index import read_index
+from stages.report.figures import describe_losses, draw_numbers
+from stages.report.galleries import Album, draw_pictures
+from stages.report.page import compose_report, describe_training
+from stages.report.style import save_figure
+from stages.scores.curves import write_curves
+from stages.scores.evaluation import read_evaluation
+from stages.scores.near_duplicates import read_near_duplicates
+from stages.scores.predictions import read_predictions
+from stages.training.history import read_history, read_selected
 
 
 def main() -> None:
     """Draw what `evaluate` found and what the pictures show, and put it all on one page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--params", type=Path, required=True)
-    parser.add_argument("--test", type=Path, required=True, help="index file")
+    parser.add_argument("--index", type=Path, required=True, help="folder with test.csv")
     parser.add_argument("--finetuned", type=Path, required=True, help="checkpoint")
     parser.add_argument("--split", type=Path, required=True, help="JSON file with the counts")
     parser.add_argument("--head-history", type=Path, required=True, help="folder")
@@ -37,18 +39,21 @@ def main() -> None:
     parser.add_argument("--report", type=Path, required=True, help="Markdown file to write")
     arguments = parser.parse_args()
     params = load_params(arguments.params)
-    entries, predictions = read_index(arguments.test), read_predictions(arguments.predictions)
+    index = arguments.index / "test.csv"
+    entries, predictions = read_index(index), read_predictions(arguments.predictions)
     if [entry.path for entry in entries] != predictions.paths:
-        raise StageError(f"{arguments.predictions}: not the pictures of {arguments.test}; `dvc repro` makes both anew")
-    evaluation, split = (json.loads(path.read_text("utf-8")) for path in (arguments.evaluation, arguments.split))
+        raise StageError(f"{arguments.predictions}: not the pictures of {index}; `dvc repro` makes both anew")
+    evaluation, pairs = read_evaluation(arguments.evaluation), read_near_duplicates(arguments.near_duplicates)
+    split = json.loads(arguments.split.read_text("utf-8"))
     histories = (arguments.head_history, arguments.finetune_history)
     head, finetune = map(read_history, histories)
     selected = (read_selected(histories[0]), read_selected(histories[1]))
 
     make_deterministic(params.seed)
-    network, description = load_checkpoint(arguments.finetuned, entries)
+    network, description = load_checkpoint(arguments.finetuned)
+    require_classes(arguments.finetuned, description, entries)
     album = Album(Path(params.data.path), entries, description.preprocessing)
-    figures = draw_numbers(predictions, evaluation, (head, finetune), selected)
+    figures = draw_numbers(predictions, evaluation.scores, (head, finetune), selected)
     figures |= draw_pictures(predictions, album, network)
     for name, figure in figures.items():
         save_figure(arguments.figures / f"{name}.png", figure)
@@ -65,9 +70,8 @@ def main() -> None:
     }
     folder = Path(os.path.relpath(arguments.figures, arguments.report.parent)).as_posix()
     captions = {"losses": describe_losses(predictions)}
-    pairs = read_pairs(arguments.near_duplicates)
     training = describe_training(head, finetune, selected, params)
-    write_text(arguments.report, write_out(evaluation, split, recipe, pairs, training, folder, captions))
+    write_text(arguments.report, compose_report(evaluation, split, recipe, pairs, training, folder, captions))
     print(f"figures in {arguments.figures}, report in {arguments.report}")
 
 

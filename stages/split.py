@@ -3,12 +3,12 @@
 import argparse
 from pathlib import Path
 
-from stages.common.command import run
 from stages.common.files import write_json
-from stages.common.index import Entry, assign, count, find_copies, write_index
 from stages.common.params import load_params
-from stages.common.scan import check_pictures, find_pictures, require_usable
+from stages.common.stage import run
 from stages.common.workers import resolve_workers
+from stages.pictures.index import Entry, assign, count, find_copies, write_index
+from stages.pictures.scan import check_pictures, find_pictures, require_usable
 
 
 def main() -> None:

@@ -3,34 +3,44 @@
 import argparse
 from pathlib import Path
 
-from stages.common.command import run
 from stages.common.params import load_params
-from stages.common.phase import Files, Setting, run_phase
+from stages.common.stage import run
+from stages.common.workers import resolve_workers
+from stages.network.network import cut, set_trainable
+from stages.network.objective import weigh_classes
+from stages.training.activations import FrozenPrefix
+from stages.training.history import History, still_falling
+from stages.training.phase import add_arguments, finish, load, open_state, prepare
+from stages.training.trainer import Trainer
 
 
 def main() -> None:
     """Train the head."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--params", type=Path, required=True)
-    Files.add_to(parser)
+    add_arguments(parser)
     arguments = parser.parse_args()
     params = load_params(arguments.params)
+    phase = params.train_head
 
-    run_phase(
-        Files.of(arguments),
-        phase=params.train_head,
-        unfreeze=0,
-        setting=Setting(
-            root=Path(params.data.path),
-            seed=params.seed,
-            device=params.device,
-            workers=params.workers,
-            precision=params.precision,
-            class_weights=params.class_weights,
-            max_gigabytes=params.cache.max_gigabytes,
-        ),
-        next_unfreeze=params.finetune.unfreeze,
+    device = prepare(params)
+    network, description, pictures = load(arguments.start, arguments.index)
+    set_trainable(network, unfreeze=0)
+    blocks, tail = cut(network.to(device), unfreeze=0)
+    root, workers = Path(params.data.path), resolve_workers(params.workers)
+    prefix = FrozenPrefix(blocks, root, description.preprocessing, device, params.precision, workers)
+    # What enters the blocks that fine-tuning will train is kept in passing, which saves it a pass over the pictures.
+    kept = prefix.keep(
+        pictures.unchanging(phase), params.cache.max_gigabytes, also_before=params.ahead.finetune.unfreeze
     )
+    train = prefix.batches(pictures.train, kept, phase.batch_size, phase.augment, shuffle_seed=params.seed)
+    watched = prefix.batches(pictures.watched, kept, phase.batch_size)
+
+    history, state = History(arguments.history), open_state(__file__, arguments, phase, params, device)
+    trainer = Trainer(tail, device, params.precision, weigh_classes(params.class_weights, pictures.train))
+    fit = trainer.fit(train, watched, phase, history.add, state)
+    finish(arguments.output, network.cpu(), description, fit, history, state)
+    if still_falling(fit.epochs, phase.epochs, phase.patience):
+        print(f"the validation loss was still falling after all {phase.epochs} epochs: raise train_head.epochs")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ import torch
 import yaml
 from PIL import Image
 
-from stages.common import cache, command
-from stages.common.index import Entry, read_index, write_index
+from stages.common.stage import run
+from stages.pictures.index import Entry, read_index, write_index
+from stages.training import cache
 
 # The networks here are so small that handing work to threads costs more than the work.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -98,7 +99,7 @@ class Project:
                 patch.chdir(self.folder)
                 patch.setattr(sys, "argv", [f"stages.{stage}", *self.arguments(stage)])
                 with pytest.raises(SystemExit) as exit_info:
-                    command.run(module.main)
+                    run(module.main)
             if exit_info.value.code:
                 return int(exit_info.value.code)
         return 0

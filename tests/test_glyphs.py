@@ -16,8 +16,8 @@ from test_dvc import Repository
 
 from data.glyphs import pretrain
 from data.glyphs.drawing import CELL, CHARACTERS, FACES, Glyphs, draw, load_glyphs
-from stages.common import command
-from stages.common.weights import METADATA_KEY, find_weights
+from stages.common.stage import INTERRUPTED, run
+from stages.network.weights import METADATA_KEY, find_weights
 
 BACKBONE = ROOT / "data" / "glyphs" / "backbone.safetensors"
 TINY = {"seed": 1, "steps": 4, "test_pictures": 12, "batch_size": 8, "image_size": 32, "lr": 0.001}
@@ -85,7 +85,7 @@ def pretrain_in(folder: Path, **changes: object) -> int:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["data.glyphs.pretrain", *arguments])
         with pytest.raises(SystemExit) as exit_info:
-            command.run(pretrain.main)
+            run(pretrain.main)
     return int(exit_info.value.code or 0)
 
 
@@ -122,7 +122,7 @@ def test_a_resumed_pretraining_equals_an_uninterrupted_one(
             raise error
 
     monkeypatch.setattr(pretrain, "stop_if_interrupted", interrupt)
-    assert pretrain_in(stopped) == command.INTERRUPTED
+    assert pretrain_in(stopped) == INTERRUPTED
     assert not (stopped / "backbone.safetensors").exists()
     capsys.readouterr()
     assert pretrain_in(stopped) == 0

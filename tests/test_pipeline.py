@@ -26,10 +26,12 @@ from sklearn.metrics import (
 )
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stages.common import near_duplicates, scoring
-from stages.common.checkpoint import load_checkpoint
-from stages.common.index import read_index, write_index
-from stages.common.report import FIGURES
+from stages.network.checkpoint import load_checkpoint
+from stages.pictures.index import read_index, write_index
+from stages.report.page import FIGURES
+from stages.scores.evaluation import read_evaluation
+from stages.scores.similarity import THRESHOLD
+from stages.scores.verdict import describe_gain
 
 
 @pytest.fixture(scope="module", params=[("cat", "dog"), ("ant", "bee", "cat")], ids=["two classes", "three classes"])
@@ -88,7 +90,7 @@ def test_frozen_tensors_and_batchnorm_are_bit_identical_however_is_trained(proje
 
 def assert_only_what_is_trained_changes(finished: Project) -> None:
     initial, head, finetuned = (load_file(finished.checkpoint(name)) for name in ("initial", "head", "finetuned"))
-    network, _ = load_checkpoint(finished.checkpoint("initial"), read_index(finished.path("data/index/train.csv")))
+    network, _ = load_checkpoint(finished.checkpoint("initial"))
     batchnorm = {
         f"{name}.{key}"
         for name, module in network.named_modules()
@@ -160,7 +162,7 @@ def test_distinct_pictures_are_no_near_duplicates(finished: Project) -> None:
     assert finished.path("metrics/near_duplicates.csv").read_text() == "test,train,cosine\n"
     evaluation = json.loads(finished.path("metrics/evaluation.json").read_text())
     assert evaluation["near_duplicates"] == {
-        "threshold": near_duplicates.THRESHOLD,
+        "threshold": THRESHOLD,
         "pairs": 0,
         "test_pictures": 0,
         **{f"{model}_accuracy": evaluation[model]["accuracy"] for model in ("head", "finetuned")},
@@ -249,7 +251,7 @@ def test_figures_are_pictures_with_something_on_them_and_the_report_shows_each(f
 def test_the_report_has_the_verdict_and_the_recipe(finished: Project) -> None:
     report = finished.path("metrics/report.md").read_text()
     evaluation = json.loads(finished.path("metrics/evaluation.json").read_text())
-    assert f"**{scoring.sentence(evaluation['gain'])}**" in report
+    assert f"**{describe_gain(read_evaluation(finished.path('metrics/evaluation.json')).gain)}**" in report
     assert f"| accuracy | {evaluation['head']['accuracy']:.2%} |" in report
     for key, value in finished.params["finetune"].items():
         assert f"| `finetune.{key}` | `{'null' if value is None else value}` |" in report
@@ -282,7 +284,7 @@ def test_evaluate_ends_with_a_table_and_the_verdict(finished: Project, capsys: p
         assert f"{scores['accuracy_low']:.2%} to {scores['accuracy_high']:.2%}" in line
         assert line.endswith(f"{scores['loss']:.4f}")
     assert f"{100 * evaluation['gain']['accuracy']:+z.2f} points" in gain
-    assert sentence == scoring.sentence(evaluation["gain"])
+    assert sentence == describe_gain(read_evaluation(finished.path("metrics/evaluation.json")).gain)
     assert duplicates == "No test picture is nearly the same as a training picture."
 
 

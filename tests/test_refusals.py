@@ -19,8 +19,9 @@ from conftest import STAGES, Project, make_pictures
 from safetensors.torch import save_file
 from torch.hub import get_dir
 
-from stages.common import command, objective
-from stages.common.weights import METADATA_KEY
+from stages.common.stage import _Interrupt
+from stages.network import objective
+from stages.network.weights import METADATA_KEY
 
 # Pictures are read where nothing is kept of them.
 pytestmark = pytest.mark.usefixtures("cold_cache")
@@ -263,7 +264,7 @@ def test_a_weight_file_that_cannot_be_used(
 def test_a_picture_deleted_or_changed_after_split(
     built: Project, refusal: Refusal, workers: int, spoil: Callable[[Path], object], message: str
 ) -> None:
-    from stages.common.index import read_index
+    from stages.pictures.index import read_index
 
     entry = read_index(built.path("data/index/train.csv"))[3]
     spoil(built.path("pictures") / entry.path)
@@ -357,8 +358,8 @@ def test_a_killed_decoding_process_is_told_in_one_line(
         os.kill(os.getpid(), signal.SIGKILL)
         return b""
 
-    monkeypatch.setattr("stages.common.scan.read_picture", die)
-    monkeypatch.setattr("stages.common.images.read_picture", die)
+    monkeypatch.setattr("stages.pictures.scan.read_picture", die)
+    monkeypatch.setattr("stages.pictures.batches.read_picture", die)
     built.set("workers", 2)
     assert "workers: a process was killed" in refusal(built, stage)
     # Its broken connections complain when they are collected: here, and not in the midst of another test.
@@ -384,7 +385,7 @@ def test_ctrl_c_ends_a_stage_with_one_line_and_no_half_output(built: Project) ->
 def test_ctrl_c_ends_training_even_if_the_exception_it_raises_is_lost(
     built: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command._Interrupt, "seen", False)  # put back at the end
+    monkeypatch.setattr(_Interrupt, "seen", False)  # put back at the end
     real, calls = objective.loss, 0
 
     def lose_an_interrupt(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

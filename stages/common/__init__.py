@@ -1,1 +1,1 @@
-"""What the stages share, one subject a module. No module here imports a stage."""
+"""What every script stands on."""

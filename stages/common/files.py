@@ -1,7 +1,10 @@
-"""Writing files that are either whole or not there."""
+"""Writing files that are either whole or not there; CSV and JSON."""
 
+import csv
+import io
 import json
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,3 +39,27 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 (any JSON value)
     """Write indented JSON in the order given. NaN and infinity, which JSON does not have, are refused."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, header: Iterable[object], rows: Iterable[Iterable[object]]) -> None:
+    """Write a table; numbers with all their digits."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of a table; an empty file has neither.
+
+    Raises:
+        OSError: it is not there.
+        ValueError: not such a table.
+    """
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        try:
+            header, *rows = list(csv.reader(file)) or [[]]
+        except csv.Error as error:
+            raise ValueError(str(error)) from error
+    return header, rows

@@ -9,9 +9,12 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
-from stages.common.command import StageError
+from stages.common.stage import StageError
 
 Size = Annotated[int, Field(ge=1)]
+Precision = Literal["float32", "bfloat16"]
+Head = Literal["flatten", "pooled", "original"]
+Augment = Literal["none", "light", "strong"]
 
 
 class Section(BaseModel):
@@ -48,7 +51,7 @@ class Model(Section):
 
     arch: str
     weights: str | None
-    head: Literal["flatten", "pooled", "original"]
+    head: Head
     hidden: Size
     image_size: Annotated[int, Field(ge=32)] | None
 
@@ -65,7 +68,7 @@ class Phase(Section):
     weight_decay: Annotated[float, Field(ge=0)]
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    augment: Literal["none", "light", "strong"]
+    augment: Augment
     select: Literal["best", "last"]
     patience: Size | None
 
@@ -115,7 +118,7 @@ class Params(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
     workers: Annotated[int, Field(ge=0)] | Literal["auto"]
-    precision: Literal["float32", "bfloat16"]
+    precision: Precision
     cache: Cache
     data: Data
     split: Split
@@ -124,6 +127,11 @@ class Params(Section):
     train_head: Phase
     finetune: Finetune
     evaluate: Evaluate
+
+    @property
+    def ahead(self) -> "Params":
+        """The same parameters, for what a later stage will need: nothing that a stage writes may depend on them."""
+        return self
 
 
 class _Loader(yaml.SafeLoader):

@@ -1,7 +1,10 @@
-"""Streams of random numbers that hang on several numbers at once."""
+"""Random numbers, and how to get the same results twice."""
+
+import os
 
 import numpy as np
-from torch import Generator
+import torch
+from torch import Generator, Tensor
 
 
 def generator_for(*numbers: int) -> Generator:
@@ -15,3 +18,27 @@ def generator_for(*numbers: int) -> Generator:
         numbers: each 0 or more.
     """
     return Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+
+
+def make_deterministic(seed: int) -> None:
+    """Seed torch and choose its deterministic algorithms; it warns where an operation has none."""
+    # cuBLAS asks for this before its first call: https://docs.nvidia.com/cuda/cublas/#results-reproducibility
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    torch.manual_seed(seed)
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the state of torch's generators: the CPU's, and the GPU's if that is `device`."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Put torch's generators into a state that `random_state` returned."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)

@@ -3,7 +3,7 @@
 import os
 import tempfile
 
-from stages.common.command import StageError
+from stages.common.stage import StageError
 
 # More decoders than this outrun any one network.
 _MOST = 16

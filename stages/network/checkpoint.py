@@ -1,0 +1,100 @@
+"""Checkpoints: safetensors files that hold all that is needed to use the network again."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+
+from stages.common.files import write_bytes
+from stages.common.params import Head
+from stages.common.stage import StageError
+from stages.network.network import Network, build_network, stock_model
+from stages.network.objective import outputs_for
+from stages.pictures.index import Entry, class_names
+from stages.pictures.preprocessing import Preprocessing
+
+# One key only: safetensors writes several in an order that changes from run to run, and so would the file's bytes.
+_KEY = "checkpoint"
+_AGAIN = "`dvc repro` makes it anew"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint says of itself.
+
+    `classes` are in the order of their labels; `weights` and `weights_sha256` tell where the backbone came from, `None`
+    for a random one.
+    """
+
+    arch: str
+    head: Head
+    hidden: int
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    weights: str | None
+    weights_sha256: str | None
+
+
+def save_checkpoint(path: Path, network: Network, description: Description) -> None:
+    """Write `backbone.*` and `classifier.*` tensors and the description, whole or not at all.
+
+    The same network gives the same bytes.
+    """
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
+    write_bytes(path, safetensors.torch.save(tensors, {_KEY: json.dumps(asdict(description))}))
+
+
+def load_checkpoint(path: Path) -> tuple[Network, Description]:
+    """Read a checkpoint, with everything frozen or not as a new network is.
+
+    Raises:
+        StageError: missing, damaged, or not a checkpoint of this project.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dictionary)
+    except FileNotFoundError as error:
+        raise StageError(f"{path}: no such checkpoint; {_AGAIN}") from error
+    except (SafetensorError, OSError) as error:
+        raise StageError(f"{path}: damaged checkpoint ({error}); {_AGAIN}") from error
+    if _KEY not in metadata:
+        raise StageError(f"{path}: not a checkpoint of this pipeline; {_AGAIN}")
+    description = _read_description(metadata[_KEY])
+    stock = stock_model(description.arch)
+    network = build_network(
+        stock,
+        description.head,
+        description.hidden,
+        outputs_for(len(description.classes)),
+        description.preprocessing.crop,
+    )
+    network.load_state_dict(tensors)
+    return network, description
+
+
+def require_classes(path: Path, description: Description, entries: list[Entry]) -> None:
+    """Refuse a checkpoint that was made for other classes than an index has.
+
+    Args:
+        path: of the checkpoint, for the message.
+        description: of the checkpoint.
+        entries: of the index.
+
+    Raises:
+        StageError: naming both lists of classes.
+    """
+    classes = class_names(entries)
+    if list(description.classes) != classes:
+        raise StageError(
+            f"{path}: made for the classes {', '.join(description.classes)}, but the index has "
+            f"{', '.join(classes)}; {_AGAIN}"
+        )
+
+
+def _read_description(text: str) -> Description:
+    values = json.loads(text)
+    preprocessing = Preprocessing.from_json(values["preprocessing"])
+    return Description(**{**values, "classes": tuple(values["classes"]), "preprocessing": preprocessing})

@@ -1,0 +1,55 @@
+"""The layer table: what the network consists of and what of it is trained."""
+
+from pathlib import Path
+
+import torch
+from torchinfo import ModelStatistics, summary
+
+from stages.common.files import write_json, write_text
+from stages.network.network import Network
+
+# The network, its two parts, their blocks, and what a block is made of.
+_DEPTH = 3
+
+
+def count_parameters(network: Network) -> dict[str, int]:
+    """Return the numbers of parameters: `total`, `trainable` and `frozen`."""
+    total = sum(parameter.numel() for parameter in network.parameters())
+    trainable = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    return {"total": total, "trainable": trainable, "frozen": total - trainable}
+
+
+def write_layers(path: Path, network: Network, image_size: int) -> None:
+    """Write the layer table of a network on the CPU, as torchinfo's text (`.txt`) and as JSON (`.json`).
+
+    The JSON object has `total`, `trainable` and `frozen` (numbers of parameters) and `layers`, each with `name`,
+    `type`, `depth`, `parameters` and `trainable`: `True`, `False`, `Partial`, or `--` for a layer without parameters.
+
+    Args:
+        path: its suffix is replaced.
+        network: with `requires_grad` set as in the phase to describe.
+        image_size: height and width of the pictures, pixels.
+    """
+    table: ModelStatistics = summary(
+        network,
+        input_data=torch.zeros(1, 3, image_size, image_size),
+        depth=_DEPTH,
+        device="cpu",
+        col_names=("output_size", "num_params", "trainable"),
+        row_settings=("depth", "var_names"),
+        verbose=0,
+    )
+    layers = [
+        {
+            "name": layer.get_layer_name(show_var_name=True, show_depth=False),
+            "type": layer.class_name,
+            "depth": layer.depth,
+            "parameters": layer.num_params,
+            "trainable": layer.trainable,
+        }
+        for layer in table.summary_list
+        if layer.depth <= _DEPTH
+    ]
+    write_json(path.with_suffix(".json"), {**count_parameters(network), "layers": layers})
+    # As comments: DVC takes the text for a metric without numbers, and keeps it in its run cache with the rest.
+    write_text(path.with_suffix(".txt"), "".join(f"# {line}\n" for line in str(table).splitlines()))

@@ -1,0 +1,74 @@
+"""From logits to a loss and to probabilities, for two classes and for many."""
+
+from collections import Counter
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from stages.common.params import ClassWeights
+from stages.common.stage import StageError
+from stages.pictures.index import Entry, class_names
+
+
+def outputs_for(classes: int) -> int:
+    """Return the number of logits: one for two classes, else one a class."""
+    return 1 if classes == 2 else classes
+
+
+def loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
+    """Return the mean log-loss, nats: binary for one output, else cross-entropy.
+
+    Args:
+        logits: (n, outputs).
+        labels: (n,).
+        class_weights: (classes,); each picture's loss is multiplied by its class's weight. The sum is divided by n, not
+            by the sum of weights as torch's losses do: in a batch with one picture of a rare class, that would take the
+            weight away again.
+        label_smoothing: in [0, 1): the part of each target that is spread evenly over all classes
+            (https://arxiv.org/abs/1512.00567).
+    """
+    reduction = "mean" if class_weights is None else "none"
+    if logits.shape[1] == 1:
+        targets = labels.to(logits.dtype)
+        if label_smoothing:
+            targets = targets * (1 - label_smoothing) + label_smoothing / 2
+        losses = functional.binary_cross_entropy_with_logits(logits[:, 0], targets, reduction=reduction)
+    else:
+        losses = functional.cross_entropy(logits, labels, reduction=reduction, label_smoothing=label_smoothing)
+    return losses if class_weights is None else (losses * class_weights[labels]).mean()
+
+
+def weigh_classes(setting: ClassWeights, train: list[Entry]) -> Tensor | None:
+    """Return the weight of each class in the loss, (classes,), float32; the mean over the training pictures is 1.
+
+    Args:
+        setting: `balanced`: the inverse of the class's number of pictures; by name: in these proportions; `None`: all
+            the same.
+        train: the training pictures.
+
+    Raises:
+        StageError: a class has no weight, or a weight no class.
+    """
+    if setting is None:
+        return None
+    names = class_names(train)
+    counts = Counter(entry.class_name for entry in train)
+    given = {name: 1 / counts[name] for name in names} if setting == "balanced" else setting
+    if missing := [name for name in names if name not in given]:
+        raise StageError(f"class_weights: no weight for {', '.join(missing)}; each class needs one")
+    if unknown := [name for name in given if name not in counts]:
+        raise StageError(f"class_weights: no class is named {', '.join(unknown)}; there are {', '.join(names)}")
+    weights = torch.tensor([given[name] for name in names], dtype=torch.float64)
+    shares = torch.tensor([counts[name] / len(train) for name in names], dtype=torch.float64)
+    return (weights / (weights * shares).sum()).float()
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Return the probability of each class, (n, classes), for logits (n, outputs); one output is the logit of class 1.
+
+    Both columns of two classes come from the logit: 1 - p would round a small probability to 0, its loss to infinity.
+    """
+    if logits.shape[1] == 1:
+        return torch.sigmoid(torch.cat([-logits, logits], dim=1))
+    return torch.softmax(logits, dim=1)

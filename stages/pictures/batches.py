@@ -1,0 +1,172 @@
+"""Pictures of an index -> batches of tensors."""
+
+import hashlib
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from stages.common.params import Augment
+from stages.common.seeds import generator_for
+from stages.common.stage import StageError, stop_if_interrupted
+from stages.pictures.decode import PictureError, decode, read_picture
+from stages.pictures.index import Entry
+from stages.pictures.preprocessing import Preprocessing, make_transform
+
+Batch = tuple[Tensor, Tensor]
+
+
+def read_entry(root: Path, entry: Entry) -> Image.Image:
+    """Read a picture of the index.
+
+    Raises:
+        StageError: it is no longer there, or no longer what `split` saw.
+    """
+    try:
+        content = read_picture(root / entry.path)
+        if hashlib.sha256(content).hexdigest() != entry.sha256:
+            raise PictureError("changed")
+        return decode(content)
+    except FileNotFoundError:
+        problem = "gone"
+    except (OSError, PictureError) as error:
+        problem = str(error)
+    raise StageError(
+        f"{root / entry.path}: {problem} since the split was made; bring it back, or run `dvc repro` to split anew"
+    )
+
+
+class Pictures(Dataset[tuple[Tensor, int] | StageError]):
+    """The pictures of an index, preprocessed: (tensor of shape (3, crop, crop), label).
+
+    An item is asked for by (position in the index, seed): an augmented picture depends on those alone and not on which
+    process makes it. An error is returned, not raised: one raised in a loader's process would arrive wrapped in its
+    traceback.
+    """
+
+    def __init__(self, root: Path, entries: list[Entry], preprocessing: Preprocessing, augment: Augment) -> None:
+        self.root, self.entries, self.augment = root, entries, augment
+        self.transform = make_transform(preprocessing, augment)
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int] | StageError:
+        position, seed = item
+        entry = self.entries[position]
+        try:
+            picture = read_entry(self.root, entry)
+        except StageError as error:
+            return error
+        if self.augment == "none":
+            return self.transform(picture), entry.label
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.transform(picture), entry.label
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+class Order(Sampler[tuple[int, int]]):
+    """Positions, in order or shuffled anew each `epoch`, each with a seed of its own.
+
+    Args:
+        count: number of positions.
+        seed: the same orders for the same seed; `None` keeps the index's order.
+    """
+
+    def __init__(self, count: int, seed: int | None) -> None:
+        self.count, self.seed, self.epoch = count, seed, 0
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Yield (position, seed)."""
+        if self.seed is None:
+            yield from ((position, 0) for position in range(self.count))
+            return
+        generator = generator_for(self.seed, self.epoch)
+        positions = torch.randperm(self.count, generator=generator)
+        seeds = torch.randint(2**62, (self.count,), generator=generator)
+        yield from zip(positions.tolist(), seeds.tolist(), strict=True)
+
+    def __len__(self) -> int:
+        """Return the number of positions."""
+        return self.count
+
+
+class Batches:
+    """Batches of (images: float32, (n, 3, crop, crop); labels: int64, (n,)).
+
+    Args:
+        root: the folder that the entries' paths are relative to.
+        entries: the pictures.
+        preprocessing: as the network expects.
+        batch_size: pictures a batch; the last one may be smaller.
+        workers: decoding processes; 0 decodes in this one. The batches do not depend on it.
+        augment: for training pictures only.
+        shuffle_seed: each epoch takes another order, the same ones for the same seed; `None` keeps the index's order.
+        pinned: in memory from which a GPU copies faster.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        entries: list[Entry],
+        preprocessing: Preprocessing,
+        batch_size: int,
+        workers: int,
+        augment: Augment = "none",
+        shuffle_seed: int | None = None,
+        pinned: bool = False,
+    ) -> None:
+        self._order = Order(len(entries), shuffle_seed)
+        self._loader: DataLoader[tuple[Tensor, int] | StageError] = DataLoader(
+            Pictures(root, entries, preprocessing, augment),
+            batch_size,
+            sampler=self._order,
+            num_workers=workers,
+            collate_fn=_collate,
+            worker_init_fn=_leave_interrupts_to_the_main_process,
+            persistent_workers=workers > 0,
+            pin_memory=pinned,
+            generator=torch.Generator(),  # else each pass takes a number from the one that dropout uses
+        )
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self._loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the augmentation of the next pass."""
+        self._order.epoch = epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches.
+
+        Raises:
+            StageError: a picture is gone or changed since the index was made, or a decoding process was killed.
+        """
+        for batch in self._batches():
+            stop_if_interrupted()
+            if isinstance(batch, StageError):
+                raise batch
+            images, labels = batch
+            yield images, labels
+
+    def _batches(self) -> Iterator[list[Tensor] | StageError]:
+        try:
+            yield from self._loader
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise StageError("workers: a process was killed, for want of memory most likely; use fewer") from error
+
+
+def _collate(items: list[tuple[Tensor, int] | StageError]) -> list[Tensor] | StageError:
+    errors = [item for item in items if isinstance(item, StageError)]
+    return errors[0] if errors else default_collate(items)
+
+
+def _leave_interrupts_to_the_main_process(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,194 @@
+"""The figures of pictures: what the fine-tuned network gets wrong and where it looked, what fine-tuning changed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from stages.common.words import plural, probability
+from stages.network.network import Network
+from stages.pictures.batches import read_entry
+from stages.pictures.index import Entry
+from stages.pictures.preprocessing import Preprocessing, make_transform
+from stages.report.gradcam import enlarge, grad_cam
+from stages.report.style import GREY, house_style, new_figure, short_names, shorten, wrap
+from stages.scores.metrics import predicted_labels
+from stages.scores.predictions import Positions, Predictions, find_changed, find_wrong
+
+Pixels = NDArray[np.float32]
+
+_WIDTH = 10.0  # inches, of a figure
+_MARGIN = 0.15  # inches, around it
+_MOST_WRONG = 9
+_MOST_CHANGED = 10  # fixed ones, and as many broken ones
+
+
+@dataclass(frozen=True)
+class Album:
+    """The test pictures, and how the networks see them."""
+
+    root: Path
+    entries: list[Entry]
+    preprocessing: Preprocessing
+
+    def load(self, positions: Positions) -> torch.Tensor:
+        """Return these pictures preprocessed, (n, 3, crop, crop); raises what `read_entry` does."""
+        transform = make_transform(self.preprocessing, "none")
+        return torch.stack([transform(read_entry(self.root, self.entries[position])) for position in positions])
+
+    def pixels(self, images: torch.Tensor) -> Pixels:
+        """Return preprocessed pictures as they look, (n, crop, crop, 3) in [0, 1]."""
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.preprocessing.mean, self.preprocessing.std))
+        seen: Pixels = (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+        return seen
+
+
+def draw_pictures(predictions: Predictions, album: Album, network: Network) -> dict[str, Figure]:
+    """Draw all figures of this module, by name; `network` is the fine-tuned one, on the CPU."""
+    return {"wrong": draw_wrong(predictions, album, network), "changed": draw_changed(predictions, album)}
+
+
+@house_style()
+def draw_wrong(predictions: Predictions, album: Album, network: Network) -> Figure:
+    """Draw the fine-tuned network's mistakes, the most confident first, with Grad-CAM toward what it predicted.
+
+    Args:
+        predictions: on the pictures of `album`, in its order.
+        album: the test pictures.
+        network: the fine-tuned one, on the CPU.
+    """
+    wrong, total = find_wrong(predictions), plural(len(predictions.labels), "picture")
+    if not wrong:
+        return _say(f"The fine-tuned network makes no mistakes on {total}.")
+    positions = wrong[:_MOST_WRONG]
+    predicted = predicted_labels(predictions.finetuned)[positions]
+    images = album.load(positions)
+    maps = grad_cam(network.eval(), images, torch.from_numpy(predicted))
+    heat = enlarge(maps, images.shape[-1]).numpy()
+    shown = "" if len(wrong) == len(positions) else f"; the {len(positions)} most confident of them"
+    title = f"The fine-tuned network's {plural(len(wrong), 'mistake')} on {total}{shown}"
+    rows, columns = maps.shape[1:]
+    note = (
+        "Right of each picture: Grad-CAM, where the network saw evidence for its prediction (bright: most, dark: "
+        f"none), from {rows} x {columns} values."
+    )
+    names = short_names(predictions.classes, 24)
+    sheet = _Sheet([(title, note, len(positions))], columns=3, ratio=2, lines=3)
+    for cell, position, pixels, warmth, label in zip(
+        sheet.cells, positions, album.pixels(images), heat, predicted, strict=True
+    ):
+        cell.imshow(_side_by_side(pixels, _lay_over(pixels, warmth)))
+        surety = probability(float(predictions.finetuned[position, label]))
+        _caption(cell, f"predicted {names[label]}, {surety}", f"true: {names[predictions.labels[position]]}",
+                 shorten(predictions.paths[position], 42))  # fmt: skip
+    return sheet.figure
+
+
+@house_style()
+def draw_changed(predictions: Predictions, album: Album) -> Figure:
+    """Draw the pictures that fine-tuning fixed and those that it broke, with both predictions.
+
+    Args:
+        predictions: on the pictures of `album`, in its order.
+        album: the test pictures.
+    """
+    groups, total = find_changed(predictions), plural(len(predictions.labels), "picture")
+    if not any(groups):
+        return _say(f"Fine-tuning neither fixed nor broke a picture, of {total}.")
+    sections = []
+    for name, group in zip(("fixed", "broke"), groups, strict=True):
+        shown = f"; the {_MOST_CHANGED} that changed most" if len(group) > _MOST_CHANGED else ""
+        many = plural(len(group), "picture") if group else "no picture"
+        sections.append((f"Fine-tuning {name} {many}{shown}", "", min(len(group), _MOST_CHANGED)))
+    sheet = _Sheet(sections, columns=5, ratio=1, lines=4)
+    positions = [position for group in groups for position in group[:_MOST_CHANGED]]
+    names = short_names(predictions.classes, 14)
+    guesses = {name: predicted_labels(values) for name, values in predictions.models.items()}
+    for cell, position, pixels in zip(sheet.cells, positions, album.pixels(album.load(positions)), strict=True):
+        cell.imshow(pixels)
+        before, after = (
+            f"{names[guesses[name][position]]}, {probability(float(values[position, guesses[name][position]]))}"
+            for name, values in predictions.models.items()
+        )
+        true = names[predictions.labels[position]]
+        _caption(
+            cell, f"true: {true}", f"before: {before}", f"after: {after}", shorten(predictions.paths[position], 26)
+        )
+    return sheet.figure
+
+
+class _Sheet:
+    """A figure with sections of pictures under titles; `cells` has their axes in order.
+
+    Args:
+        sections: each a title, a note below it or "", and its number of pictures.
+        columns: pictures a row.
+        ratio: width of a cell's picture over its height.
+        lines: of the caption under each picture.
+    """
+
+    def __init__(self, sections: list[tuple[str, str, int]], columns: int, ratio: float, lines: int) -> None:
+        width = (_WIDTH - _MARGIN) / columns - _MARGIN
+        picture, caption = width / ratio, 0.15 * lines + 0.14
+        titles = [(wrap(title, 9.5, 11), wrap(note, 9.5, 8)) for title, note, _ in sections]
+        heads = [0.12 + 0.18 * len(title.splitlines()) + 0.14 * len(note.splitlines()) for title, note in titles]
+        rows = [-(-count // columns) for *_, count in sections]
+        height = _MARGIN + sum(heads) + sum(rows) * (picture + caption)
+        self.figure = new_figure(_WIDTH, height, layout=None)
+        self.cells: list[Axes] = []
+        top = height - _MARGIN
+        for (title, note), head, (*_, count), row_count in zip(titles, heads, sections, rows, strict=True):
+            left = _MARGIN / _WIDTH
+            self.figure.text(left, top / height, title, size=11, weight="bold", va="top")
+            if note:
+                self.figure.text(left, (top - head + 0.1) / height, note, size=8, color=GREY, va="bottom")
+            top -= head
+            for number in range(count):
+                x = _MARGIN + (number % columns) * (width + _MARGIN)
+                y = top - (number // columns) * (picture + caption) - picture
+                axes = self.figure.add_axes((x / _WIDTH, y / height, width / _WIDTH, picture / height))
+                axes.set_axis_off()
+                self.cells.append(axes)
+            top -= row_count * (picture + caption)
+
+
+def _caption(axes: Axes, first: str, *others: str) -> None:
+    """Write lines under a picture: the first in bold, the last, its path, small and grey."""
+    for number, line in enumerate((first, *others)):
+        last = number == len(others)
+        axes.annotate(
+            line,
+            (0, 0),
+            (0, -3 - 10.8 * number),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            va="top",
+            size=6.5 if last else 7.8,
+            weight="normal" if number else "bold",
+            color=GREY if last else "black",
+            annotation_clip=False,
+        )
+
+
+def _side_by_side(left: Pixels, right: Pixels) -> Pixels:
+    gap = np.ones((len(left), max(1, round(0.02 * len(left))), 3), dtype=np.float32)
+    return np.concatenate([left, gap, right], axis=1)
+
+
+def _lay_over(pixels: Pixels, heat: NDArray[np.float32]) -> Pixels:
+    """Let the picture show in grey through its heat map, whose colours rise in lightness: it reads in greyscale too."""
+    grey = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    colors = colormaps["inferno"](heat)[..., :3]
+    mixed: Pixels = (0.4 * grey[..., None] + 0.6 * colors).astype(np.float32)
+    return mixed
+
+
+def _say(text: str) -> Figure:
+    figure = new_figure(8, 1.6, layout=None)
+    figure.text(0.5, 0.5, text, ha="center", va="center", size=13)
+    return figure

@@ -1,0 +1,270 @@
+"""The report: the whole run on one page of Markdown, for a git host."""
+
+from collections.abc import Callable
+from typing import Any
+
+from stages.common.params import Params
+from stages.common.words import number, p_value, percent, percent_range, plural, points, points_range, signed
+from stages.scores.evaluation import Evaluation
+from stages.scores.near_duplicates import Pair
+from stages.scores.verdict import describe_gain
+from stages.training.history import Epoch, out_of_patience, still_falling
+
+_MOST_CLASSES = 100
+_MOST_PAIRS = 20
+
+# In the order in which they are read: file name without its ending, title, what to see in it.
+FIGURES = (
+    (
+        "training",
+        "Training",
+        "Filled: validation pictures; hollow: training pictures; ringed: the epoch kept.",
+    ),
+    ("confusion", "Which classes are taken for which", ""),
+    ("curves", "Every threshold", "How well the probabilities order the pictures, whatever threshold is chosen."),
+    (
+        "reliability",
+        "What a probability is worth",
+        "Below the diagonal a network is surer than it is right. Bars: 95% interval (Wilson).",
+    ),
+    ("losses", "Where the loss comes from", ""),
+    ("wrong", "The most confident mistakes", "A wrong label shows here first."),
+    ("changed", "What fine-tuning fixed and broke", ""),
+)
+
+# Title, field of `Scores`, how a value and how a difference is written.
+_ROWS: tuple[tuple[str, str, Callable[[float], str], Callable[[float], str]], ...] = (
+    ("accuracy", "accuracy", percent, points),
+    ("balanced accuracy", "balanced_accuracy", percent, points),
+    ("F1, mean over classes", "f1_macro", percent, points),
+    ("log-loss", "loss", number, signed),
+    ("Brier score", "brier", number, signed),
+    ("area under ROC", "auroc", number, signed),
+    ("average precision", "average_precision", number, signed),
+    ("expected calibration error", "ece", percent, points),
+)
+_LOWER_IS_BETTER = {"loss", "brier", "ece"}
+
+
+def compose_report(
+    evaluation: Evaluation,
+    split: dict[str, Any],
+    recipe: dict[str, Any],
+    pairs: list[Pair],
+    training: list[str],
+    figures: str,
+    captions: dict[str, str],
+) -> str:
+    """Return the report, as Markdown.
+
+    Args:
+        evaluation: what the test found.
+        split: `split.json`.
+        recipe: the parameters to list, by their names; a section's are a dictionary.
+        pairs: the near-duplicates, the most similar pair first.
+        training: how both phases went, as `describe_training` says it.
+        figures: the figures' folder, relative to the report, with `/`.
+        captions: what to say of a figure in place of what `FIGURES` says, by its name; a line becomes a list's item.
+    """
+    parts = {part: sum(counts[part] for counts in split["classes"].values()) for part in ("train", "val", "test")}
+    return "\n\n".join(
+        [
+            "# Did fine-tuning help?",
+            f"**{describe_gain(evaluation.gain)}**",
+            _subject(split, recipe["model"], parts),
+            _scores(evaluation),
+            "## How training went",
+            _list(training),
+            "## How far to trust this",
+            _limits(evaluation, parts),
+            "## Figures",
+            *(_figure(name, title, captions.get(name, note), figures) for name, title, note in FIGURES),
+            "## Pictures",
+            _pictures(split, parts),
+            "## Is the test set clean?",
+            _near_duplicates(evaluation, pairs),
+            "## Recipe",
+            _recipe(recipe),
+            "## Every class",
+            _classes(evaluation),
+        ]
+    ) + "\n"  # fmt: skip
+
+
+def describe_training(head: list[Epoch], finetune: list[Epoch], selected: tuple[int, int], params: Params) -> list[str]:
+    """Say which epoch each phase kept, why it ended, and what its loss counts.
+
+    Args:
+        head: the first phase's history.
+        finetune: the second's.
+        selected: the number of the epoch kept of each.
+        params: with which they were trained.
+    """
+    lines = []
+    phases = (
+        ("Head phase", "train_head", head, params.train_head, 1),
+        ("Fine-tuning", "finetune", finetune, params.finetune, 0),
+    )
+    for (title, section, epochs, phase, first), kept in zip(phases, selected, strict=True):
+        best, last = next(epoch for epoch in epochs if epoch.number == kept), epochs[-1].number
+        line = (
+            f"{title}: kept epoch {kept} of {last}; validation loss {number(epochs[0].val_loss)} at the start, "
+            f"{number(best.val_loss)} kept."
+        )
+        if kept == 0:
+            line = f"{title}: kept epoch 0, the head checkpoint as it is: no epoch lowered the validation loss."
+        if section == "train_head" and still_falling(epochs, phase.epochs, phase.patience):
+            line += f" It was still falling when the epochs ran out: raise `{section}.epochs` ({phase.epochs})."
+        elif last < phase.epochs and not out_of_patience(epochs[first:], phase.patience):
+            line += f" Training stopped after epoch {last}, where the loss was no longer finite: lower `{section}.lr`."
+        lines.append(line)
+    if params.class_weights is not None:
+        lines.append(
+            f"Training and validation losses are weighted by class (`class_weights`: {_code(params.class_weights)}); "
+            "the scores on the test pictures are not."
+        )
+    return lines
+
+
+def _subject(split: dict[str, Any], model: dict[str, Any], parts: dict[str, int]) -> str:
+    weights = "random weights" if model["weights"] is None else f"the weights {_code(model['weights'])}"
+    classes = plural(len(split["classes"]), "class", "classes")
+    others = f"watched on {parts['val']:,}, tested on" if parts["val"] else "watched and tested on the same"
+    return (
+        f"A {_code(model['arch'])} that started from {weights}, trained on {plural(parts['train'], 'picture')} of "
+        f"{classes}, {others} {parts['test']:,}."
+    )
+
+
+def _scores(evaluation: Evaluation) -> str:
+    head, finetuned, gain = evaluation.head, evaluation.finetuned, evaluation.gain
+    rows = []
+    for title, key, write, write_difference in _ROWS:
+        before, after = getattr(head, key), getattr(finetuned, key)
+        difference = None if before is None or after is None else after - before
+        name = f"{title} (lower is better)" if key in _LOWER_IS_BETTER else title
+        rows.append([name, _or_undefined(before, write), _or_undefined(after, write),
+                     _or_undefined(difference, write_difference)])  # fmt: skip
+        if key == "accuracy":
+            intervals = [percent_range(scores.accuracy_low, scores.accuracy_high) for scores in (head, finetuned)]
+            rows.append(["95% interval", *intervals, f"{points_range(gain.accuracy_low, gain.accuracy_high)} points"])
+    counts = f"Fine-tuning fixed {plural(gain.fixed, 'picture')} and broke {gain.broken:,}"
+    table = _table(["on the test pictures", "head phase", "fine-tuned", "gain"], rows)
+    areas = "Area under ROC and average precision: one class against the rest, mean over the classes."
+    return "\n\n".join(
+        [
+            table,
+            f"{counts} (exact McNemar test: {p_value(gain.mcnemar_p)}).",
+            *([areas] if len(head.classes) > 2 else []),
+        ]
+    )
+
+
+def _limits(evaluation: Evaluation, parts: dict[str, int]) -> str:
+    gain, count = evaluation.gain, parts["test"]
+    interval = f"{points_range(gain.accuracy_low, gain.accuracy_high)} points"
+    lines = [
+        f"The test set has {plural(count, 'picture')}: one of them is {100 / count:.2f} points of accuracy.",
+        f"With these pictures, a true gain of {interval} cannot be told from the one measured.",
+        "The intervals cover the choice of test pictures. They say nothing of what another seed's training would give, "
+        "nor of pictures from elsewhere.",
+    ]
+    if not parts["val"]:
+        lines.append("There is no validation part: training watched the test pictures, so these numbers flatter.")
+    return _list(lines)
+
+
+def _list(lines: list[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _figure(name: str, title: str, caption: str, folder: str) -> str:
+    lines = caption.splitlines()
+    text = _list(lines) if len(lines) > 1 else caption
+    return f"### {title}\n\n![{title}]({folder}/{name}.png)" + (f"\n\n{text}" if text else "")
+
+
+def _pictures(split: dict[str, Any], parts: dict[str, int]) -> str:
+    rejected, duplicates = split["rejected"], split["duplicates"]
+    rows = [[_cell(name), *(f"{counts[part]:,}" for part in parts)] for name, counts in split["classes"].items()]
+    if len(rows) > _MOST_CLASSES:
+        rows = [*rows[:_MOST_CLASSES], [f"... {len(rows) - _MOST_CLASSES:,} more", "", "", ""]]
+    rows.append(["**all**", *(f"**{count:,}**" for count in parts.values())])
+    lines = [
+        f"{plural(split['pictures'], 'picture')} of {plural(len(split['classes']), 'class', 'classes')}.",
+        f"{plural(len(rejected), 'file')} rejected, {plural(len(duplicates), 'group')} of copies with the same bytes "
+        "(each kept in one part); `split.json` names them." if rejected or duplicates
+        else "No file was rejected, and no two have the same bytes.",
+    ]  # fmt: skip
+    return f"{' '.join(lines)}\n\n{_table(['class', 'train', 'validation', 'test'], rows)}"
+
+
+def _near_duplicates(evaluation: Evaluation, pairs: list[Pair]) -> str:
+    found, models = evaluation.near_duplicates, (evaluation.head, evaluation.finetuned)
+    rule = f"a cosine of at least {found.threshold:g} between the backbone's whitened, pooled activations"
+    if not found.pairs:
+        return f"No test picture is nearly the same as a training or validation picture ({rule})."
+    shown = [[_cell(pair.test), _cell(pair.train), number(pair.cosine)] for pair in pairs[:_MOST_PAIRS]]
+    if len(pairs) > _MOST_PAIRS:
+        shown.append([f"... {len(pairs) - _MOST_PAIRS:,} more in `near_duplicates.csv`", "", ""])
+    without = (found.head_accuracy, found.finetuned_accuracy)
+    accuracy = [
+        ["all test pictures", *(percent(scores.accuracy) for scores in models)],
+        ["without them", *(_or_undefined(value, percent) for value in without)],
+    ]
+    text = (
+        f"{plural(found.test_pictures, 'test picture')} may be nearly the same as a training or validation picture: "
+        f"{plural(found.pairs, 'pair')} with {rule}. Look at them: such pictures test memory."
+    )
+    tables = (
+        _table(["accuracy", "head phase", "fine-tuned"], accuracy),
+        _table(["test", "training or validation", "cosine"], shown),
+    )
+    return "\n\n".join([text, *tables])
+
+
+def _recipe(recipe: dict[str, Any]) -> str:
+    rows = []
+    for name, value in recipe.items():
+        inner = value.items() if isinstance(value, dict) else [("", value)]
+        rows += [[f"`{name}{'.' if key else ''}{key}`", _code(setting)] for key, setting in inner]
+    return _table(["parameter", "value"], rows)
+
+
+def _classes(evaluation: Evaluation) -> str:
+    models = [scores.classes for scores in (evaluation.head, evaluation.finetuned)]
+    rows = [
+        [
+            _cell(name),
+            f"{models[0][name].support:,}",
+            *(_or_undefined(classes[name].precision, percent) for classes in models),
+            *(_or_undefined(classes[name].recall, percent) for classes in models),
+        ]
+        for name in list(models[0])[:_MOST_CLASSES]
+    ]
+    if len(models[0]) > _MOST_CLASSES:
+        rows.append([f"... {len(models[0]) - _MOST_CLASSES:,} more in `evaluation.json`", *[""] * 5])
+    header = ["class", "test pictures"]
+    header += [f"{name}, {model}" for name in ("precision", "recall") for model in ("head phase", "fine-tuned")]
+    return _table(header, rows)
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _or_undefined(value: float | None, write: Callable[[float], str]) -> str:
+    return "undefined" if value is None else write(value)
+
+
+def _cell(text: str) -> str:
+    """Let no name of a class or a file be taken for Markdown or for the end of a table's cell."""
+    escaped = "".join(f"\\{character}" if character in r"\`*_{}[]<>#|~$&" else character for character in text)
+    return " ".join(escaped.split())
+
+
+def _code(value: object) -> str:
+    """Write a parameter's value as code; within a table's cell a bar has to be escaped even there."""
+    text = "null" if value is None else str(value)
+    return f"`` {text} ``".replace("|", "\\|") if "`" in text else f"`{text}`".replace("|", "\\|")

@@ -1,0 +1,107 @@
+"""What all figures share: colours, letters, and how they are saved. Drawn without a display."""
+
+import io
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from matplotlib import style
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
+
+from stages.common.files import write_bytes
+
+DPI = 150
+GREY = "#595959"
+
+_FONT = "DejaVu Sans"  # matplotlib brings it along, so figures look the same everywhere
+_STYLE = {
+    "font.family": _FONT,
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.35,
+    "legend.frameon": False,
+    # A class may be called "$5_bills$".
+    "text.parse_math": False,
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a checkpoint is drawn: told apart by lightness, dashes and markers too, not by colour alone."""
+
+    title: str
+    color: str
+    line: str
+    marker: str
+    marker_size: float
+    layer: float  # dashes lie above the full line under which they would vanish
+
+
+# Okabe and Ito's colours, told apart by colour-blind readers (https://jfly.uni-koeln.de/color/).
+LOOKS = {
+    "head": Look("head phase", "#E69F00", "--", "o", 9, 3),
+    "finetuned": Look("fine-tuned", "#0072B2", "-", "s", 6, 2.5),
+}
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Draw by this module's settings, whatever the user's own matplotlibrc says. Also a decorator."""
+    with style.context(["default", _STYLE]):
+        yield
+
+
+def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
+    """Return an empty figure, inches."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+@house_style()
+def save_figure(path: Path, figure: Figure) -> None:
+    """Write a PNG of 150 dpi without empty margins, whole or not at all; the same figure gives the same bytes."""
+    content = io.BytesIO()
+    # Without a layout engine everything has its place already.
+    box = "tight" if figure.get_layout_engine() else None
+    figure.savefig(content, format="png", bbox_inches=box, pad_inches=0.12, metadata={"Software": None})
+    write_bytes(path, content.getvalue())
+
+
+def shorten(text: str, length: int) -> str:
+    """Return at most `length` characters: start and end, since names may differ at either. Undrawable ones are `�`."""
+    drawn = "".join(character if ord(character) in _drawable() else "\ufffd" for character in text)
+    if len(drawn) <= length:
+        return drawn
+    end = (length - 1) // 2
+    return f"{drawn[: length - 1 - end]}…{drawn[len(drawn) - end :]}"
+
+
+def short_names(names: Sequence[str], length: int) -> list[str]:
+    """Shorten class names; those that the font cannot draw, or that would be the same, get their label in front."""
+    short = [shorten(name, length) for name in names]
+    return [
+        f"{label} {shorten(name, length - 1 - len(str(label)))}" if "\ufffd" in text or short.count(text) > 1 else text
+        for label, (name, text) in enumerate(zip(names, short, strict=True))
+    ]
+
+
+def wrap(text: str, width: float, size: float = 9) -> str:
+    """Break text into lines of at most `width` inches, about, at a font of `size` points."""
+    return "\n".join(textwrap.fill(line, int(width * 72 / (0.53 * size))) for line in text.splitlines())
+
+
+@cache
+def _drawable() -> frozenset[int]:
+    return frozenset(get_font(findfont(_FONT)).get_charmap())

@@ -1,0 +1,82 @@
+"""The result of the test: both checkpoints' scores, the gain, and whether the test is clean.
+
+`python -m stages.scores.evaluation metrics/evaluation.json` prints it again.
+"""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from stages.common.files import write_json
+from stages.common.stage import run
+from stages.common.words import number, percent, percent_range, points, points_range, signed
+from stages.scores.metrics import ClassScores, Scores
+from stages.scores.near_duplicates import NearDuplicates
+from stages.scores.verdict import Gain, describe_gain
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The content of `evaluation.json`."""
+
+    head: Scores
+    finetuned: Scores
+    gain: Gain
+    near_duplicates: NearDuplicates
+
+    @property
+    def scores(self) -> dict[str, Scores]:
+        """The scores by checkpoint, in the order of training."""
+        return {"head": self.head, "finetuned": self.finetuned}
+
+
+def write_evaluation(path: Path, evaluation: Evaluation) -> None:
+    """Write JSON, whole or not at all; a number that is undefined is null."""
+    write_json(path, asdict(evaluation))
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Read what `write_evaluation` wrote.
+
+    Raises:
+        OSError: it is not there.
+    """
+    values = json.loads(path.read_text(encoding="utf-8"))
+    head, finetuned = (
+        Scores(
+            **{
+                **values[model],
+                "classes": {name: ClassScores(**scores) for name, scores in values[model]["classes"].items()},
+            }
+        )
+        for model in ("head", "finetuned")
+    )
+    return Evaluation(head, finetuned, Gain(**values["gain"]), NearDuplicates(**values["near_duplicates"]))
+
+
+def describe(evaluation: Evaluation) -> str:
+    """Return the scores and the gain as lines of aligned text, and the verdict below them."""
+    rows = [("", "", "95% interval", "loss")]
+    for name, scores in (("head", evaluation.head), ("fine-tuned", evaluation.finetuned)):
+        interval = percent_range(scores.accuracy_low, scores.accuracy_high)
+        rows.append((name, f"Test accuracy: {percent(scores.accuracy)}", interval, number(scores.loss)))
+    gain = evaluation.gain
+    rows.append(("gain", points(gain.accuracy), points_range(gain.accuracy_low, gain.accuracy_high), signed(gain.loss)))
+    name_width, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = [
+        "  ".join([name.ljust(name_width), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))])
+        for name, *cells in rows
+    ]
+    return "\n".join([*lines, describe_gain(gain)])
+
+
+def main() -> None:
+    """Print the table and the verdict of an evaluation."""
+    parser = argparse.ArgumentParser(prog="python -m stages.scores.evaluation", description=main.__doc__)
+    parser.add_argument("evaluation", type=Path, help="JSON file, as `evaluate` writes it")
+    print(describe(read_evaluation(parser.parse_args().evaluation)))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,147 @@
+"""What a model's probabilities are worth: accuracy and its interval, loss, ranking, calibration."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+from sklearn.metrics import average_precision_score, log_loss, precision_recall_fscore_support, roc_auc_score
+
+Labels = NDArray[np.int64]
+Probabilities = NDArray[np.float64]
+
+CONFIDENCE = 0.95
+CALIBRATION_BINS = 15
+
+
+def predicted_labels(probabilities: Probabilities) -> Labels:
+    """Return the predicted labels (n,) for probabilities (n, classes); of two, 1 from a probability of 0.5 up."""
+    if probabilities.shape[1] == 2:
+        return (probabilities[:, 1] >= 0.5).astype(np.int64)
+    labels: Labels = probabilities.argmax(axis=1)
+    return labels
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """Of a class: `precision` (`None`: never predicted), `recall` (`None`: no picture), `support`: test pictures."""
+
+    precision: float | None
+    recall: float | None
+    support: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one model is worth on the test pictures. A number that is undefined is `None`.
+
+    `accuracy`, and its 95% interval by Wilson's score method (https://doi.org/10.1080/01621459.1927.10502953) from
+    `accuracy_low` to `accuracy_high`;
+    `balanced_accuracy`: the mean recall of the classes that are in the test set;
+    `loss`: mean log-loss, nats;
+    `auroc` and `average_precision`: of two classes, those of class 1; of more, the mean over each class against all
+    others. A class without a picture in the test set has neither, and no `auroc` if all pictures are of that class;
+    `f1_macro`: the mean over the classes that are in the test set or among the predictions;
+    `brier`: the mean squared error of the probability of class 1, in [0, 1], for two classes; for more, the sum of
+    the squared errors over the classes, in [0, 2] (Brier 1950), as scikit-learn's `brier_score_loss` has it;
+    `ece`: see `expected_calibration_error`;
+    `classes`: by name, in the order of their labels.
+    """
+
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    balanced_accuracy: float
+    loss: float
+    auroc: float | None
+    average_precision: float | None
+    f1_macro: float
+    brier: float
+    ece: float
+    classes: dict[str, ClassScores]
+
+
+def score(labels: Labels, probabilities: Probabilities, classes: Sequence[str]) -> Scores:
+    """Score one model on at least one picture.
+
+    Args:
+        labels: (n,).
+        probabilities: (n, classes).
+        classes: names, in the order of their labels.
+    """
+    predicted = predicted_labels(probabilities)
+    right = predicted == labels
+    numbers = np.arange(len(classes))
+    precision, recall, f1, support = precision_recall_fscore_support(
+        labels, predicted, labels=numbers, zero_division=np.nan
+    )
+    low, high = wilson_interval(int(right.sum()), len(labels))
+    ranked = [1] if len(classes) == 2 else list(range(len(classes)))
+    positives = [labels == label for label in ranked]
+    errors = probabilities - (labels[:, None] == numbers)
+    return Scores(
+        accuracy=float(right.mean()),
+        accuracy_low=low,
+        accuracy_high=high,
+        balanced_accuracy=_mean(_defined(recall)),
+        loss=float(log_loss(labels, probabilities, labels=numbers)),
+        auroc=_mean_if_any(
+            roc_auc_score(positive, probabilities[:, label])
+            for label, positive in zip(ranked, positives, strict=True)
+            if 0 < positive.sum() < len(labels)
+        ),
+        average_precision=_mean_if_any(
+            average_precision_score(positive, probabilities[:, label])
+            for label, positive in zip(ranked, positives, strict=True)
+            if positive.any()
+        ),
+        f1_macro=_mean(_defined(f1)),
+        brier=float((errors[:, ranked] ** 2).sum(axis=1).mean()),
+        ece=expected_calibration_error(right, probabilities.max(axis=1)),
+        classes={
+            name: ClassScores(_number(precision[label]), _number(recall[label]), int(support[label]))
+            for label, name in enumerate(classes)
+        },
+    )
+
+
+def wilson_interval(successes: int, count: int) -> tuple[float, float]:
+    """Return the 95% interval of a proportion by Wilson's score method, without continuity correction."""
+    interval = binomtest(successes, count).proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def expected_calibration_error(right: NDArray[np.bool_], confidences: NDArray[np.float64]) -> float:
+    """Return how far the highest probability is from the accuracy, in [0, 1]: 0 where 80% sure is right in 80%.
+
+    Pictures are put into 15 equally wide bins by that probability, each with its upper edge; the distances of a bin's
+    accuracy from its mean probability are averaged by the number of pictures (Guo et al. 2017,
+    https://arxiv.org/abs/1706.04599).
+
+    Args:
+        right: (n,), whether the prediction is right.
+        confidences: (n,), the highest probability.
+    """
+    bins = np.ceil(confidences * CALIBRATION_BINS).astype(int)
+    gaps = np.bincount(bins, weights=right - confidences)
+    return float(np.abs(gaps).sum() / len(right))
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _defined(values: Iterable[float]) -> list[float]:
+    return [float(value) for value in values if not math.isnan(value)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _mean_if_any(values: Iterable[float]) -> float | None:
+    """Return the mean of the values that are defined, `None` if none is."""
+    defined = _defined(values)
+    return _mean(defined) if defined else None

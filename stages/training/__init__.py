@@ -1,0 +1,1 @@
+"""One phase of training, and what makes it fast."""

@@ -1,0 +1,72 @@
+"""What turns gradients into new weights: the optimizer, and the course of its learning rate."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from stages.common.params import Phase
+from stages.network.network import Network
+
+_MOMENTUM = 0.9
+
+
+def trainable_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that `set_trainable` left trainable."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def make_optimizer(network: Network, phase: Phase, layer_decay: float = 1.0) -> torch.optim.Optimizer:
+    """Make the optimizer of a phase, over the trainable tensors alone.
+
+    A frozen tensor that is given to an optimizer may move by weight decay or by an old gradient. Adam is its amsgrad
+    variant (https://openreview.net/forum?id=ryQu7f-RZ), SGD has a momentum of 0.9.
+
+    Args:
+        network: on the device where it is trained.
+        phase: which optimizer, its rate and its weight decay.
+        layer_decay: the head learns at `phase.lr`, and each block at this fraction of the rate of what follows it, as
+            in BEiT (https://arxiv.org/abs/2106.08254).
+    """
+    groups: list[dict[str, Any]] = []
+    for depth, part in enumerate([network.classifier, *reversed(network.backbone)]):
+        if parameters := trainable_parameters(part):
+            groups.append({"params": parameters, "lr": phase.lr * layer_decay**depth})
+    if phase.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=_MOMENTUM, weight_decay=phase.weight_decay)
+    if phase.optimizer == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=phase.weight_decay, fused=True)
+    return torch.optim.Adam(groups, weight_decay=phase.weight_decay, amsgrad=True, fused=True)
+
+
+def schedule_rate(optimizer: torch.optim.Optimizer, phase: Phase, steps: int, done: int = 0) -> LambdaLR:
+    """Let the rate of each group follow `rate_factor`; `step()` goes on to the next optimizer step.
+
+    Args:
+        optimizer: a new one, or one that has loaded the state after `done` steps.
+        phase: the schedule and its warm-up.
+        steps: optimizer steps of the whole phase.
+        done: those already taken.
+    """
+    return LambdaLR(optimizer, lambda step: rate_factor(step, steps, phase.schedule, phase.warmup), last_epoch=done - 1)
+
+
+def rate_factor(step: int, steps: int, schedule: str, warmup: float) -> float:
+    """Return the fraction of the full learning rate, in [0, 1], for one optimizer step.
+
+    Args:
+        step: from 0.
+        steps: of the whole phase.
+        schedule: `constant`, or `cosine`: half a cosine from 1 after the warm-up down to 0 after the last step
+            (https://arxiv.org/abs/1608.03983).
+        warmup: the fraction of `steps` in which the rate rises evenly, from the first step on, to its full value.
+            Adam's first steps move every weight by about the rate, whatever the gradient (https://arxiv.org/abs/1908.03265).
+    """
+    rising = round(warmup * steps)
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    if schedule == "constant":
+        return 1.0
+    return (1 + math.cos(math.pi * (step - rising) / (steps - rising))) / 2

@@ -1,0 +1,91 @@
+"""What the pages of both phases have in common around the training itself: what is read, and what is left behind."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from stages.common.device import resolve_device
+from stages.common.params import Params, Phase
+from stages.common.seeds import make_deterministic
+from stages.common.stage import StageError
+from stages.network.checkpoint import Description, load_checkpoint, require_classes, save_checkpoint
+from stages.network.network import Network
+from stages.pictures.index import Entry, read_index, read_watched
+from stages.training.fusion import reuse_freed_memory
+from stages.training.history import History
+from stages.training.resume import StateFile
+from stages.training.trainer import Fit
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures to train on, and those to watch."""
+
+    train: list[Entry]
+    watched: list[Entry]
+
+    def unchanging(self, phase: Phase) -> list[Entry]:
+        """Return those that look the same in each epoch."""
+        return [*self.train, *self.watched] if phase.augment == "none" else self.watched
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give a page the files of a phase as arguments."""
+    parser.add_argument("--params", type=Path, required=True)
+    parser.add_argument("--index", type=Path, required=True, help="folder with train.csv, val.csv and test.csv")
+    parser.add_argument("--start", type=Path, required=True, help="checkpoint to start from")
+    parser.add_argument("--output", type=Path, required=True, help="checkpoint to write")
+    parser.add_argument("--history", type=Path, required=True, help="folder for the history")
+
+
+def prepare(params: Params) -> torch.device:
+    """Set up this process for training, and return the device to compute on."""
+    device = resolve_device(params.device)
+    make_deterministic(params.seed)
+    reuse_freed_memory()
+    return device
+
+
+def load(start: Path, index: Path) -> tuple[Network, Description, Pictures]:
+    """Load a checkpoint and the pictures to train it on.
+
+    A validation part that is empty is replaced by the test part.
+
+    Raises:
+        StageError: either file is missing or damaged, or they are of different classes.
+    """
+    pictures = Pictures(read_index(index / "train.csv"), read_watched(index))
+    network, description = load_checkpoint(start)
+    require_classes(start, description, pictures.train)
+    return network, description, pictures
+
+
+def open_state(
+    script: str, arguments: argparse.Namespace, phase: Phase, params: Params, device: torch.device
+) -> StateFile:
+    """Return where a stopped run of this phase keeps its state: it resumes after its last finished epoch."""
+    files = [Path(script), arguments.start, *(arguments.index / f"{part}.csv" for part in ("train", "val", "test"))]
+    settings = [phase.model_dump(), params.seed, params.precision, params.class_weights]
+    return StateFile(device, params.cache.max_gigabytes, [*files, *settings])
+
+
+def finish(
+    output: Path, network: Network, description: Description, fit: Fit, history: History, state: StateFile
+) -> None:
+    """Write the checkpoint and end the history.
+
+    Raises:
+        StageError: training failed with no start to fall back on; the weights selected before it did are written.
+    """
+    history.finish(fit.selected)
+    save_checkpoint(output, network, description)
+    state.remove()
+    selected = fit.selected
+    if fit.failure is not None:
+        if not fit.start_competed:
+            raise StageError(f"{fit.failure}; {output} keeps epoch {selected.number}")
+        print(f"training stopped: {fit.failure}")
+    why = "" if selected.number else "no epoch lowered the validation loss: "
+    print(f"kept epoch {selected.number}: {why}val_loss {selected.val_loss:.4f}, accuracy {selected.accuracy:.2%}")

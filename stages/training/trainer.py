@@ -1,0 +1,288 @@
+"""Training and evaluating a network."""
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from torcheval.metrics import BinaryAccuracy, Mean, Metric, MulticlassAccuracy
+from tqdm import tqdm
+
+from stages.common.device import autocast
+from stages.common.params import Phase, Precision
+from stages.common.seeds import random_state, set_random_state
+from stages.common.stage import StageError
+from stages.network import objective
+from stages.network.network import Network
+from stages.training.activations import Inputs
+from stages.training.fusion import fuse_for_training
+from stages.training.history import Epoch, best_epoch, out_of_patience
+from stages.training.optimizer import make_optimizer, schedule_rate, trainable_parameters
+from stages.training.resume import State, StateFile
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Means over the pictures of one pass: the loss, and the fraction that is classified rightly."""
+
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a training ended.
+
+    `selected` is the one of `epochs` whose weights the network now has; `failure` is what cut the training short, if
+    anything did; `start_competed`: epoch 0 was one of those to select from.
+    """
+
+    epochs: list[Epoch]
+    selected: Epoch
+    failure: str | None
+    start_competed: bool
+
+
+class Trainer:
+    """Trains what `set_trainable` left trainable in a network or in the tail of one, and evaluates it.
+
+    Args:
+        network: moved to `device`; its frozen tensors and all of BatchNorm are never changed.
+        device: where to compute.
+        precision: in what.
+        class_weights: as for `objective.loss`; of the training and of the validation loss.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        device: torch.device,
+        precision: Precision = "float32",
+        class_weights: Tensor | None = None,
+    ) -> None:
+        self.device, self.precision = device, precision
+        self.class_weights = None if class_weights is None else class_weights.to(device)
+        # In channels-last, oneDNN trains depthwise convolutions three times as fast. A head alone begins with
+        # flattening, which undoes it.
+        self._layout = torch.channels_last if len(network.backbone) else torch.contiguous_format
+        self.network = network.to(device).to(memory_format=self._layout)
+        self._fused = fuse_for_training(self.network, device, precision)
+
+    def fit(
+        self,
+        train: Inputs,
+        val: Inputs,
+        phase: Phase,
+        on_epoch: Callable[[Epoch], None],
+        state: StateFile | None = None,
+        keep_start: bool = False,
+        layer_decay: float = 1.0,
+    ) -> Fit:
+        """Train for `phase.epochs`, or until the validation loss has not fallen for `phase.patience` epochs.
+
+        At the end the network has the weights of the epoch with the lowest validation loss, or of the last one, as
+        `phase.select` says.
+
+        Args:
+            train: the training pictures.
+            val: the pictures to watch.
+            phase: how to train.
+            on_epoch: called for epoch 0, the network as it is; after each epoch; and for each that a stopped run had
+                finished.
+            state: where a stopped run resumes.
+            keep_start: epoch 0 is one of those that `select: best` chooses from, and patience counts from it.
+            layer_decay: as for `make_optimizer`.
+
+        Raises:
+            StageError: the loss is not finite before there is an epoch to keep. Later, `Fit.failure` says so, and the
+                network has the weights selected so far.
+        """
+        trainable = trainable_parameters(self.network)
+        optimizer = make_optimizer(self.network, phase, layer_decay)
+        print(f"training {sum(map(Tensor.numel, trainable)):,} parameters in {len(trainable)} tensors", flush=True)
+        epochs: list[Epoch] = []
+        weights: list[Tensor] = []
+        failure: str | None = None
+        if state is not None and (stopped := state.load()) is not None:
+            epochs = stopped.epochs
+            _copy_into(trainable, stopped.weights)
+            weights = stopped.weights if stopped.selected is None else stopped.selected
+            optimizer.load_state_dict(stopped.optimizer)
+            set_random_state(stopped.random, self.device)
+            print(f"going on after epoch {epochs[-1].number} of a run that was stopped", flush=True)
+            for epoch in epochs:
+                on_epoch(epoch)
+        else:
+            epochs = [self._look_at_start(val)]
+            weights = _copy_of(trainable)
+            on_epoch(epochs[0])
+        first = 0 if keep_start else 1
+        schedule = schedule_rate(optimizer, phase, phase.epochs * len(train), epochs[-1].number * len(train))
+        while epochs[-1].number < phase.epochs and not out_of_patience(epochs[first:], phase.patience):
+            try:
+                epoch = self._run_epoch(train, val, phase, optimizer, schedule, epochs[-1].number + 1)
+            except NonFiniteLossError as error:
+                failure = f"{error}; most likely lr is too high (now {phase.lr:g}): lower it"
+                break
+            epochs.append(epoch)
+            on_epoch(epoch)
+            selected = _select(epochs[first:], phase.select)
+            if epoch is selected:
+                weights = _copy_of(trainable)
+            if state is not None and epoch.number < phase.epochs:
+                now = [parameter.detach() for parameter in trainable]
+                earlier = None if epoch is selected else weights
+                state.save(State(epochs, now, earlier, optimizer.state_dict(), random_state(self.device)))
+        candidates = epochs[first:] if phase.select == "best" else epochs[1:]
+        if not candidates:
+            raise StageError(f"{failure}; no epoch was finished, nothing is kept")
+        _copy_into(trainable, weights)
+        return Fit(epochs, _select(candidates, phase.select), failure, keep_start and phase.select == "best")
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Return the logits, (n, outputs), float32, in evaluation mode."""
+        self._fused.eval()
+        with torch.inference_mode():
+            return self._forward(inputs)
+
+    def features_and_logits(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what enters the classifier, (n, channels, rows, columns), and the logits as `logits` does."""
+        self._fused.eval()
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            features = self._fused.backbone(inputs.to(self.device, memory_format=self._layout))
+            logits: Tensor = self._fused.classifier(features)
+        return features, logits.float()
+
+    def evaluate(self, batches: Inputs) -> Scores:
+        """Return the scores over all of `batches`."""
+        loss, accuracy = Mean(device=self.device), _make_accuracy(self.network, self.device)
+        for inputs, labels in batches:
+            logits, labels = self.logits(inputs), labels.to(self.device)
+            loss.update(objective.loss(logits, labels, self.class_weights), weight=len(labels))
+            accuracy.update(*_as_accuracy_expects(logits, labels))
+        return Scores(loss.compute().item(), accuracy.compute().item())
+
+    def step(
+        self, inputs: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer, phase: Phase
+    ) -> tuple[Tensor, Tensor]:
+        """Take one optimizer step, unless the loss is not finite; return the loss, a scalar, and the logits before it.
+
+        Args:
+            inputs: what enters the network, (n, ...).
+            labels: (n,), on the device.
+            optimizer: as `make_optimizer` makes it.
+            phase: its `label_smoothing`, and its `clip_norm`, the largest norm of all gradients together.
+        """
+        self._fused.train()
+        logits = self._forward(inputs)
+        loss = objective.loss(logits, labels, self.class_weights, phase.label_smoothing)
+        if loss.isfinite():
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            if phase.clip_norm is not None:
+                nn.utils.clip_grad_norm_(trainable_parameters(self.network), phase.clip_norm)
+            optimizer.step()
+        return loss.detach(), logits.detach()
+
+    def _look_at_start(self, val: Inputs) -> Epoch:
+        scores = self.evaluate(val)
+        if not math.isfinite(scores.loss):
+            raise StageError(f"the validation loss before the first epoch is {scores.loss}: check the weights")
+        print(f"start  val_loss {scores.loss:.4f}  accuracy {scores.accuracy:.2%}", flush=True)
+        return Epoch(0, None, None, scores.loss, scores.accuracy)
+
+    def _run_epoch(
+        self,
+        train: Inputs,
+        val: Inputs,
+        phase: Phase,
+        optimizer: torch.optim.Optimizer,
+        schedule: LRScheduler,
+        number: int,
+    ) -> Epoch:
+        title = f"epoch {number}/{phase.epochs}"
+        # Not around the batches: a bar that its own iteration has ended shows no results any more.
+        with tqdm(total=len(train), desc=title, unit="batch", disable=None) as progress:
+            mean, accuracy = Mean(device=self.device), _make_accuracy(self.network, self.device)
+            train.set_epoch(number)
+            for step, (inputs, labels) in enumerate(train, start=1):
+                labels = labels.to(self.device)
+                loss, logits = self.step(inputs, labels, optimizer, phase)
+                _require_finite(loss.item(), f"the training loss at step {step} of epoch {number}")
+                schedule.step()
+                mean.update(loss, weight=len(labels))
+                accuracy.update(*_as_accuracy_expects(logits, labels))
+                progress.update()
+            training = Scores(mean.compute().item(), accuracy.compute().item())
+            scores = self.evaluate(val)
+            _require_finite(scores.loss, f"the validation loss after epoch {number}")
+            results = f"train_loss {training.loss:.4f}  val_loss {scores.loss:.4f}  accuracy {scores.accuracy:.2%}"
+            progress.set_postfix_str(results)
+        if not sys.stderr.isatty():
+            print(f"{title}  {results}", flush=True)
+        return Epoch(number, training.loss, training.accuracy, scores.loss, scores.accuracy)
+
+    def _forward(self, inputs: Tensor) -> Tensor:
+        with autocast(self.device, self.precision):
+            logits: Tensor = self._fused(inputs.to(self.device, memory_format=self._layout))
+        return logits.float()
+
+
+class NonFiniteLossError(Exception):
+    """A loss is infinite or not a number. The message says which."""
+
+
+def _select(epochs: list[Epoch], select: str) -> Epoch:
+    return epochs[-1] if select == "last" else best_epoch(epochs)
+
+
+def _copy_of(parameters: list[nn.Parameter]) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in parameters]
+
+
+def _copy_into(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
+
+
+def _require_finite(loss: float, which: str) -> None:
+    if not math.isfinite(loss):
+        raise NonFiniteLossError(f"{which} is {loss}")
+
+
+def predict(
+    trainers: Sequence[Trainer], batches: Inputs, on_features: Callable[[Tensor], object] = lambda _: None
+) -> list[Tensor]:
+    """Predict with several networks in one pass over the pictures.
+
+    Args:
+        trainers: of the networks.
+        batches: the pictures.
+        on_features: called with what enters the first network's classifier, (n, channels, rows, columns), per batch.
+
+    Returns:
+        The probability of each class for each picture, by each network: (n, classes), float64, on the CPU.
+    """
+    probabilities: list[list[Tensor]] = [[] for _ in trainers]
+    for inputs, _ in batches:
+        for number, (own, trainer) in enumerate(zip(probabilities, trainers, strict=True)):
+            features, logits = trainer.features_and_logits(inputs)
+            own.append(objective.probabilities(logits.cpu().double()))
+            if number == 0:
+                on_features(features)
+    return [torch.cat(own) for own in probabilities]
+
+
+def _make_accuracy(network: Network, device: torch.device) -> Metric[Tensor]:
+    outputs = network.classifier[-1].out_features
+    return BinaryAccuracy(device=device) if outputs == 1 else MulticlassAccuracy(device=device)
+
+
+def _as_accuracy_expects(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    # BinaryAccuracy compares what it is given with 0.5: that has to be a probability, not a logit.
+    probabilities = objective.probabilities(logits)
+    return (probabilities[:, 1] if logits.shape[1] == 1 else probabilities), labels

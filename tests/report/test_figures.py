@@ -1,0 +1,293 @@
+"""The figures, their numbers and Grad-CAM, on made-up predictions."""
+
+import csv
+import hashlib
+import io
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
+from torch import nn
+
+from stages.common.words import probability
+from stages.network.network import Network
+from stages.pictures.index import Entry
+from stages.pictures.preprocessing import Preprocessing
+from stages.report.figures import describe_losses, draw_confusion, draw_numbers, draw_training
+from stages.report.galleries import Album, draw_changed, draw_wrong
+from stages.report.gradcam import enlarge, grad_cam
+from stages.report.style import save_figure, short_names
+from stages.scores.curves import precision_recall_curves, roc_curves, write_curves
+from stages.scores.metrics import Scores
+from stages.scores.predictions import Predictions, find_changed, find_wrong, picture_losses
+from stages.training.history import Epoch
+
+SCORES = dict.fromkeys(("head", "finetuned"), Scores(0.9, 0.8, 0.95, 0.9, 0.3, 0.97, None, 0.9, 0.1, 0.05, {}))
+LONG = "An_American_$Staffordshire$_Terrier_of_{any}_colour_which_is_friendly"
+
+
+@pytest.fixture(autouse=True)
+def no_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def made_up(
+    names: list[str], count: int, skill: float, absent: frozenset[int] = frozenset(), seed: int = 0
+) -> Predictions:
+    noise = np.random.default_rng(seed)
+    present = [label for label in range(len(names)) if label not in absent]
+    labels = noise.permutation(np.resize(present, count))
+
+    def guess(strength: float) -> np.ndarray:
+        logits = noise.normal(size=(count, len(names)))
+        logits[np.arange(count), labels] += strength
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return odds / odds.sum(axis=1, keepdims=True)
+
+    return Predictions([f"{n}.png" for n in range(count)], labels, names, guess(skill), guess(1.2 * skill))
+
+
+def history(start: float, *val_losses: float) -> list[Epoch]:
+    epochs = [Epoch(number, 0.1 / number, 0.9, loss, 0.8) for number, loss in enumerate(val_losses, start=1)]
+    return [Epoch(0, None, None, start, 0.8), *epochs]
+
+
+def words(figure: Figure) -> str:
+    return "\n".join(text.get_text() for text in figure.findobj(Text))
+
+
+def ink(path: Path) -> int:
+    with Image.open(path) as picture:
+        return len(picture.convert("RGB").getcolors(2**22) or [])
+
+
+@pytest.mark.parametrize(
+    "predictions",
+    [
+        made_up([f"{LONG}_{number}" for number in range(100)], 300, skill=3, absent=frozenset({7})),
+        made_up(["$a_b$", "größe", "猫"], 30, skill=60),
+        made_up(["cat", "dog"], 1, skill=1),
+    ],
+    ids=["100 classes with long names", "perfect, odd names", "one picture"],
+)
+def test_every_figure_of_numbers_is_drawn_without_a_warning(predictions: Predictions, tmp_path: Path) -> None:
+    figures = draw_numbers(predictions, SCORES, (history(0.7, 0.3, 0.2), history(0.1)), (2, 0))
+    assert list(figures) == ["training", "confusion", "curves", "reliability", "losses"]
+    for name, figure in figures.items():
+        save_figure(tmp_path / f"{name}.png", figure)
+        assert ink(tmp_path / f"{name}.png") > 20, name
+        width, height = figure.get_size_inches()
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert picture.info["dpi"] == pytest.approx((150, 150), abs=0.1)
+            # Names and captions stay within what the figure was meant to take.
+            assert picture.width <= 150 * (width + 0.5)
+            assert picture.height <= 150 * (height + 0.5)
+
+
+def test_the_same_figure_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        save_figure(tmp_path / name, draw_confusion(made_up(["cat", "dog"], 50, skill=2)))
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+
+
+def test_the_kept_epoch_is_ringed_in_both_panels() -> None:
+    figure = draw_training(history(0.7, 0.5, 0.3, 0.4), history(0.3, 0.25, 0.2, 0.3), (2, 2))
+    for axes, heights in zip(figure.axes, ([0.3, 0.2], [0.8, 0.8]), strict=True):
+        rings = [line for line in axes.lines if line.get_fillstyle() == "none"]
+        assert [line.get_xdata()[0] for line in rings] == [2, 4 + 2]
+        assert [line.get_ydata()[0] for line in rings] == heights
+
+
+def test_both_phases_have_a_point_for_epoch_0_and_it_can_be_the_one_kept() -> None:
+    figure = draw_training(history(0.7, 0.5, 0.3), history(0.3, 0.9), (2, 0))
+    losses = figure.axes[0]
+    lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in losses.lines}
+    assert lines["head phase: validation"] == ([0, 1, 2], [0.7, 0.5, 0.3])
+    assert lines["head phase: training"][0] == [1, 2]
+    assert lines["fine-tuned: validation"] == ([3, 4], [0.3, 0.9])
+    assert [line.get_xdata()[0] for line in losses.lines if line.get_fillstyle() == "none"] == [2, 3]
+    assert [text.get_text() for text in figure.axes[1].get_xticklabels()] == ["0", "1", "2", "0", "1"]
+    assert losses.get_title("right").startswith("fine-tuning: epoch 0 kept")
+
+
+def test_a_small_confusion_matrix_has_its_counts_and_a_large_one_its_mistakes() -> None:
+    predictions = made_up(["cat", "dog"], 40, skill=1)
+    predicted = predictions.head.argmax(axis=1)
+    count = int(((predictions.labels == 0) & (predicted == 1)).sum())
+    texts = [text.get_text() for text in draw_confusion(predictions).axes[0].texts]
+    assert texts[1] == str(count)
+    many = draw_confusion(made_up([f"class {number}" for number in range(20)], 200, skill=2))
+    assert not many.axes[0].texts
+    assert "taken for" in many.axes[0].get_xlabel()
+    perfect = draw_confusion(made_up([f"class {number}" for number in range(20)], 200, skill=60))
+    assert "no mistakes on 200 pictures" in perfect.axes[0].get_xlabel()
+
+
+@pytest.mark.parametrize(("classes", "absent"), [(2, frozenset()), (5, frozenset({3}))], ids=["two", "many"])
+def test_areas_under_the_curves_are_scikit_learns(classes: int, absent: frozenset[int]) -> None:
+    predictions = made_up([str(number) for number in range(classes)], 60, skill=1, absent=absent)
+    # Ties, too.
+    rounded = Predictions(predictions.paths, predictions.labels, predictions.classes,
+                          predictions.head.round(1), predictions.finetuned.round(1))  # fmt: skip
+    counted = [1] if classes == 2 else [label for label in range(classes) if label not in absent]
+    roc, precision_recall = roc_curves(rounded), precision_recall_curves(rounded)
+    assert roc is not None
+    assert precision_recall is not None
+    for model, values in rounded.models.items():
+        truths = [(rounded.labels == label, values[:, label]) for label in counted]
+        area = np.mean([roc_auc_score(*truth) for truth in truths])
+        assert np.trapezoid(roc.y[model], roc.x) == pytest.approx(area, abs=1e-9)
+        precision = np.mean([average_precision_score(*truth) for truth in truths])
+        assert np.trapezoid(precision_recall.y[model], precision_recall.x) == pytest.approx(precision, abs=1e-9)
+
+
+def test_tables_for_dvc_are_short_and_keep_both_ends(tmp_path: Path) -> None:
+    predictions = made_up(["cat", "dog, large"], 3000, skill=0.5)
+    write_curves(tmp_path, predictions)
+    for name, column in (("roc", "false_positive_rate"), ("precision_recall", "recall")):
+        header, *rows = csv.reader(io.StringIO((tmp_path / f"{name}.csv").read_text()))
+        assert header == [column, "head", "finetuned"]
+        assert len(rows) == 200
+        assert (float(rows[0][0]), float(rows[-1][0])) == (0, 1)
+    header, *rows = csv.reader(io.StringIO((tmp_path / "confusion.csv").read_text()))
+    assert header == ["actual", "head", "finetuned"]
+    assert len(rows) == 3000
+    assert sum(row[0] == row[1] for row in rows) == (predictions.head.argmax(axis=1) == predictions.labels).sum()
+
+
+def test_where_no_curve_is_defined_the_tables_are_empty(tmp_path: Path) -> None:
+    predictions = made_up(["cat", "dog"], 5, skill=1, absent=frozenset({1}))
+    assert roc_curves(predictions) is None
+    write_curves(tmp_path, predictions)
+    assert (tmp_path / "roc.csv").read_text() == "false_positive_rate,head,finetuned\n"
+
+
+def test_picture_losses_are_scikit_learns_and_keep_the_digits_of_certainty() -> None:
+    predictions = made_up([str(number) for number in range(4)], 80, skill=1)
+    mean = picture_losses(predictions.labels, predictions.head).mean()
+    assert mean == pytest.approx(log_loss(predictions.labels, predictions.head), abs=1e-12)
+    certain = np.array([[1.0, 1e-20], [1.0, 0.0], [0.0, 1.0]])
+    losses = picture_losses(np.array([0, 1, 1]), certain)
+    assert losses[0] == pytest.approx(1e-20)
+    assert losses[1] == pytest.approx(-np.log(np.finfo(float).eps))
+    assert losses[2] == 0
+
+
+def test_a_loss_that_rose_beside_an_equal_accuracy_is_explained_by_its_numbers() -> None:
+    right, wrong = [0.9, 0.1], [0.4, 0.6]
+    head = np.array([right] * 99 + [wrong])
+    worse = np.array([[0.95, 0.05]] * 99 + [[1e-6, 1 - 1e-6]])
+    labels = np.zeros(100, dtype=np.int64)
+    risen = Predictions([""] * 100, labels, ["cat", "dog"], head, worse)
+    text = describe_losses(risen)
+    share = -np.log(1e-6) / (-np.log(1e-6) - 99 * np.log(0.95))
+    assert f"Fine-tuned: the worst picture carries {share:.1%} of the total loss of 100 pictures" in text
+    assert "the 1 mistake" in text
+    assert f"mistakes add {(np.log(0.4) - np.log(1e-6)) / 100:+.2g}" in text
+    assert f"all other pictures {99 * (np.log(0.9) - np.log(0.95)) / 100:+.2g}" in text
+    assert "rose although no more pictures are wrong" in text
+    assert "rose" not in describe_losses(Predictions([""] * 100, labels, ["cat", "dog"], worse, head))
+
+
+def test_short_names_differ_and_fit() -> None:
+    names = [f"{LONG}_{number}_{LONG}" for number in range(30)] + ["cat", "猫"]
+    short = short_names(names, 20)
+    assert len(set(short)) == len(names)
+    assert max(map(len, short)) <= 20
+    assert short[-2] == "cat"
+    assert short[-1].startswith("31 ")
+
+
+def test_only_certainty_reads_100_percent() -> None:
+    assert [probability(value) for value in (1, 0.99999, 0.9994, 0.5, 1e-9, 0)] == [
+        "100.0%", ">99.9%", "99.9%", "50.0%", "<0.1%", "0.0%"
+    ]  # fmt: skip
+
+
+def looks_at_colors(outputs: int) -> Network:
+    """The logit of class n is the mean of colour n; of one output, of the first colour."""
+    linear = nn.Linear(3, outputs)
+    with torch.no_grad():
+        linear.weight.copy_(torch.eye(3)[:outputs])
+        linear.bias.zero_()
+    backbone = nn.Sequential(nn.Identity(), nn.AvgPool2d(4))
+    network = Network(backbone, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear))
+    return network.requires_grad_(False).eval()  # as a frozen one
+
+
+def red_and_green() -> torch.Tensor:
+    """A red square in the upper left of a black picture, a green one in the lower right."""
+    images = torch.zeros(1, 3, 32, 32)
+    images[0, 0, 4:12, 4:12] = 1
+    images[0, 1, 20:28, 20:28] = 1
+    return images
+
+
+@pytest.mark.parametrize(("label", "square"), [(0, slice(2, 14)), (1, slice(18, 30))], ids=["red", "green"])
+def test_grad_cam_puts_its_heat_on_the_evidence_of_the_class(label: int, square: slice) -> None:
+    maps = grad_cam(looks_at_colors(3), red_and_green(), torch.tensor([label]))
+    assert maps.shape == (1, 8, 8)
+    heat = enlarge(maps, 32)[0]
+    assert heat.max() == pytest.approx(1)
+    assert heat[square, square].sum() / heat.sum() > 0.99
+    assert not grad_cam(looks_at_colors(3), red_and_green(), torch.tensor([2])).any()
+
+
+def test_grad_cam_of_one_logit_takes_its_sign_from_the_class() -> None:
+    network = looks_at_colors(1)
+    maps = grad_cam(network, red_and_green().repeat(2, 1, 1, 1), torch.tensor([1, 0]))
+    assert maps[0, 1:3, 1:3].min() == pytest.approx(1)
+    assert maps[0].sum() == pytest.approx(4)
+    assert not maps[1].any()
+    with torch.no_grad():
+        network.classifier[-1].weight.neg_()
+    assert grad_cam(network, red_and_green(), torch.tensor([0]))[0, 1:3, 1:3].min() == pytest.approx(1)
+
+
+def album(folder: Path, predictions: Predictions) -> Album:
+    entries = []
+    for number, (path, label) in enumerate(zip(predictions.paths, predictions.labels, strict=True)):
+        Image.new("RGB", (48, 32), (number * 9 % 256, 90, 200)).save(folder / path)
+        digest = hashlib.sha256((folder / path).read_bytes()).hexdigest()
+        entries.append(Entry(path, int(label), predictions.classes[label], digest))
+    return Album(folder, entries, Preprocessing(crop=32))
+
+
+def test_galleries_show_the_most_confident_mistakes_and_what_changed(tmp_path: Path) -> None:
+    predictions = made_up([f"{LONG}_{number}" for number in range(3)], 60, skill=0.4)
+    wrong, (fixed, broken) = find_wrong(predictions), find_changed(predictions)
+    assert min(len(wrong) - 9, len(fixed), len(broken)) > 0
+    assert max(predictions.finetuned[wrong[0]]) == max(max(predictions.finetuned[position]) for position in wrong)
+    pictures = album(tmp_path, predictions)
+    mistakes, changes = draw_wrong(predictions, pictures, looks_at_colors(3)), draw_changed(predictions, pictures)
+    assert len(mistakes.axes) == 9
+    assert f"{len(wrong)} mistakes on 60 pictures; the 9 most confident" in words(mistakes)
+    assert f"{max(predictions.finetuned[wrong[0]]):.1%}" in words(mistakes)
+    assert predictions.paths[wrong[0]] in words(mistakes)
+    assert len(changes.axes) == min(len(fixed), 10) + min(len(broken), 10)
+    assert f"fixed {len(fixed)} picture" in words(changes)
+    assert f"broke {len(broken)} picture" in words(changes)
+    for name, figure in (("wrong", mistakes), ("changed", changes)):
+        save_figure(tmp_path / name, figure)
+        assert ink(tmp_path / name) > 20
+        # No caption runs out of the page or into its neighbour.
+        edges = [*sorted({axes.get_window_extent().x0 for axes in figure.axes}), figure.bbox.x1]
+        for axes in figure.axes:
+            right = next(edge for edge in edges if edge > axes.get_window_extent().x0 + 1)
+            assert max(text.get_window_extent().x1 for text in axes.texts) < right
+
+
+def test_galleries_without_anything_to_show_say_so(tmp_path: Path) -> None:
+    predictions = made_up(["cat", "dog"], 7, skill=60)
+    pictures = album(tmp_path, predictions)
+    assert "no mistakes on 7 pictures" in words(draw_wrong(predictions, pictures, looks_at_colors(1)))
+    assert "neither fixed nor broke a picture, of 7 pictures" in words(draw_changed(predictions, pictures))

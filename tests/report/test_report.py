@@ -1,0 +1,142 @@
+"""The report, on made-up scores."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.report.page import FIGURES, compose_report
+from stages.scores.evaluation import Evaluation
+from stages.scores.metrics import ClassScores, Scores
+from stages.scores.near_duplicates import NearDuplicates, Pair, read_near_duplicates, write_near_duplicates
+from stages.scores.verdict import Gain, describe_gain
+
+NAMES = ["cat", "dog|wolf", "a_b*c"]
+RECIPE = {
+    "seed": 42,
+    "model": {"arch": "mobilenet_v3_large", "weights": "my|weights.pth", "image_size": None},
+    "finetune": {"lr": 1e-5},
+}
+
+
+def scores(accuracy: float, **more: float | None) -> Scores:
+    values: dict[str, Any] = {
+        "accuracy": accuracy,
+        "accuracy_low": accuracy - 0.05,
+        "accuracy_high": accuracy + 0.02,
+        **dict.fromkeys(("balanced_accuracy", "loss", "auroc", "average_precision", "f1_macro", "brier", "ece"), 0.5),
+        "classes": {name: ClassScores(None, 0.75, 100) for name in NAMES},
+    }
+    return Scores(**{**values, **more})
+
+
+def evaluation(**changes: Any) -> Evaluation:
+    gain = Gain(0.03, 0.01, 0.06, -0.1, 12, 3, 0.035, "better")
+    near = NearDuplicates(0.9, 0, 0, 0.9, 0.93)
+    return replace(Evaluation(scores(0.9, auroc=None, loss=0.2345), scores(0.93), gain, near), **changes)
+
+
+def split(val: int = 100) -> dict[str, Any]:
+    counts = {"train": 1000, "val": val, "test": 100}
+    rejected = [{"path": "cat/1.jpg", "reason": "empty file"}]
+    return {
+        "pictures": 3 * sum(counts.values()),
+        "classes": dict.fromkeys(NAMES, counts),
+        "rejected": rejected,
+        "duplicates": [["a", "b"], ["c", "d"]],
+        "ignored": {},
+    }
+
+
+def report(found: Evaluation | None = None, pairs: list[Pair] | None = None, val: int = 100) -> str:
+    captions = {"losses": "First.\nSecond."}
+    return compose_report(found or evaluation(), split(val), RECIPE, pairs or [], ["How it went."], "figures", captions)
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def row(text: str, start: str) -> list[str]:
+    return next(cells(line) for line in text.splitlines() if line.startswith(f"| {start}"))
+
+
+def test_the_verdict_stands_above_all() -> None:
+    lines = report().splitlines()
+    assert lines[2] == f"**{describe_gain(evaluation().gain)}**"
+
+
+def test_it_says_what_was_trained_on_what() -> None:
+    text = report()
+    assert "`mobilenet_v3_large`" in text
+    assert "trained on 3,000 pictures of 3 classes, watched on 300, tested on 300." in text
+    assert row(text, "cat") == ["cat", "1,000", "100", "100"]
+    assert row(text, "**all**") == ["**all**", "**3,000**", "**300**", "**300**"]
+    assert "1 file rejected, 2 groups of copies" in text
+    assert row(text, "`finetune.lr`") == ["`finetune.lr`", "`1e-05`"]
+    assert row(text, "`model.image_size`") == ["`model.image_size`", "`null`"]
+
+
+def test_the_table_has_both_checkpoints_and_the_gain() -> None:
+    text = report()
+    assert row(text, "accuracy") == ["accuracy", "90.00%", "93.00%", "+3.00 points"]
+    assert row(text, "95% interval") == [
+        "95% interval",
+        "85.00% to 92.00%",
+        "88.00% to 95.00%",
+        "+1.00 to +6.00 points",
+    ]
+    assert row(text, "log-loss") == ["log-loss (lower is better)", "0.2345", "0.5000", "+0.2655"]
+    assert row(text, "area under ROC") == ["area under ROC", "undefined", "0.5000", "undefined"]
+    assert "fixed 12 pictures and broke 3 (exact McNemar test: p = 0.035)" in text
+
+
+def test_limits_are_stated() -> None:
+    assert "The test set has 300 pictures: one of them is 0.33 points of accuracy." in report()
+    assert "flatter" not in report()
+    assert "training watched the test pictures, so these numbers flatter" in report(val=0)
+    assert "watched and tested on the same 300" in report(val=0)
+
+
+def test_every_figure_is_shown_and_captions_of_several_lines_become_lists() -> None:
+    text = report()
+    assert [name for name, *_ in FIGURES] == re.findall(r"!\[[^]]+\]\(figures/(\w+)\.png\)", text)
+    assert "- First.\n- Second.\n" in text
+
+
+def test_names_break_no_table() -> None:
+    text = report()
+    assert row(text, "dog") == ["dog\\|wolf", "1,000", "100", "100"]
+    assert row(text, "a") == ["accuracy", "90.00%", "93.00%", "+3.00 points"]
+    assert "| a\\_b\\*c | 1,000" in text
+    assert row(text, "`model.weights`") == ["`model.weights`", "`my\\|weights.pth`"]
+    width = 0
+    for line in text.splitlines():
+        width = 0 if not line.startswith("|") else width or len(cells(line))
+        assert not width or len(cells(line)) == width, line
+
+
+@pytest.mark.parametrize("count", [1, 20, 21, 500])
+def test_at_most_twenty_near_duplicates_are_listed(count: int, tmp_path: Path) -> None:
+    pairs = [Pair(f"cat/{number}.jpg", f"cat/_{number}.jpg", 0.99) for number in range(count)]
+    write_near_duplicates(tmp_path / "pairs.csv", pairs)
+    found = evaluation(near_duplicates=NearDuplicates(0.9, count, count, 0.88, None))
+    text = report(found, read_near_duplicates(tmp_path / "pairs.csv"))
+    assert text.count("\n| cat/") == min(count, 20)
+    assert (f"{count - 20} more" in text) == (count > 20)
+    assert row(text, "all test pictures") == ["all test pictures", "90.00%", "93.00%"]
+    assert row(text, "without them") == ["without them", "88.00%", "undefined"]
+
+
+def test_a_clean_test_set_is_said_to_be_one() -> None:
+    assert "No test picture is nearly the same as a training or validation picture" in report()
+
+
+def test_a_number_is_written_in_one_way_and_no_zero_has_a_minus() -> None:
+    gain = Gain(-1e-6, -0.01, 0.01, -1e-6, 3, 3, 0.00183, "no evidence")
+    text = report(evaluation(gain=gain, head=scores(0.93), finetuned=scores(0.93 - 1e-6, loss=0.5 - 1e-6)))
+    assert text.count("p = 0.002") == 2
+    assert not re.search(r"-0\.0+\b", text)
+    assert row(text, "accuracy")[3] == "+0.00 points"

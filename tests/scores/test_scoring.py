@@ -1,0 +1,273 @@
+"""Scores, their intervals and the verdict, against scikit-learn, published examples and formulas worked by hand."""
+
+import json
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from by_hand import mcnemar, newcombe, wilson
+from sklearn.metrics import (
+    average_precision_score,
+    balanced_accuracy_score,
+    brier_score_loss,
+    f1_score,
+    log_loss,
+    roc_auc_score,
+)
+
+from stages.scores import evaluation, metrics, verdict
+from stages.scores.near_duplicates import NearDuplicates
+
+NAMES = ("ant", "bee", "cat", "dog")
+
+
+@pytest.fixture(autouse=True)
+def no_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def make_model(labels: np.ndarray, classes: int, strength: float, seed: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    logits = random.normal(size=(len(labels), classes)) + strength * np.eye(classes)[labels]
+    exponentials = np.exp(logits)
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def certain(labels: list[int], classes: int) -> np.ndarray:
+    return np.eye(classes)[labels]
+
+
+def model_with(right: list[bool], labels: np.ndarray) -> np.ndarray:
+    """Probabilities of two classes that are right where they are to be."""
+    return np.where(np.array(right)[:, None] == np.eye(2, dtype=bool)[labels], 0.8, 0.2)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_scores_are_scikit_learns(classes: int) -> None:
+    labels = np.random.default_rng(0).integers(0, classes, 300)
+    values = make_model(labels, classes, 1.0, 1)
+    scores = metrics.score(labels, values, NAMES[:classes])
+    predicted, numbers = values.argmax(axis=1), list(range(classes))
+    positive = values[:, 1] if classes == 2 else values
+    ap = average_precision_score(np.eye(classes)[labels], values, average=None)
+    expected = {
+        "accuracy": (predicted == labels).mean(),
+        "balanced_accuracy": balanced_accuracy_score(labels, predicted),
+        "loss": log_loss(labels, values),
+        "auroc": roc_auc_score(labels, positive, multi_class="ovr", average="macro"),
+        "average_precision": ap[1] if classes == 2 else ap.mean(),
+        "f1_macro": f1_score(labels, predicted, average="macro"),
+        "brier": brier_score_loss(labels, positive, labels=numbers),
+    }
+    for name, value in expected.items():
+        assert getattr(scores, name) == pytest.approx(value, abs=1e-12), name
+    for label, name in enumerate(NAMES[:classes]):
+        hits = int(((predicted == label) & (labels == label)).sum())
+        assert asdict(scores.classes[name]) == {
+            "precision": pytest.approx(hits / (predicted == label).sum()),
+            "recall": pytest.approx(hits / (labels == label).sum()),
+            "support": (labels == label).sum(),
+        }
+
+
+def test_calibration_error_is_the_one_counted_by_hand() -> None:
+    # Bins of 1/15: 0.60 is the upper edge of one, 0.61 and 0.65 are in the next, 0.99 in the last.
+    confidences = np.array([0.60, 0.61, 0.65, 0.99, 0.99])
+    right = np.array([True, False, True, True, True])
+    expected = (abs(1 - 0.60) + abs(1 - (0.61 + 0.65)) + abs(2 - 2 * 0.99)) / 5
+    assert metrics.expected_calibration_error(right, confidences) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("successes", "count", "low", "high"),
+    # Newcombe 1998, Statistics in Medicine 17:857-872, table I, method 3.
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_the_interval_of_an_accuracy_is_the_published_one(successes: int, count: int, low: float, high: float) -> None:
+    assert metrics.wilson_interval(successes, count) == pytest.approx((low, high), abs=5e-5)
+    assert metrics.wilson_interval(successes, count) == pytest.approx(wilson(successes, count), abs=1e-12)
+
+
+def test_the_paired_interval_is_the_published_one() -> None:
+    # Fagerland, Lydersen & Laake 2014, Statistics in Medicine 33:2850-2875: airway hyper-responsiveness, 21 children.
+    interval = verdict.paired_interval(both=1, fixed=7, broken=1, count=21)
+    assert interval == pytest.approx((0.026, 0.507), abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("both", "fixed", "broken", "count"),
+    [(380, 8, 3, 400), (0, 3, 2, 5), (1, 0, 0, 1), (0, 0, 0, 1), (0, 1, 0, 1), (400, 0, 0, 400), (0, 400, 0, 400)],
+)
+def test_the_paired_interval_holds_the_difference_and_turns_round_with_the_models(
+    both: int, fixed: int, broken: int, count: int
+) -> None:
+    low, high = verdict.paired_interval(both, fixed, broken, count)
+    assert -1 <= low <= (fixed - broken) / count <= high <= 1
+    assert low < high
+    assert (low, high) == pytest.approx(newcombe(both, broken, fixed, count - both - broken - fixed), abs=1e-12)
+    assert verdict.paired_interval(both, broken, fixed, count) == pytest.approx((-high, -low))
+
+
+@pytest.mark.parametrize(
+    ("fixed", "broken", "expected"),
+    [
+        (0, 0, "no evidence"),
+        (5, 0, "no evidence"),
+        (6, 0, "better"),
+        (0, 6, "worse"),
+        (13, 3, "better"),
+        (9, 9, "no evidence"),
+    ],
+)
+def test_the_verdict_is_that_of_mcnemars_exact_test(fixed: int, broken: int, expected: str) -> None:
+    labels = np.arange(40) % 2
+    right = [True] * broken + [False] * fixed + [True] * (40 - fixed - broken)
+    after = [False] * broken + [True] * fixed + [True] * (40 - fixed - broken)
+    gain = verdict.compare(labels, model_with(right, labels), model_with(after, labels))
+    assert gain.mcnemar_p == pytest.approx(mcnemar(fixed, broken), abs=1e-12)
+    assert (gain.fixed, gain.broken, gain.verdict) == (fixed, broken, expected)
+    assert gain.accuracy == pytest.approx((fixed - broken) / 40)
+
+
+def test_the_same_model_twice_is_no_evidence() -> None:
+    labels = np.arange(50) % 4
+    values = make_model(labels, 4, 1.0, 3)
+    gain = verdict.compare(labels, values, values)
+    assert (gain.accuracy, gain.loss, gain.fixed, gain.broken, gain.mcnemar_p) == (0, 0, 0, 0, 1)
+    assert gain.verdict == "no evidence"
+    assert gain.accuracy_low < 0 < gain.accuracy_high
+
+
+def test_shuffled_labels_score_as_chance() -> None:
+    labels = np.arange(4000) % 2
+    values = make_model(labels, 2, 3.0, 4)
+    assert metrics.score(labels, values, NAMES[:2]).accuracy > 0.95
+    shuffled = np.random.default_rng(5).permutation(labels)
+    scores = metrics.score(shuffled, values, NAMES[:2])
+    # Four standard deviations of chance.
+    assert scores.accuracy == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(4000))
+    assert scores.auroc == pytest.approx(0.5, abs=4 / math.sqrt(12 * 1000))
+    assert scores.accuracy_low < 0.5 < scores.accuracy_high
+
+
+def test_what_is_undefined_is_null_and_never_zero_or_nan() -> None:
+    # bee is not in the test set, cat is never predicted, dog is neither; the means go over what is defined.
+    labels = np.array([0, 0, 2])
+    scores = metrics.score(labels, certain([0, 1, 0], 4) * 0.7 + 0.075, NAMES)
+    assert json.loads(json.dumps(asdict(scores), allow_nan=False)) == asdict(scores)
+    assert asdict(scores)["classes"] == {
+        "ant": {"precision": 0.5, "recall": 0.5, "support": 2},
+        "bee": {"precision": 0.0, "recall": None, "support": 0},
+        "cat": {"precision": None, "recall": 0.0, "support": 1},
+        "dog": {"precision": None, "recall": None, "support": 0},
+    }
+    assert scores.balanced_accuracy == pytest.approx((0.5 + 0) / 2)
+    assert scores.f1_macro == pytest.approx((0.5 + 0 + 0) / 3)
+    assert scores.auroc == pytest.approx(np.mean([roc_auc_score([1, 1, 0], [1, 0, 1]), 0.5]))
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("right", [True, False], ids=["right", "wrong"])
+def test_a_single_picture_can_be_scored(classes: int, right: bool) -> None:
+    labels = np.array([1])
+    values = certain([1 if right else 0], classes)
+    scores = metrics.score(labels, values, NAMES[:classes])
+    assert scores.accuracy == scores.balanced_accuracy == float(right)
+    assert 0 <= scores.accuracy_low < scores.accuracy_high <= 1
+    assert scores.auroc is None
+    assert scores.classes["ant"].recall is None
+    gain = verdict.compare(labels, values, certain([1], classes))
+    json.dumps([asdict(scores), asdict(gain)], allow_nan=False)
+    assert gain.fixed == int(not right)
+    assert gain.verdict == "no evidence"
+
+
+def test_without_a_picture_of_class_one_two_classes_have_no_ranking_scores() -> None:
+    scores = metrics.score(np.array([0, 0]), certain([0, 1], 2), NAMES[:2])
+    assert scores.auroc is None
+    assert scores.average_precision is None
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_perfect_and_useless_models_are_scored(classes: int) -> None:
+    labels = np.arange(4 * classes) % classes
+    perfect = metrics.score(labels, certain(list(labels), classes), NAMES[:classes])
+    for name in ("accuracy", "accuracy_high", "balanced_accuracy", "auroc", "average_precision", "f1_macro"):
+        assert getattr(perfect, name) == pytest.approx(1), name
+    for name in ("loss", "brier", "ece"):
+        assert getattr(perfect, name) == pytest.approx(0, abs=1e-12), name
+    assert perfect.accuracy_low < 1
+    useless = metrics.score(labels, np.full((len(labels), classes), 1 / classes), NAMES[:classes])
+    assert useless.accuracy == pytest.approx(1 / classes)
+    assert useless.auroc == pytest.approx(0.5)
+    assert useless.loss == pytest.approx(math.log(classes))
+    wrong = metrics.score(labels, certain(list((labels + 1) % classes), classes), NAMES[:classes])
+    assert wrong.accuracy == wrong.accuracy_low == wrong.f1_macro == 0
+    assert math.isfinite(wrong.loss)
+    assert wrong.ece == pytest.approx(1)
+
+
+GAIN = verdict.Gain(
+    accuracy=0.025,
+    accuracy_low=0.009,
+    accuracy_high=0.0476,
+    loss=-0.01,
+    fixed=13,
+    broken=3,
+    mcnemar_p=0.0213,
+    verdict="better",
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {},
+            "Fine-tuning helped: +2.50 points (95% interval +0.90 to +4.76, p = 0.021): 13 pictures fixed, 3 broken.",
+        ),
+        (
+            {"verdict": "worse", "accuracy": -0.1, "accuracy_low": -0.15, "accuracy_high": -0.05, "mcnemar_p": 1e-7},
+            "Fine-tuning made it worse: -10.00 points (95% interval -15.00 to -5.00, p < 0.001): "
+            "13 pictures fixed, 3 broken.",
+        ),
+        (
+            {"verdict": "no evidence", "accuracy": -0.00001, "fixed": 1, "broken": 1, "mcnemar_p": 1.0},
+            "No evidence that fine-tuning helped: +0.00 points (95% interval +0.90 to +4.76, p = 1.000): "
+            "1 picture fixed, 1 broken.",
+        ),
+    ],
+)
+def test_the_verdict_is_put_into_one_plain_sentence(changes: dict[str, object], expected: str) -> None:
+    assert verdict.describe_gain(replace(GAIN, **changes)) == expected
+
+
+def made_up_evaluation() -> evaluation.Evaluation:
+    labels = np.arange(20) % 2
+    scores = metrics.score(labels, make_model(labels, 2, 1.0, 6), NAMES[:2])
+    return evaluation.Evaluation(scores, scores, GAIN, NearDuplicates(0.9, 0, 0, 0.5, None))
+
+
+def test_the_table_is_aligned_and_the_verdict_stands_below() -> None:
+    result = made_up_evaluation()
+    *lines, last = evaluation.describe(result).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert [line.split("  ")[0] for line in lines[1:]] == ["head", "fine-tuned", "gain"]
+    assert f"Test accuracy: {result.head.accuracy:.2%}" in lines[1]
+    assert "+2.50 points" in lines[3]
+    assert "-0.0100" in lines[3]
+    assert last == verdict.describe_gain(GAIN)
+
+
+def test_an_evaluation_is_read_as_it_was_written(tmp_path: Path) -> None:
+    evaluation.write_evaluation(tmp_path / "evaluation.json", made_up_evaluation())
+    assert evaluation.read_evaluation(tmp_path / "evaluation.json") == made_up_evaluation()
+    assert list(json.loads((tmp_path / "evaluation.json").read_text())) == [
+        "head", "finetuned", "gain", "near_duplicates"
+    ]  # fmt: skip

@@ -1,0 +1,284 @@
+"""Kept activations: never stale, never in the way, and the same as live ones."""
+
+import hashlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import STAGES, Project, make_pictures
+from PIL import Image
+from safetensors.torch import save_file
+
+from stages.common.stage import run
+from stages.pictures.index import read_index, write_index
+from stages.training import cache, store
+from stages.training.history import read_history
+
+pytestmark = pytest.mark.usefixtures("cold_cache")
+
+
+@pytest.fixture
+def built(project: Project) -> Project:
+    assert project.run("split", "build_model") == 0
+    return project
+
+
+def kept_files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.safetensors"))
+
+
+def computed(capsys: pytest.CaptureFixture[str]) -> int:
+    """How many pictures' activations were computed since the last call, as the stages say."""
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("activations: ")]
+    return sum(int(line.split()[1]) for line in lines)
+
+
+@pytest.fixture
+def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bytes:
+        raise AssertionError(f"{path} was read again")
+
+    monkeypatch.setattr("stages.pictures.batches.read_picture", refuse)
+
+
+def test_each_picture_is_computed_once_for_all_stages_and_experiments(
+    built: Project, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    assert built.run(*STAGES[2:]) == 0
+    # Those to train on and to watch by train_head, also for finetune; those of the test by evaluate.
+    assert computed(capsys) == 40
+    request.getfixturevalue("no_decoding")
+    for key, value in {"train_head.lr": 0.002, "finetune.lr": 2e-5, "train_head.epochs": 3}.items():
+        built.set(key, value)
+    assert built.run(*STAGES[2:5]) == 0
+    assert computed(capsys) == 0
+
+
+def test_another_seed_and_another_split_compute_nothing_again_and_new_pictures_are_computed_alone(
+    built: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built.set("model.weights", "weights.safetensors")
+    built.set("finetune.unfreeze", 13)  # nothing of the backbone is shared by the fine-tuned network
+    assert built.run("split") == 0
+    from stages.network.network import stock_model
+
+    save_file(stock_model("mobilenet_v3_small").state_dict(), built.path("weights.safetensors"))
+    assert built.run("build_model", "train_head") == 0
+    trained_on = computed(capsys)
+    built.set("seed", 7)
+    built.set("split.val_size", 0)  # every picture is trained on or watched
+    assert built.run("split", "build_model", "train_head") == 0
+    assert computed(capsys) == 40 - trained_on
+    make_pictures(built.path("pictures/more"), count=3, size=48)
+    for name in ("cat", "dog"):
+        for picture in (built.path("pictures/more") / name).iterdir():
+            picture.rename(built.path("pictures") / name / f"new {picture.name}")
+    shutil.rmtree(built.path("pictures/more"))
+    assert built.run("split", "build_model", "train_head") == 0
+    assert computed(capsys) == 6
+
+
+@pytest.mark.parametrize("change", ["weights", "preprocessing", "precision", "picture"])
+def test_what_changes_an_activation_is_never_served_an_old_one(
+    built: Project, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    assert built.run("train_head") == 0
+    seen = computed(capsys)
+    if change == "weights":  # random ones, from another seed, on the same split
+        index = {path: path.read_text() for path in built.path("data/index").iterdir()}
+        built.set("seed", 1)
+        assert built.run("build_model") == 0
+        for path, text in index.items():
+            path.write_text(text)
+    elif change == "preprocessing":
+        built.set("model.image_size", 33)
+        assert built.run("build_model") == 0
+    elif change == "precision":
+        built.set("precision", "bfloat16")
+    else:
+        index = built.path("data/index/train.csv")
+        first, *others = read_index(index)
+        path = built.path("pictures") / first.path
+        Image.new("RGB", (40, 40), "red").save(path)
+        write_index(index, [replace(first, sha256=hashlib.sha256(path.read_bytes()).hexdigest()), *others])
+        seen = 1
+    capsys.readouterr()
+    assert built.run("train_head") == 0
+    assert computed(capsys) == seen
+
+
+@pytest.mark.parametrize("stage", ["train_head", "finetune"])
+def test_kept_activations_train_as_live_ones_do(built: Project, capsys: pytest.CaptureFixture[str], stage: str) -> None:
+    built.set("finetune.lr", 1e-3)
+
+    def losses() -> list[float]:
+        assert built.run("train_head", "finetune") == 0
+        return [
+            loss
+            for epoch in read_history(built.path(f"metrics/{stage}"))
+            for loss in (epoch.train_loss, epoch.val_loss)
+        ]
+
+    kept = losses()
+    assert computed(capsys) > 0
+    built.set("cache.max_gigabytes", 0.0)
+    live = losses()
+    assert "activations are not kept, but computed each time: " in capsys.readouterr().out
+    assert live == pytest.approx(kept, abs=1e-4)
+    assert live[0] != live[2]
+
+
+def test_with_augmentation_nothing_is_kept_for_the_pictures_to_train_on(
+    built: Project, capsys: pytest.CaptureFixture[str], cold_cache: Path
+) -> None:
+    built.set("train_head.augment", "light")
+    assert built.run("train_head") == 0
+    assert computed(capsys) == len(read_index(built.path("data/index/val.csv")))
+    named = "".join(str(path.read_bytes()) for path in kept_files(cold_cache))
+    assert all(entry.sha256 not in named for entry in read_index(built.path("data/index/train.csv")))
+    assert all(entry.sha256 in named for entry in read_index(built.path("data/index/val.csv")))
+
+
+def test_with_augmentation_kept_activations_of_the_same_pictures_are_not_used(
+    built: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert built.run("train_head") == 0
+    plain = read_history(built.path("metrics/train_head"))
+    built.set("train_head.augment", "strong")
+    assert built.run("train_head") == 0
+    augmented = read_history(built.path("metrics/train_head"))
+    assert all(one.train_loss != other.train_loss for one, other in zip(plain, augmented, strict=True))
+
+
+@pytest.mark.parametrize("damage", ["a byte", "the end", "all"])
+def test_a_damaged_file_is_noticed_and_computed_again(
+    built: Project, capsys: pytest.CaptureFixture[str], cold_cache: Path, damage: str
+) -> None:
+    assert built.run("train_head") == 0
+    checkpoint, first = built.checkpoint("head").read_bytes(), computed(capsys)
+    for path in kept_files(cold_cache):
+        content = bytearray(path.read_bytes())
+        if damage == "a byte":
+            content[-100] ^= 1
+        path.write_bytes({"a byte": content, "the end": content[:-100], "all": b""}[damage])
+    assert built.run("train_head") == 0
+    out = capsys.readouterr().out
+    assert "damaged (" in out
+    assert f"activations: {first} pictures" in out
+    assert built.checkpoint("head").read_bytes() == checkpoint
+
+
+def test_two_processes_compute_the_same_activations_once(project: Project, cold_cache: Path) -> None:
+    make_pictures(project.path("pictures"), count=150)
+    project.set("train_head.epochs", 1)
+    assert project.run("split", "build_model") == 0
+    other = project.folder.parent / f"{project.folder.name} other"
+    shutil.copytree(project.folder, other, ignore=shutil.ignore_patterns("cache"))
+    processes = [project.start("train_head"), project.start("train_head", cwd=other)]
+    said = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert sum("activations: " in out and "pictures/s" in out for out, _ in said) == 1
+    assert (other / "data/checkpoints/head.safetensors").read_bytes() == project.checkpoint("head").read_bytes()
+
+
+@pytest.mark.parametrize("problem", ["not a folder", "read-only"])
+def test_a_cache_that_cannot_be_written_is_told_and_training_goes_on(
+    built: Project,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    cold_cache: Path,
+    problem: str,
+) -> None:
+    if problem == "not a folder":
+        cold_cache.write_text("")
+    else:
+        cold_cache.mkdir()
+
+        def refuse(path: Path, content: bytes) -> None:
+            raise OSError(30, "Read-only file system", str(path))
+
+        monkeypatch.setattr(store, "write_bytes", refuse)
+    assert built.run("train_head", "finetune", "evaluate") == 0
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if line.startswith("activations are not kept")]
+    assert len(lines) == 4  # evaluate has those of the test pictures, and those of all others to compare them with
+    assert all(str(cold_cache) in line for line in lines)
+
+
+def write(path: Path, age: float) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"0" * 1000)
+    then = time.time() - age
+    os.utime(path, (then, then))
+    return path
+
+
+def test_room_is_made_from_what_was_used_longest_ago_and_never_from_what_is_in_use(cold_cache: Path) -> None:
+    in_use, oldest, newer = (write(cold_cache / "a" / name, age) for name, age in (("u", 300), ("o", 200), ("n", 100)))
+    with cache.open_used(in_use):
+        os.utime(in_use, (0, 0))
+        cache.make_room(1000, 3500e-9)
+        assert [path.exists() for path in (in_use, oldest, newer)] == [True, False, True]
+        with pytest.raises(cache.FullError, match=r"cache\.max_gigabytes"):
+            cache.make_room(3000, 3500e-9)
+        assert [path.exists() for path in (in_use, oldest, newer)] == [True, False, False]
+    cache.make_room(3000, 3500e-9)
+    assert not in_use.exists()
+
+
+def test_using_a_file_makes_it_the_last_to_go(cold_cache: Path) -> None:
+    old, new = write(cold_cache / "old", 200), write(cold_cache / "new", 100)
+    cache.open_used(old).close()
+    cache.make_room(1000, 2500e-9)
+    assert (old.exists(), new.exists()) == (True, False)
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[object]:
+    def call(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["cache", *arguments])
+        with pytest.raises(SystemExit) as exit_info:
+            run(cache.main)
+        assert not exit_info.value.code
+        return capsys.readouterr().out
+
+    return call
+
+
+def test_the_tool_tells_the_size_and_clears_what_is_not_in_use(cold_cache: Path, tool: object) -> None:
+    assert tool() == f"{cold_cache}: 0 files, 0.00 GB\n"  # type: ignore[operator]
+    kept, _ = (write(cold_cache / name, 1) for name in ("a", "b"))
+    assert tool() == f"{cold_cache}: 2 files, 0.00 GB\n"  # type: ignore[operator]
+    with cache.open_used(kept):
+        assert tool("--clear").endswith(f"{cold_cache}: 1 files, 0.00 GB\n")  # type: ignore[operator]
+    assert kept.exists()
+
+
+def test_a_kept_row_is_checksummed_once_a_run(
+    built: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built.set("finetune.unfreeze", 0)  # nothing else is kept in passing
+    assert built.run("train_head") == 0
+    kept = computed(capsys)
+    real, checked = store._checksum, 0
+
+    def count(row: torch.Tensor) -> int:
+        nonlocal checked
+        checked += 1
+        return real(row)
+
+    monkeypatch.setattr(store, "_checksum", count)
+    index = built.path("data/index/test.csv")
+    write_index(
+        built.path("data/index/train.csv"), [*read_index(built.path("data/index/train.csv")), *read_index(index)]
+    )
+    assert built.run("train_head") == 0
+    new = computed(capsys)
+    assert new == len(read_index(index))
+    assert checked == kept + 2 * new  # a new row: when it is written, and when it is read back

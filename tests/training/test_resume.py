@@ -1,0 +1,156 @@
+"""A run that is stopped, however, goes on where it was and ends with the same bytes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Project
+
+from stages.training import cache
+from stages.training.resume import StateFile
+
+# Runs a stage that kills itself: at one of the calls of a function, after what is being written in the background.
+KILLED = """
+import importlib, os, runpy, signal, sys, time
+name, attribute, last = sys.argv[1], sys.argv[2], int(sys.argv[3])
+owner = importlib.import_module(name)
+for part in attribute.split(".")[:-1]:
+    owner = getattr(owner, part)
+attribute, calls = attribute.split(".")[-1], 0
+real = getattr(owner, attribute)
+def count(*arguments):
+    global calls
+    calls += 1
+    if calls == last:
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments)
+setattr(owner, attribute, count)
+sys.argv[:4] = []
+sys.argv.insert(0, "-m")
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
+PLACES = {
+    # Four training batches and one of validation make an epoch, and one is before all: the second step of the third.
+    "inside an epoch": ("stages.network.objective", "loss", 1 + 2 * 5 + 2, 2),
+    # The fourth line of the history: the third epoch is finished, but its state is not yet written.
+    "between two epochs": ("stages.training.history", "History.add", 4, 2),
+}
+
+
+def run_killed(project: Project, stage: str, module: str, attribute: str, call: int) -> None:
+    command = [sys.executable, "-c", KILLED, module, attribute, str(call), f"stages.{stage}", *project.arguments(stage)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.run(command, cwd=project.folder, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == -9, process.stderr
+
+
+def outputs(project: Project, stage: str) -> dict[str, bytes]:
+    name = {"train_head": "head", "finetune": "finetuned"}[stage]
+    files = [project.checkpoint(name), *(project.path("metrics") / stage).rglob("*.*")]
+    return {path.name: path.read_bytes() for path in files if path.is_file()}
+
+
+def states() -> list[Path]:
+    return list((cache.cache_folder() / "states").glob("*"))
+
+
+@pytest.fixture
+def built(project: Project) -> Project:
+    # All that draws random numbers while training: dropout in the head, and augmentation.
+    project.set("model.head", "original")
+    for phase in ("train_head", "finetune"):
+        project.set(f"{phase}.epochs", 4)
+        project.set(f"{phase}.augment", "light")
+    project.set("finetune.lr", 1e-3)
+    assert project.run("split", "build_model") == 0
+    return project
+
+
+@pytest.mark.parametrize("stage", ["train_head", "finetune"])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_killed_stage_goes_on_and_ends_with_the_bytes_of_one_that_was_not(
+    built: Project, capsys: pytest.CaptureFixture[str], stage: str, place: str
+) -> None:
+    if stage == "finetune":
+        assert built.run("train_head") == 0
+    assert built.run(stage) == 0
+    whole = outputs(built, stage)
+    built.checkpoint("head" if stage == "train_head" else "finetuned").unlink()
+    assert states() == []
+
+    module, attribute, call, finished = PLACES[place]
+    run_killed(built, stage, module, attribute, call)
+    assert len(states()) == 1
+    capsys.readouterr()
+    assert built.run(stage) == 0
+    assert f"going on after epoch {finished} of a run that was stopped" in capsys.readouterr().out
+    assert outputs(built, stage) == whole
+    assert states() == []
+
+
+@pytest.mark.parametrize("stage", ["train_head", "finetune"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_a_killed_stage_goes_on_with_every_optimizer_schedule_and_weight(
+    built: Project, capsys: pytest.CaptureFixture[str], stage: str, optimizer: str
+) -> None:
+    built.use_every_training_key(optimizer)
+    assert built.run(*(["train_head"] if stage == "finetune" else []), stage) == 0
+    whole = outputs(built, stage)
+    run_killed(built, stage, *PLACES["inside an epoch"][:3])
+    capsys.readouterr()
+    assert built.run(stage) == 0
+    assert "going on after epoch 2 of a run that was stopped" in capsys.readouterr().out
+    assert outputs(built, stage) == whole
+
+
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_a_killed_fine_tuning_that_is_to_keep_its_start_still_does(built: Project, select: str) -> None:
+    built.set("finetune.lr", 0.3)
+    built.set("finetune.select", select)
+    assert built.run("train_head", "finetune") == 0
+    whole = outputs(built, "finetune")
+    kept = 0 if select == "best" else 4
+    assert f'"selected_epoch": {kept}' in whole["metrics.json"].decode()
+    run_killed(built, "finetune", *PLACES["inside an epoch"][:3])
+    assert built.run("finetune") == 0
+    assert outputs(built, "finetune") == whole
+
+
+def test_a_killed_run_is_not_gone_on_with_under_other_parameters(
+    built: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_killed(built, "train_head", *PLACES["inside an epoch"][:3])
+    kept = states()
+    built.set("train_head.lr", 2e-3)
+    assert built.run("train_head") == 0
+    assert "going on" not in capsys.readouterr().out
+    assert states() == kept
+    kept[0].unlink()
+
+
+def test_a_damaged_state_is_ignored_with_one_line(built: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    assert built.run("train_head") == 0
+    whole = outputs(built, "train_head")
+    run_killed(built, "train_head", *PLACES["inside an epoch"][:3])
+    (state,) = states()
+    state.write_bytes(state.read_bytes()[:2000])
+    capsys.readouterr()
+    assert built.run("train_head") == 0
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if line.startswith(f"{state}: damaged (")]
+    assert "going on" not in printed
+    assert outputs(built, "train_head") == whole
+
+
+def test_where_no_state_can_be_written_training_goes_on_and_says_so_once(
+    built: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: StateFile, content: memoryview) -> None:
+        raise OSError(28, "No space left on device", "states")
+
+    monkeypatch.setattr(StateFile, "_write", refuse)
+    assert built.run("train_head") == 0
+    assert capsys.readouterr().out.count("a stopped run will start anew, its state is not kept: states: No space") == 1

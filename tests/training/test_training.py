@@ -1,0 +1,338 @@
+"""The trainer's rules: which epoch is kept, when it stops, what it optimizes, how it fails."""
+
+import fcntl
+import json
+import os
+import re
+import struct
+import termios
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Project
+from safetensors.torch import load_file
+from sklearn.metrics import log_loss
+from torch import Tensor, nn
+
+from stages.common.params import Phase
+from stages.common.stage import StageError
+from stages.network import objective
+from stages.network.network import Network, build_network, set_trainable, stock_model
+from stages.scores.metrics import score
+from stages.training.history import Epoch, read_history, still_falling
+from stages.training.trainer import Fit, Scores, Trainer, predict
+
+
+def make_phase(**changes: object) -> Phase:
+    optimizer = {"batch_size": 4, "lr": 1e-3, "weight_decay": 0.0}
+    return Phase.model_validate(
+        {"epochs": 6, "augment": "none", "select": "best", "patience": None, **optimizer, **changes}
+    )
+
+
+class OneBatch:
+    """The smallest `Inputs`."""
+
+    def __init__(self) -> None:
+        self.images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+    def __len__(self) -> int:
+        return 1
+
+    def set_epoch(self, epoch: int) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield self.images, torch.tensor([0, 1, 0, 1])
+
+
+class Scripted(Trainer):
+    """A trainer whose validation losses are given, and which remembers the head after each epoch."""
+
+    def __init__(self, losses: list[float]) -> None:
+        torch.manual_seed(0)
+        network = build_network(stock_model("mobilenet_v3_small"), "pooled", 4, outputs=1, image_size=32)
+        set_trainable(network, 0)
+        super().__init__(network, torch.device("cpu"))
+        # The first is that of the network as it is.
+        self.losses, self.heads = iter([START, *losses]), list[Tensor]()
+
+    def evaluate(self, batches: object) -> Scores:
+        self.heads.append(self.network.classifier[-1].weight.detach().clone())
+        return Scores(next(self.losses), 0.5)
+
+
+START = 0.65
+LOSSES = [0.9, 0.7, 0.8, 0.6, 0.7, 0.7]
+
+
+def fit(trainer: Trainer, phase: Phase, **options: object) -> tuple[Fit, list[Epoch]]:
+    history: list[Epoch] = []
+    result = trainer.fit(OneBatch(), OneBatch(), phase, history.append, **options)
+    return result, history
+
+
+@pytest.mark.parametrize(("select", "number"), [("best", 4), ("last", 6)])
+def test_the_selected_epochs_weights_are_kept(select: str, number: int) -> None:
+    trainer = Scripted(LOSSES)
+    result, history = fit(trainer, make_phase(select=select))
+    assert result.selected == history[number]
+    assert torch.equal(trainer.network.classifier[-1].weight, trainer.heads[number])
+    assert not torch.equal(trainer.heads[4], trainer.heads[6])
+
+
+@pytest.mark.parametrize(("keep_start", "select", "number"), [(True, "best", 0), (False, "best", 2), (True, "last", 3)])
+def test_the_start_is_kept_only_where_it_is_a_candidate_and_no_epoch_is_better(
+    keep_start: bool, select: str, number: int
+) -> None:
+    trainer = Scripted([0.9, 0.7, 0.8])
+    result, history = fit(trainer, make_phase(epochs=3, select=select), keep_start=keep_start)
+    assert result.selected.number == number
+    assert torch.equal(trainer.network.classifier[-1].weight, trainer.heads[number])
+    assert not torch.equal(trainer.heads[0], trainer.heads[2])
+    assert history[0] == Epoch(0, None, None, START, 0.5)
+    assert [epoch.number for epoch in history] == [0, 1, 2, 3]
+
+
+def test_an_epoch_that_only_equals_the_start_does_not_replace_it() -> None:
+    result, _ = fit(Scripted([START, START]), make_phase(epochs=2), keep_start=True)
+    assert result.selected.number == 0
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(1, 3), (2, 6), (None, 6)])
+def test_patience_counts_the_epochs_without_a_lower_validation_loss(patience: int | None, epochs: int) -> None:
+    _, history = fit(Scripted(LOSSES), make_phase(patience=patience))
+    assert history[-1].number == epochs
+
+
+def test_patience_counts_from_the_start_where_that_is_a_candidate() -> None:
+    _, history = fit(Scripted(LOSSES), make_phase(patience=3), keep_start=True)
+    assert history[-1].number == 3
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "falling"),
+    [
+        ([0.9, 0.8, 0.7], None, True),
+        ([0.9, 0.7, 0.8], None, False),
+        ([0.9, 0.7, 0.8], 2, True),
+        ([0.7, 0.8, 0.9], 2, False),
+        ([0.9, 0.8], None, False),  # ended before its three epochs
+    ],
+)
+def test_a_loss_is_still_falling_when_the_epochs_end_before_the_patience(
+    losses: list[float], patience: int | None, falling: bool
+) -> None:
+    epochs = [Epoch(number, None, None, loss, 0.5) for number, loss in enumerate([0.1, *losses])]
+    assert still_falling(epochs, 3, patience) is falling
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_validation_loss_that_is_not_finite_ends_training_and_keeps_the_best_epoch(loss: float) -> None:
+    trainer = Scripted([0.9, 0.7, 0.8, loss])
+    result, history = fit(trainer, make_phase())
+    assert history[-1].number == 3
+    assert result.selected.number == 2
+    assert f"the validation loss after epoch 4 is {loss}" in result.failure
+    assert torch.equal(trainer.network.classifier[-1].weight, trainer.heads[2])
+
+
+def test_a_first_epoch_that_explodes_leaves_the_start_where_that_is_a_candidate() -> None:
+    trainer = Scripted([float("nan")])
+    result, history = fit(trainer, make_phase(), keep_start=True)
+    assert [epoch.number for epoch in history] == [result.selected.number] == [0]
+    assert "the validation loss after epoch 1 is nan" in result.failure
+    assert torch.equal(trainer.network.classifier[-1].weight, trainer.heads[0])
+
+
+def test_a_network_whose_loss_is_not_finite_from_the_start_is_refused() -> None:
+    trainer = Scripted([])
+    trainer.losses = iter([float("nan")])
+    with pytest.raises(StageError, match="the validation loss before the first epoch is nan: check the weights"):
+        fit(trainer, make_phase())
+
+
+@pytest.mark.parametrize("unfreeze", [0, 1, 13])
+def test_the_optimizer_has_exactly_the_trainable_tensors(monkeypatch: pytest.MonkeyPatch, unfreeze: int) -> None:
+    given: list[Tensor] = []
+    make = torch.optim.Adam.__init__
+
+    def spy(self: torch.optim.Adam, parameters: list[dict[str, list[Tensor]]], **options: object) -> None:
+        given.extend(tensor for group in parameters for tensor in group["params"])
+        assert options["amsgrad"] is True
+        make(self, parameters, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.optim.Adam, "__init__", spy)
+    trainer = Scripted([0.5])
+    set_trainable(trainer.network, unfreeze)
+    fit(trainer, make_phase(epochs=1))
+    trainable = [parameter for parameter in trainer.network.parameters() if parameter.requires_grad]
+    assert {id(parameter) for parameter in given} == {id(parameter) for parameter in trainable}
+    assert len(given) == len(trainable) > 0
+
+
+def test_evaluation_changes_no_tensor() -> None:
+    trainer = Scripted([])
+    before = {key: tensor.clone() for key, tensor in trainer.network.state_dict().items()}
+    Trainer.evaluate(trainer, OneBatch())
+    assert all(torch.equal(tensor, before[key]) for key, tensor in trainer.network.state_dict().items())
+
+
+@pytest.fixture
+def explode_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Let the loss be NaN from some call on."""
+    real, calls = objective.loss, 0
+
+    def arrange(limit: int) -> None:
+        def loss(*arguments: Any) -> Tensor:
+            nonlocal calls
+            calls += 1
+            return real(*arguments) * (float("nan") if calls > limit else 1)
+
+        monkeypatch.setattr(objective, "loss", loss)
+
+    return arrange
+
+
+def test_a_loss_that_explodes_at_once_stops_the_stage_and_names_the_step(
+    project: Project, refusal: Callable[[Project, str], str], explode_after: Callable[[int], None]
+) -> None:
+    assert project.run("split", "build_model") == 0
+    explode_after(1 + 2)  # validation before training, and two steps
+    line = refusal(project, "train_head")
+    assert "the training loss at step 3 of epoch 1 is nan" in line
+    assert "lr is too high (now 0.001)" in line
+    assert not project.checkpoint("head").exists()
+
+
+def test_a_loss_that_explodes_later_leaves_the_best_checkpoint(
+    project: Project, refusal: Callable[[Project, str], str], explode_after: Callable[[int], None]
+) -> None:
+    assert project.run("split", "build_model") == 0
+    explode_after(1 + 2 * (4 + 1) + 1)  # two epochs of four training batches and a validation batch, and a step
+    project.set("train_head.epochs", 5)
+    line = refusal(project, "train_head")
+    assert "the training loss at step 2 of epoch 3 is nan" in line
+    kept = json.loads(project.path("metrics/train_head/metrics.json").read_text())["selected_epoch"]
+    assert f"head.safetensors keeps epoch {kept}" in line
+    assert all(tensor.isfinite().all() for tensor in load_file(project.checkpoint("head")).values())
+
+
+def test_fine_tuning_that_explodes_keeps_the_head_checkpoint_and_says_so(
+    project: Project, explode_after: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert project.run("split", "build_model", "train_head") == 0
+    explode_after(1 + 2)
+    assert project.run("finetune") == 0
+    printed = capsys.readouterr().out
+    assert "training stopped: the training loss at step 3 of epoch 1 is nan" in printed
+    assert "kept epoch 0: no epoch lowered the validation loss" in printed
+    assert_same_tensors(project.checkpoint("head"), project.checkpoint("finetuned"))
+    assert project.run("evaluate", "plot") == 0
+    assert "where the loss was no longer finite: lower `finetune.lr`" in project.path("metrics/report.md").read_text()
+
+
+def test_fine_tuning_that_explodes_is_refused_where_the_last_epoch_is_asked_for(
+    project: Project, refusal: Callable[[Project, str], str], explode_after: Callable[[int], None]
+) -> None:
+    assert project.run("split", "build_model", "train_head") == 0
+    project.set("finetune.select", "last")
+    explode_after(1 + 4 + 1 + 2)
+    assert "finetuned.safetensors keeps epoch 1" in refusal(project, "finetune")
+
+
+def assert_same_tensors(first: Path, second: Path) -> None:
+    tensors, others = load_file(first), load_file(second)
+    assert tensors.keys() == others.keys()
+    assert all(torch.equal(tensor, others[key]) for key, tensor in tensors.items())
+
+
+def test_fine_tuning_that_lowers_nothing_ends_with_the_head_checkpoint_and_says_so_everywhere(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert project.run("split", "build_model", "train_head") == 0
+    project.set("finetune.lr", 1)
+    project.set("finetune.unfreeze", 13)
+    assert project.run("finetune", "evaluate", "plot") == 0
+    printed = capsys.readouterr().out
+    assert "kept epoch 0: no epoch lowered the validation loss" in printed
+    assert "No evidence that fine-tuning helped: both checkpoints make the same predictions." in printed
+    assert_same_tensors(project.checkpoint("head"), project.checkpoint("finetuned"))
+    metrics = json.loads(project.path("metrics/finetune/metrics.json").read_text())
+    assert metrics["selected_epoch"] == 0
+    report = project.path("metrics/report.md").read_text()
+    assert "Fine-tuning: kept epoch 0, the head checkpoint as it is: no epoch lowered the validation loss." in report
+    # The point of epoch 0 is that of the head phase's kept epoch.
+    head, finetune = (read_history(project.path(f"metrics/{phase}")) for phase in ("train_head", "finetune"))
+    best = min(head[1:], key=lambda epoch: epoch.val_loss)
+    assert finetune[0].val_loss == pytest.approx(best.val_loss, abs=1e-6)
+    assert [epoch.number for epoch in head] == [0, 1, 2]
+
+
+def test_a_head_phase_that_is_cut_short_by_its_epochs_says_so(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.set("train_head.lr", 1e-4)
+    project.set("train_head.patience", None)
+    assert project.run("split", "build_model", "train_head") == 0
+    assert "still falling after all 2 epochs: raise train_head.epochs" in capsys.readouterr().out
+
+
+def test_in_a_terminal_the_bar_of_each_epoch_ends_with_its_results(project: Project) -> None:
+    assert project.run("split", "build_model") == 0
+    terminal, side = os.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
+    process = project.start("train_head", stderr=side)
+    os.close(side)
+    shown = b""
+    with suppress(OSError):  # the end of a terminal that nobody writes to
+        while chunk := os.read(terminal, 4096):
+            shown += chunk
+    printed, _ = process.communicate()
+    os.close(terminal)
+    assert process.returncode == 0
+    history = read_history(project.path("metrics/train_head"))
+    lines = re.split(r"[\r\n]+", shown.decode())
+    for epoch in history[1:]:
+        results = f"train_loss {epoch.train_loss:.4f}  val_loss {epoch.val_loss:.4f}  accuracy {epoch.accuracy:.2%}"
+        assert [line for line in lines if line.startswith(f"epoch {epoch.number}/2: 100%") and results in line]
+    assert "train_loss" not in printed
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_loss_and_probabilities_agree_with_scikit_learn(classes: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(50, objective.outputs_for(classes), generator=generator, dtype=torch.float64) * 5
+    labels = torch.randint(classes, (50,), generator=generator)
+    probabilities = objective.probabilities(logits)
+    assert probabilities.shape == (50, classes)
+    assert torch.allclose(probabilities.sum(1), torch.ones(50, dtype=torch.float64))
+    expected = log_loss(labels, probabilities, labels=list(range(classes)))
+    assert objective.loss(logits, labels).item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_small_probability_is_not_rounded_to_zero() -> None:
+    assert objective.probabilities(torch.tensor([[60.0]], dtype=torch.float64))[0, 0] == pytest.approx(
+        8.7565e-27, rel=1e-3
+    )
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_torchevals_scores_equal_scikit_learns_for_logits_near_the_threshold(outputs: int) -> None:
+    network = Network(nn.Sequential(nn.Flatten()), nn.Sequential(nn.Linear(outputs, outputs, bias=False)))
+    torch.nn.init.eye_(network.classifier[0].weight)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.rand(90, outputs, generator=generator) - 0.4
+    labels = torch.randint(max(outputs, 2), (90,), generator=generator)
+    trainer = Trainer(network, torch.device("cpu"))
+    batches = list(zip(logits[..., None, None].split(40), labels.split(40), strict=True))
+    scores = trainer.evaluate(batches)  # type: ignore[arg-type]
+    probabilities = predict([trainer], batches)[0].numpy()  # type: ignore[arg-type]
+    expected = score(labels.numpy(), probabilities, [str(label) for label in range(probabilities.shape[1])])
+    assert scores.accuracy == pytest.approx(expected.accuracy, abs=1e-6)
+    assert scores.loss == pytest.approx(expected.loss, abs=1e-6)
+    assert ((probabilities.argmax(axis=1) == labels.numpy()).mean()) == pytest.approx(expected.accuracy)
