@@ -12,7 +12,7 @@ from conftest import Project, make_pictures
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from stages.pictures import scan
+from stages.pictures import decode, scan
 from stages.pictures.index import Entry, assign, read_index, write_index
 
 PARTS = ("train", "val", "test")
@@ -179,7 +179,7 @@ def test_pictures_that_may_not_be_read_are_left_out(project: Project, monkeypatc
 
 
 def test_files_above_the_size_limit_are_left_out(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan, "MAX_BYTES", 10_000)
+    monkeypatch.setattr(decode, "MAX_BYTES", 10_000)
     Image.effect_noise((200, 200), 90).save(project.path("pictures/cat/huge.png"))
     assert project.run("split") == 0
     assert rejected_of(project) == {"cat/huge.png": "larger than 10000 bytes"}
