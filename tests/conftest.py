@@ -52,9 +52,12 @@ class Project:
         self.set("model.hidden", 8)
         self.set("workers", 0)
         self.set("device", "cpu")
+        self.set("model.head", "flatten")
+        plain = {"schedule": "constant", "warmup": 0.0, "optimizer": "adam", "weight_decay": 0.0, "patience": None}
         for phase in ("train_head", "finetune"):
-            self.set(f"{phase}.epochs", 2)
-            self.set(f"{phase}.batch_size", 8)
+            for key, value in {"epochs": 2, "batch_size": 8, **plain}.items():
+                self.set(f"{phase}.{key}", value)
+        self.set("train_head.lr", 1e-3)
         self.set("finetune.unfreeze", 3)
         self.set("finetune.lr", 1e-5)
 
