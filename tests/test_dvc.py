@@ -233,7 +233,7 @@ def test_what_runs_again_when_what_changes(tmp_path: Path) -> None:
     assert repository.run_experiment(**{"device": "cpu", "workers": 1}) == []
     assert repository.run_experiment(**{"finetune.lr": 2e-05}) == ["finetune", "evaluate", "plot"]
     assert "lr: 2e-05" in (tmp_path / "params.yaml").read_text()
-    assert repository.run_experiment(**{"train_head.lr": 0.002}) == after_build
+    assert repository.run_experiment(**{"train_head.lr": 0.003}) == after_build
     assert repository.run_experiment(**{"evaluate.batch_size": 7}) == ["evaluate"]
     assert repository.run_experiment("train_head", **{"split.test_size": 0.3}) == ["split", "build_model", "train_head"]
     # What was computed before is brought back, not computed again.

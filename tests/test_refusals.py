@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -388,14 +389,14 @@ def test_ctrl_c_ends_training_even_if_the_exception_it_raises_is_lost(
     monkeypatch.setattr(_Interrupt, "seen", False)  # put back at the end
     real, calls = objective.loss, 0
 
-    def lose_an_interrupt(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def lose_an_interrupt(*arguments: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
         if calls == 3:
             with suppress(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(5)
-        return real(logits, labels)
+        return real(*arguments)
 
     monkeypatch.setattr(objective, "loss", lose_an_interrupt)
     assert built.run("train_head") == 130

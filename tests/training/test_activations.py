@@ -153,7 +153,7 @@ def test_with_augmentation_kept_activations_of_the_same_pictures_are_not_used(
     built.set("train_head.augment", "strong")
     assert built.run("train_head") == 0
     augmented = read_history(built.path("metrics/train_head"))
-    assert all(one.train_loss != other.train_loss for one, other in zip(plain, augmented, strict=True))
+    assert all(one.train_loss != other.train_loss for one, other in zip(plain[1:], augmented[1:], strict=True))
 
 
 @pytest.mark.parametrize("damage", ["a byte", "the end", "all"])
