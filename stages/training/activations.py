@@ -30,7 +30,7 @@ from stages.training.fusion import fold_batchnorm
 from stages.training.store import Kept, Writer, find
 
 # Part of each folder's name: to be raised when the same prefix and picture give other values than before.
-_FORMAT = 1
+_FORMAT = 2
 # One size for all: the last digits of a convolution may depend on the number of pictures in the batch.
 _BATCH = 32
 
@@ -184,19 +184,22 @@ class _LiveInputs:
 
 def _make_forward(prefix: FrozenPrefix) -> Callable[[Tensor, Collection[int]], list[Tensor]]:
     """Return images, numbers of blocks -> what the prefix makes of them after so many blocks, contiguous."""
-    blocks = fold_batchnorm(prefix.blocks).eval().to(memory_format=torch.channels_last)
+    # Block by block: what leaves a block has to be what the plain network has there.
+    blocks = [fold_batchnorm(block).eval().to(memory_format=torch.channels_last) for block in prefix.blocks]
 
     # Not inference_mode: its tensors cannot enter what autograd looks at.
     @torch.no_grad()
     def forward(images: Tensor, cuts: Collection[int]) -> list[Tensor]:
         activations = images.to(prefix.device, memory_format=torch.channels_last, non_blocking=True)
-        after = {0: activations}
+        after: dict[int, Tensor] = {}
         with autocast(prefix.device, prefix.precision):
-            for number, block in enumerate(blocks, start=1):
+            for number, block in enumerate([nn.Identity(), *blocks]):
                 activations = block(activations)
                 if number in cuts:
-                    after[number] = activations
-        return [after[cut].to(dtype_of(prefix.precision)).contiguous() for cut in cuts]
+                    # A copy: the next block may begin with a layer that works in place.
+                    kept = torch.empty(activations.shape, dtype=dtype_of(prefix.precision), device=prefix.device)
+                    after[number] = kept.copy_(activations)
+        return [after[cut] for cut in cuts]
 
     return forward
 

@@ -20,7 +20,8 @@ def fold_batchnorm(module: AnyModule) -> AnyModule:
     """Return a module that computes the same in fewer steps, with the same parameters and buffers, not copies of them.
 
     Where a Sequential has a convolution right before a BatchNorm, the two become one convolution. BatchNorm has to be
-    in evaluation mode and frozen, as `Network` keeps it. Training the result trains `module`.
+    in evaluation mode and frozen, as `Network` keeps it. Training the result trains `module`. What lies between two
+    modules of a Sequential is no longer what it was: where it is looked at, each of the two has to be folded by itself.
     """
     shared = [*module.parameters(), *module.buffers()]
     folded = copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
@@ -114,7 +115,8 @@ class _WideLinear(nn.Module):
     """A linear layer as a convolution with exchanged roles: the weights are the picture, the batch is the filters.
 
     oneDNN's 1 x 1 convolution then finds both as they lie in memory. On a CPU of AMD's, forward and backward take half
-    as long as torch's own way, which is MKL's matrix product.
+    as long as torch's own way, which is MKL's matrix product. Inputs that are not (n, features), as the maps inside
+    ConvNeXt's blocks, go torch's own way.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -122,6 +124,9 @@ class _WideLinear(nn.Module):
         self.linear = linear
 
     def forward(self, inputs: Tensor) -> Tensor:
+        if inputs.dim() != 2:
+            plain: Tensor = self.linear(inputs)
+            return plain
         outputs, features = self.linear.weight.shape
         picture = self.linear.weight.view(1, 1, outputs, features).permute(0, 3, 1, 2)
         products = functional.conv2d(picture, inputs.reshape(len(inputs), features, 1, 1))

@@ -45,6 +45,15 @@ def test_logits_and_gradients_are_those_of_the_plain_network(
         assert torch.allclose(got, expected, atol=1e-4 * max(1.0, expected.abs().max().item()))
 
 
+def test_a_wide_linear_layer_takes_inputs_of_any_dimension(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fusion, "_WIDE", 1)
+    plain = nn.Sequential(nn.Linear(6, 5))
+    fused = fuse_for_training(plain, CPU, "float32")
+    for shape in ((6,), (3, 6), (2, 3, 6), (2, 3, 4, 6)):
+        inputs = torch.randn(shape)
+        assert torch.allclose(fused(inputs), plain(inputs), atol=1e-6)
+
+
 def test_a_fused_network_shares_the_tensors_and_leaves_batchnorm_as_it_was() -> None:
     plain = network("mobilenet_v3_small")
     before = {key: tensor.clone() for key, tensor in plain.state_dict().items()}
