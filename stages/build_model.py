@@ -13,7 +13,7 @@ from stages.network.layers import write_layers
 from stages.network.network import build_network, calibrate_batchnorm, require_blocks, set_trainable, stock_model
 from stages.network.objective import outputs_for
 from stages.network.weights import find_weights, load_into
-from stages.pictures.batches import Batches
+from stages.pictures.batches import Batches, Order
 from stages.pictures.index import class_names, read_index
 
 # More pictures change the statistics of a random network hardly any more.
@@ -48,7 +48,8 @@ def main() -> None:
     require_blocks(network, params.ahead.finetune.unfreeze)
     if weights.source is None:
         root, workers = Path(params.data.path), resolve_workers(params.workers)
-        pictures = Batches(root, entries, preprocessing, CALIBRATION_BATCH, workers, shuffle_seed=params.seed)
+        order = Order(len(entries), params.seed)
+        pictures = Batches(root, entries, preprocessing, CALIBRATION_BATCH, workers, order=order)
         images = (images for images, _ in islice(pictures, CALIBRATION_BATCHES) if len(images) > 1)
         calibrate_batchnorm(network, images)
     set_trainable(network, 0)

@@ -30,10 +30,10 @@ def main() -> None:
     name = arguments.phase
     params = load_params(arguments.params)
     phase: Phase = params.train_head
-    unfreeze, next_unfreeze, layer_decay = 0, params.finetune.unfreeze, 1.0
+    unfreeze, layer_decay = 0, 1.0
     if name == "finetune":
         phase = params.finetune
-        unfreeze, next_unfreeze, layer_decay = params.finetune.unfreeze, 0, params.finetune.layer_decay
+        unfreeze, layer_decay = params.finetune.unfreeze, params.finetune.layer_decay
 
     device = prepare(params)
     start = arguments.start or Path(f"data/checkpoints/{STARTS[name]}.safetensors")
@@ -43,7 +43,8 @@ def main() -> None:
     root, workers = Path(params.data.path), resolve_workers(params.workers)
     prefix = FrozenPrefix(blocks, root, description.preprocessing, device, params.precision, workers)
     unchanging = pictures.train if phase.augment == "none" else []
-    kept = prefix.keep(unchanging, params.cache.max_gigabytes, also_before=next_unfreeze)
+    later = {params.finetune.unfreeze: unchanging} if name == "train_head" else None
+    kept = prefix.keep(unchanging, params.cache.max_gigabytes, also=later)
     train = prefix.batches(pictures.train, kept, phase.batch_size, phase.augment, shuffle_seed=params.seed)
 
     trainer = Trainer(tail, device, params.precision, weigh_classes(params.class_weights, pictures.train))

@@ -29,8 +29,9 @@ def main() -> None:
     root, workers = Path(params.data.path), resolve_workers(params.workers)
     prefix = FrozenPrefix(blocks, root, description.preprocessing, device, params.precision, workers)
     # What enters the blocks that fine-tuning will train is kept in passing, which saves it a pass over the pictures.
+    later = params.ahead.finetune
     kept = prefix.keep(
-        pictures.unchanging(phase), params.cache.max_gigabytes, also_before=params.ahead.finetune.unfreeze
+        pictures.unchanging(phase), params.cache.max_gigabytes, also={later.unfreeze: pictures.unchanging(later)}
     )
     train = prefix.batches(pictures.train, kept, phase.batch_size, phase.augment, shuffle_seed=params.seed)
     watched = prefix.batches(pictures.watched, kept, phase.batch_size)

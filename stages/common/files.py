@@ -4,14 +4,15 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
-def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write beside `path`, flush to disk, then rename over it.
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file beside `path` to write to; at the end, flush it to disk and rename it over `path`.
 
     Raises:
         OSError: naming `path`, which is then as it was before.
@@ -20,7 +21,7 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -29,6 +30,12 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all; raises what `whole_file` does."""
+    with whole_file(path) as file:
+        file.write(content)
 
 
 def write_text(path: Path, text: str) -> None:

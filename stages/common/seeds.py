@@ -28,6 +28,8 @@ def make_deterministic(seed: int) -> None:
     # Else a tenth of the time goes into NaN: new tensors are filled with it, for operations that read too early.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
+    # By default convolutions of float32 are computed in TF32, with 10 of its 23 bits, on NVIDIA's Ampere and later.
+    torch.backends.cudnn.allow_tf32 = False
     torch.manual_seed(seed)
 
 
@@ -36,6 +38,8 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
     return state
 
 
@@ -44,3 +48,5 @@ def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"].cpu())
     if device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+    elif device.type == "mps":
+        torch.mps.set_rng_state(state["mps"].cpu())

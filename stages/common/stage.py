@@ -8,6 +8,17 @@ from types import FrameType
 from typing import NoReturn
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+# In messages of torch's, in lower case: of CUDA and MPS, of the CPU's allocator, of sizes above what 64 bits count; of
+# oneDNN, which says no more than that it could not make something.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "cannot allocate memory",
+    "overflow",
+    "could not create a memory",
+    "could not create a primitive",
+)
 
 
 class StageError(Exception):
@@ -39,8 +50,8 @@ def stop_if_interrupted() -> None:
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a stage and exit: 0, or non-zero after one line on stderr.
 
-    `StageError`, errors of the file system and Ctrl-C are answered with one line. Anything else is a bug, and keeps its
-    traceback.
+    `StageError`, errors of the file system, want of memory and Ctrl-C are answered with one line. Anything else is a
+    bug, and keeps its traceback.
     """
     _Interrupt.seen = False
     signal.signal(signal.SIGINT, _interrupt)
@@ -50,9 +61,32 @@ def run(main: Callable[[], None]) -> NoReturn:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("interrupted; run the same command again", INTERRUPTED)
-    except OSError as error:
+    except Exception as error:
+        if is_out_of_memory(error):
+            _fail(
+                f"not enough memory ({_first_line(error)}); lower batch_size, model.image_size or model.hidden, use "
+                "fewer workers, or end other programs"
+            )
+        if not isinstance(error, OSError):
+            raise
         _fail(describe(error))
     sys.exit(0)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that memory ran out, or that what was asked for cannot be counted in bytes.
+
+    torch has no type of its own for it on the CPU: it raises a `RuntimeError`.
+    """
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    message = str(error).lower()
+    return isinstance(error, RuntimeError) and any(sign in message for sign in _OUT_OF_MEMORY)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def describe(error: OSError) -> str:

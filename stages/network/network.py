@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import get_model, list_models
 
 from stages.common.params import Head
-from stages.common.stage import StageError
+from stages.common.stage import StageError, is_out_of_memory
 
 
 class Network(nn.Module):
@@ -85,6 +85,8 @@ def build_network(stock: nn.Module, head: Head, hidden: int, outputs: int, image
         with torch.inference_mode():
             features: Tensor = backbone.eval()(probe)
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise StageError(f"model.image_size: {image_size} is too small for this network; use a larger one") from error
     if head == "original":
         return Network(backbone, _original_classifier(stock, probe, features, outputs))

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model_weights
 
-from stages.common.stage import StageError
+from stages.common.stage import StageError, is_out_of_memory
 from stages.network.weight_file import weight_file
 from stages.pictures.preprocessing import Preprocessing
 
@@ -152,6 +152,8 @@ def _unpickle_tensors(path: Path, content: bytes) -> object:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     # Damaged files end in nearly anything: RuntimeError, EOFError, IndexError, KeyError, UnpicklingError ...
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         if isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower():
             raise StageError(
                 f"model.weights: {path} holds code, which is not run; save the model's state_dict() alone, best as "

@@ -2,7 +2,7 @@
 
 import hashlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -18,6 +18,9 @@ from stages.pictures.index import Entry
 from stages.pictures.preprocessing import Preprocessing, make_transform
 
 Batch = tuple[Tensor, Tensor]
+
+# How torch says that a file in /dev/shm cannot be made, or that there was no room for what was written to it.
+_SHARED_MEMORY_SIGNS = ("Bus error", "shared memory", "(shm)", "/torch_")
 
 
 def read_entry(root: Path, entry: Entry) -> Image.Image:
@@ -62,7 +65,8 @@ class Pictures(Dataset[tuple[Tensor, int] | StageError]):
         if self.augment == "none":
             return self.transform(picture), entry.label
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            # Not torch.manual_seed, which also seeds the GPU's generator, that of dropout, where there are no workers.
+            torch.default_generator.manual_seed(seed)
             return self.transform(picture), entry.label
 
     def __len__(self) -> int:
@@ -75,13 +79,19 @@ class Order(Sampler[tuple[int, int]]):
     Args:
         count: number of positions.
         seed: the same orders for the same seed; `None` keeps the index's order.
+        only: the positions to go through; `None`: all. What is left keeps its order and its seeds.
     """
 
-    def __init__(self, count: int, seed: int | None) -> None:
-        self.count, self.seed, self.epoch = count, seed, 0
+    def __init__(self, count: int, seed: int | None = None, only: Collection[int] | None = None) -> None:
+        self.count, self.seed, self.only, self.epoch = count, seed, only, 0
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Yield (position, seed)."""
+        for position, seed in self._all():
+            if self.only is None or position in self.only:
+                yield position, seed
+
+    def _all(self) -> Iterator[tuple[int, int]]:
         if self.seed is None:
             yield from ((position, 0) for position in range(self.count))
             return
@@ -91,8 +101,8 @@ class Order(Sampler[tuple[int, int]]):
         yield from zip(positions.tolist(), seeds.tolist(), strict=True)
 
     def __len__(self) -> int:
-        """Return the number of positions."""
-        return self.count
+        """Return the number of positions that are gone through."""
+        return self.count if self.only is None else len(self.only)
 
 
 class Batches:
@@ -105,7 +115,7 @@ class Batches:
         batch_size: pictures a batch; the last one may be smaller.
         workers: decoding processes; 0 decodes in this one. The batches do not depend on it.
         augment: for training pictures only.
-        shuffle_seed: each epoch takes another order, the same ones for the same seed; `None` keeps the index's order.
+        order: of the pictures; `None`: the index's.
         pinned: in memory from which a GPU copies faster.
     """
 
@@ -117,10 +127,10 @@ class Batches:
         batch_size: int,
         workers: int,
         augment: Augment = "none",
-        shuffle_seed: int | None = None,
+        order: Order | None = None,
         pinned: bool = False,
     ) -> None:
-        self._order = Order(len(entries), shuffle_seed)
+        self._order = order or Order(len(entries))
         self._loader: DataLoader[tuple[Tensor, int] | StageError] = DataLoader(
             Pictures(root, entries, preprocessing, augment),
             batch_size,
@@ -158,7 +168,13 @@ class Batches:
         try:
             yield from self._loader
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            message = str(error)
+            if any(sign in message for sign in _SHARED_MEMORY_SIGNS):
+                raise StageError(
+                    "workers: /dev/shm, through which processes hand over pictures, is too small; enlarge it (docker: "
+                    "--shm-size=1g) or set workers to 0"
+                ) from error
+            if "DataLoader worker" not in message:
                 raise
             raise StageError("workers: a process was killed, for want of memory most likely; use fewer") from error
 

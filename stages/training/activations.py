@@ -10,8 +10,11 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -27,12 +30,14 @@ from stages.pictures.index import Entry
 from stages.pictures.preprocessing import Preprocessing
 from stages.training import cache
 from stages.training.fusion import fold_batchnorm
-from stages.training.store import Kept, Writer, find
+from stages.training.store import ROW_OVERHEAD, Kept, Writer, find
 
 # Part of each folder's name: to be raised when the same prefix and picture give other values than before.
 _FORMAT = 2
 # One size for all: the last digits of a convolution may depend on the number of pictures in the batch.
 _BATCH = 32
+# Rows that go to a GPU at a time.
+_GATHERED = 1024
 
 
 class Inputs(Protocol):
@@ -65,109 +70,158 @@ class FrozenPrefix:
     precision: Precision
     workers: int
 
-    def keep(self, entries: list[Entry], max_gigabytes: float, also_before: int | None = None) -> Kept | None:
+    def keep(self, entries: list[Entry], max_gigabytes: float, also: Mapping[int, list[Entry]] | None = None) -> Kept:
         """Find the activations of pictures in the cache; compute those that are not there, once, and keep them.
 
-        Where they cannot be kept, a line says why.
+        As many are kept as there is room for. Where that is not all, a line says why.
 
         Args:
             entries: the pictures.
-            max_gigabytes: of the whole cache; it has to hold all of them.
-            also_before: a number of blocks. What enters the last so many is kept in the same pass, for a later stage
-                that trains them.
+            max_gigabytes: of the whole cache.
+            also: a number of blocks -> pictures. What enters the last so many blocks is kept in the same pass, of those
+                of these pictures that go through it, for a later stage that trains the blocks.
 
         Returns:
-            The activations, or `None` where they cannot be kept.
+            The activations, not necessarily of all pictures.
 
         Raises:
             StageError: a picture is gone or changed since the index was made.
         """
         count = len(self.blocks)
         folders = _folders(self)
-        kept = find(folders[count], {entry.sha256 for entry in entries})
-        missing = kept.missing(entries)
-        if not missing:
+        kept = Kept()
+        kept.hold(folders[count])
+        kept.add(find(folders[count], {entry.sha256 for entry in entries}))
+        if not kept.missing(entries):
             return kept
-        wanted = {count: folders[count]}
-        if also_before is not None and 0 < also_before <= count:
-            wanted[count - also_before] = folders[count - also_before]
+        later = {
+            folders[count - blocks]: {entry.sha256 for entry in pictures}
+            for blocks, pictures in (also or {}).items()
+            if 0 < blocks <= count
+        }
+        problem: OSError | None = None
         try:
             with cache.one_at_a_time(folders[count], "waiting for another process that computes the same activations"):
-                kept.add(find(folders[count], missing.keys()))
-                missing = kept.missing(entries)
-                _compute(self, list(missing.values()), wanted, max_gigabytes)
-            kept.add(find(folders[count], missing.keys()))
+                kept.add(find(folders[count], kept.missing(entries).keys()))
+                # So that rows of pictures which nobody asks for any more may go. What was found stays readable.
+                kept.release()
+                problem = _compute(self, folders, list(kept.missing(entries).values()), later, max_gigabytes, kept)
         except OSError as error:
-            print(f"activations are not kept, but computed each time: {cache.explain(error)}", flush=True)
-            return None
-        return None if kept.missing(entries) else kept
+            problem = error
+        kept.hold(folders[count])
+        kept.add(find(folders[count], kept.missing(entries).keys()))
+        if missing := kept.missing(entries):
+            why = "another process removed them" if problem is None else cache.explain(problem)
+            left = "activations are" if not kept.rows else f"activations of {len(missing):,} pictures are"
+            print(f"{left} not kept, but computed each time: {why}", flush=True)
+        return kept
 
     def batches(
         self,
         entries: list[Entry],
-        kept: Kept | None,
+        kept: Kept,
         batch_size: int,
         augment: Augment = "none",
         shuffle_seed: int | None = None,
     ) -> Inputs:
-        """Return batches of activations: kept ones where there are any, live ones of augmented pictures in any case.
+        """Return batches of activations; those that are not kept, and those of augmented pictures, are computed live.
+
+        Without augmentation, the bytes do not depend on what is kept.
 
         Args:
             entries: the pictures.
-            kept: as `keep` returns it, with all of `entries`.
+            kept: as `keep` returns it.
             batch_size: pictures per batch; the last one may be smaller.
             augment: for training pictures only.
-            shuffle_seed: as in `Batches`.
+            shuffle_seed: each epoch takes another order, the same ones for the same seed; `None` keeps the index's.
         """
-        if kept is not None and augment == "none":
-            return _KeptInputs(kept, entries, batch_size, shuffle_seed, self.device)
+        if augment == "none":
+            return _Rows(self, entries, kept, batch_size, shuffle_seed)
+        return _Augmented(self, entries, batch_size, augment, shuffle_seed)
+
+    def read(self, entries: list[Entry], batch_size: int, augment: Augment, order: Order) -> Batches:
+        """Return batches of preprocessed pictures, not yet seen by the blocks."""
         pinned = self.device.type == "cuda"
-        pictures = Batches(
-            self.root, entries, self.preprocessing, batch_size, self.workers, augment, shuffle_seed, pinned
-        )
-        return _LiveInputs(self, pictures)
+        return Batches(self.root, entries, self.preprocessing, batch_size, self.workers, augment, order, pinned)
 
 
-class _KeptInputs:
+class _Rows:
+    """Batches of rows. Those that are not kept are computed on the way, in batches of the size that kept ones had."""
+
     def __init__(
-        self, kept: Kept, entries: list[Entry], batch_size: int, shuffle_seed: int | None, device: torch.device
+        self, prefix: FrozenPrefix, entries: list[Entry], kept: Kept, batch_size: int, shuffle_seed: int | None
     ) -> None:
-        self.kept, self.entries, self.batch_size, self.device = kept, entries, batch_size, device
-        self.labels = torch.tensor([entry.label for entry in entries], device=device)
+        self.kept, self.entries, self.batch_size, self.device = kept, entries, batch_size, prefix.device
+        self.labels = torch.tensor([entry.label for entry in entries], device=self.device)
         self.order = Order(len(entries), shuffle_seed)
-        self.resident = kept.gather(entries).to(device) if _fits(kept, entries, device) else None
+        absent = kept.missing(entries)
+        self.live = _LiveRows(prefix, entries, absent, shuffle_seed) if absent else None
+        self.resident = None if self.live else _make_resident(kept, entries, self.device)
 
     def __len__(self) -> int:
         return math.ceil(len(self.entries) / self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
+        return _one_ahead(self._batches()) if self._reads_while_the_gpu_computes else self._batches()
+
+    @property
+    def _reads_while_the_gpu_computes(self) -> bool:
+        return self.device.type == "cuda" and self.resident is None
+
+    def _batches(self) -> Iterator[Batch]:
         positions = [position for position, _ in self.order]
+        on_device = torch.tensor(positions, device=self.device)
+        live = iter(self.live or ())
         for first in range(0, len(positions), self.batch_size):
             stop_if_interrupted()
-            chosen = positions[first : first + self.batch_size]
-            if self.resident is not None:
-                inputs = self.resident[chosen]
+            batch = slice(first, first + self.batch_size)
+            chosen = on_device[batch]
+            if self.resident is None:
+                inputs = self._gather([self.entries[position] for position in positions[batch]], live)
             else:
-                inputs = self.kept.gather([self.entries[position] for position in chosen])
-                if self.device.type == "cuda":
-                    inputs = inputs.pin_memory()
-                inputs = inputs.to(self.device, non_blocking=True)
+                inputs = self.resident[chosen]
             yield inputs, self.labels[chosen]
+
+    def _gather(self, entries: list[Entry], live: Iterator[Tensor]) -> Tensor:
+        if self.live is not None:
+            rows = (self.kept.row(entry) if entry.sha256 in self.kept.rows else next(live) for entry in entries)
+            return torch.stack([row.to(self.device) for row in rows])
+        inputs = self.kept.gather(entries)
+        if self.device.type == "cuda":
+            inputs = inputs.pin_memory()
+        return inputs.to(self.device, non_blocking=True)
 
     def set_epoch(self, epoch: int) -> None:
         self.order.epoch = epoch
+        if self.live is not None:
+            self.live.order.epoch = epoch
 
 
-def _fits(kept: Kept, entries: list[Entry], device: torch.device) -> bool:
-    """Whether all activations can stay on a GPU: in half of what is free, the rest is for training."""
-    if device.type != "cuda" or not entries:
-        return False
-    return kept.nbytes(entries) < torch.cuda.mem_get_info(device)[0] // 2
+class _LiveRows:
+    """The rows of those pictures that are not kept, one by one, in the order in which batches ask for them."""
+
+    def __init__(
+        self, prefix: FrozenPrefix, entries: list[Entry], absent: Collection[str], shuffle_seed: int | None
+    ) -> None:
+        positions = {position for position, entry in enumerate(entries) if entry.sha256 in absent}
+        self.order = Order(len(entries), shuffle_seed, positions)
+        self.pictures = prefix.read(entries, _BATCH, "none", self.order)
+        self.forward, self.blocks = _make_forward(prefix), len(prefix.blocks)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for images, _ in self.pictures:
+            (rows,) = self.forward(_pad(images), [self.blocks])
+            yield from rows[: len(images)]
 
 
-class _LiveInputs:
-    def __init__(self, prefix: FrozenPrefix, pictures: Batches) -> None:
-        self.pictures, self.device = pictures, prefix.device
+class _Augmented:
+    """Batches of what the prefix makes of augmented pictures."""
+
+    def __init__(
+        self, prefix: FrozenPrefix, entries: list[Entry], batch_size: int, augment: Augment, shuffle_seed: int | None
+    ) -> None:
+        self.order = Order(len(entries), shuffle_seed)
+        self.pictures, self.device = prefix.read(entries, batch_size, augment, self.order), prefix.device
         self.forward, self.blocks = _make_forward(prefix), len(prefix.blocks)
 
     def __len__(self) -> int:
@@ -179,7 +233,35 @@ class _LiveInputs:
             yield activations, labels.to(self.device, non_blocking=True)
 
     def set_epoch(self, epoch: int) -> None:
-        self.pictures.set_epoch(epoch)
+        self.order.epoch = epoch
+
+
+def _make_resident(kept: Kept, entries: list[Entry], device: torch.device) -> Tensor | None:
+    """Put all activations on a GPU, where they fit into half of what is free: the rest is for training."""
+    if device.type != "cuda" or not entries:
+        return None
+    row = kept.row(entries[0])
+    if row.nbytes * len(entries) >= torch.cuda.mem_get_info(device)[0] // 2:
+        return None
+    resident = torch.empty((len(entries), *row.shape), dtype=row.dtype, device=device)
+    # In parts: together they may be more than the computer's own memory holds.
+    for first in range(0, len(entries), _GATHERED):
+        rows = kept.gather(entries[first : first + _GATHERED])
+        resident[first : first + len(rows)] = rows.to(device)
+    return resident
+
+
+def _one_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield the same, and get the next one meanwhile, in a thread."""
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = pool.submit(next, batches, None)
+            yield batch
+
+
+def _pad(images: Tensor) -> Tensor:
+    return torch.cat([images, images.new_zeros(_BATCH - len(images), *images.shape[1:])])
 
 
 def _make_forward(prefix: FrozenPrefix) -> Callable[[Tensor, Collection[int]], list[Tensor]]:
@@ -222,47 +304,69 @@ def _folders(prefix: FrozenPrefix) -> list[Path]:
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         names.append(digest.hexdigest())
-    return [cache.cache_folder() / "activations" / name[:40] for name in names]
+    return [cache.activations_folder() / name[:40] for name in names]
 
 
-def _compute(prefix: FrozenPrefix, needed: list[Entry], folders: dict[int, Path], max_gigabytes: float) -> None:
-    """Compute what the first of `folders`, by number of blocks, lacks, and keep it there.
+def _compute(
+    prefix: FrozenPrefix,
+    folders: list[Path],
+    needed: list[Entry],
+    later: Mapping[Path, Set[str]],
+    max_gigabytes: float,
+    kept: Kept,
+) -> OSError | None:
+    """Compute the rows of pictures, and keep as many as there is room for.
 
-    Of the same pictures, what the other folders lack is kept too, if there is room: it can be left to a later stage.
+    What is kept of them for `later` (a folder -> the pictures it is wanted of) comes second: a stage of its own can
+    compute that.
+
+    Returns:
+        Why there is not room for all.
 
     Raises:
         OSError: it cannot be written.
     """
     if not needed:
-        return
+        return None
     crop = prefix.preprocessing.crop
     forward = _make_forward(prefix)
-    sizes = [tensor.nbytes for tensor in forward(torch.zeros(1, 3, crop, crop), folders)]
-    hashes = {entry.sha256 for entry in needed}
-    _, *others = folders.values()
-    missing = [hashes, *(find(folder, hashes).missing(needed).keys() for folder in others)]
-    if others:
-        try:
-            cache.make_room(sum(len(absent) * size for absent, size in zip(missing, sizes, strict=True)), max_gigabytes)
-        except cache.FullError:
-            missing = [hashes]
-    cache.make_room(len(needed) * sizes[0], max_gigabytes)
-    cuts = list(folders)[: len(missing)]
-    writers = [Writer(folders[cut], absent) for cut, absent in zip(cuts, missing, strict=True)]
+    cuts = [len(prefix.blocks), *(folders.index(folder) for folder in later)]
+    size, *later_sizes = (row.nbytes + ROW_OVERHEAD for row in forward(torch.zeros(1, 3, crop, crop), cuts))
+
+    parts, spare = [cache.activations_folder()], set(kept.paths)
+    room = cache.find_room(parts, max_gigabytes, spare)
+    problem = room.why_not(len(needed) * size)
+    left = max(0, min(room.limit, room.disk))
+    needed = needed[: left // size]
+    wanted = [{entry.sha256: entry for entry in needed}]
+    left -= len(needed) * size
+    for (folder, own), later_size in zip(later.items(), later_sizes, strict=True):
+        present = find(folder, own & wanted[0].keys())
+        spare |= present.paths
+        absent = present.missing(entry for entry in needed if entry.sha256 in own)
+        wanted.append(dict(islice(absent.items(), left // later_size)))
+        left -= len(wanted[-1]) * later_size
+    if not needed:
+        return problem
+    total = sum(len(own) * bytes_each for own, bytes_each in zip(wanted, [size, *later_sizes], strict=True))
+    cache.make_room(total, parts, max_gigabytes, spare)
+
     started = time.monotonic()
-    batches = Batches(prefix.root, needed, prefix.preprocessing, _BATCH, prefix.workers)
-    with tqdm(total=len(needed), desc="activations", unit=" pictures", disable=None) as progress:
+    with ExitStack() as stack, tqdm(total=len(needed), desc="activations", unit=" pictures", disable=None) as progress:
+        writers = [Writer(folders[cut], own) for cut, own in zip(cuts, wanted, strict=True)]
+        for writer in writers:
+            stack.callback(writer.close)
         position = 0
-        for images, _ in batches:
+        for images, _ in prefix.read(needed, _BATCH, "none", Order(len(needed))):
             count = len(images)
-            padded = torch.cat([images, images.new_zeros(_BATCH - count, *images.shape[1:])])
             batch = [entry.sha256 for entry in needed[position : position + count]]
-            for writer, activations in zip(writers, forward(padded, cuts), strict=True):
+            for writer, activations in zip(writers, forward(_pad(images), cuts), strict=True):
                 writer.add(batch, activations[:count].cpu())
             position += count
             progress.update(count)
-    for writer in writers:
-        writer.flush()
+        for writer in writers:
+            writer.flush()
     if not sys.stderr.isatty():
         seconds = time.monotonic() - started
         print(f"activations: {len(needed):,} pictures, {len(needed) / seconds:.0f} pictures/s", flush=True)
+    return problem

@@ -1,8 +1,8 @@
 """The user's cache: files that can be computed again, shared by all experiments and processes.
 
 Not in the repository, where each experiment of `dvc exp run --queue` starts with an empty copy. Files are removed the
-least recently used first, and never while a process uses them: it holds a shared `flock`, which ends with the process
-however that ends. `python -m stages.training.cache` prints its size.
+least recently used first, and none of a folder that a process uses: it holds a shared `flock`, one a folder, which ends
+with the process however that ends. `python -m stages.training.cache` prints the cache's size.
 """
 
 import argparse
@@ -10,8 +10,9 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,73 +30,115 @@ def cache_folder() -> Path:
     return Path(chosen).absolute() if chosen else platformdirs.user_cache_path("dvc-finetune", appauthor=False)
 
 
+def activations_folder() -> Path:
+    """Return the part of the cache for activations."""
+    return cache_folder() / "activations"
+
+
+def states_folder() -> Path:
+    """Return the part of the cache for the states of stopped runs."""
+    return cache_folder() / "states"
+
+
 class FullError(OSError):
     """There is no room for what is to be written."""
 
 
-def open_used(path: Path) -> BinaryIO:
-    """Mark a file as used just now, and as in use until the returned file is closed.
+def hold(folder: Path) -> BinaryIO:
+    """Mark a folder of the cache as in use, until the returned file is closed.
 
     Raises:
-        OSError: it is not there.
+        OSError: it cannot be marked.
     """
-    file = path.open("rb")
-    with suppress(OSError):  # on a read-only disk nothing is removed, so neither mark is needed
-        fcntl.flock(file, fcntl.LOCK_SH)
-        os.utime(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = _lock_file(folder, "used").open("ab")
+    fcntl.flock(file, fcntl.LOCK_SH)
     return file
 
 
-def make_room(needed: int, max_gigabytes: float) -> None:
-    """Remove files until `needed` bytes more fit.
+@dataclass(frozen=True)
+class Room:
+    """How much can be written, in bytes: under the cache's limit and on the disk, once files are removed for it."""
+
+    limit: int
+    disk: int
+
+    def why_not(self, needed: int) -> FullError | None:
+        """Return an error that says why `needed` bytes do not fit, `None` if they do."""
+        if needed <= min(self.limit, self.disk):
+            return None
+        where = "under cache.max_gigabytes" if self.limit <= self.disk else "on the disk"
+        return FullError(errno.ENOSPC, f"no room for {needed / 1e9:.2f} GB {where}", str(cache_folder()))
+
+
+def find_room(removable: Collection[Path], max_gigabytes: float, spare: Collection[Path] = ()) -> Room:
+    """Find out how much can be written, and remove nothing.
+
+    Args:
+        removable: parts of the cache whose files may go.
+        max_gigabytes: for the whole cache, in units of 10^9 bytes.
+        spare: files that may not go.
+
+    Raises:
+        OSError: the cache cannot be used.
+    """
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    total = sum(status.st_size for _, status in _files(cache_folder()))
+    free = sum(status.st_size for _, status in _removable(removable, spare))
+    return Room(int(max_gigabytes * 1e9) - total + free, shutil.disk_usage(cache_folder()).free + free)
+
+
+def make_room(needed: int, removable: Collection[Path], max_gigabytes: float, spare: Collection[Path] = ()) -> None:
+    """Remove files, the least recently used first, until `needed` bytes more fit; none if they cannot.
 
     Args:
         needed: bytes.
-        max_gigabytes: for the whole cache, in units of 10^9 bytes.
+        removable: as for `find_room`, like the rest.
+        max_gigabytes: of the whole cache.
+        spare: files that may not go.
 
     Raises:
         FullError: they do not fit beside what is in use, or not on the disk.
-        OSError: the folder cannot be used.
+        OSError: the cache cannot be used.
     """
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    files = sorted(_files(), key=lambda file: file[1].st_mtime)
-    excess = sum(status.st_size for _, status in files) + needed - int(max_gigabytes * 1e9)
+    if (problem := find_room(removable, max_gigabytes, spare).why_not(needed)) is not None:
+        raise problem
+    files = sorted(_removable(removable, spare), key=lambda file: file[1].st_mtime)
+    now = find_room((), max_gigabytes)
+    lacking = needed - min(now.limit, now.disk)
     for path, status in files:
-        if excess <= 0:
-            break
+        if lacking <= 0:
+            return
         if _remove_unless_used(path):
-            excess -= status.st_size
-    if excess > 0:
-        raise FullError(errno.ENOSPC, f"no room for {needed / 1e9:.2f} GB under cache.max_gigabytes", str(folder))
-    if shutil.disk_usage(folder).free < needed:
-        raise FullError(errno.ENOSPC, f"no room for {needed / 1e9:.2f} GB on the disk", str(folder))
+            lacking -= status.st_size
+    if lacking > 0:  # a process began to use some just now
+        raise FullError(errno.ENOSPC, f"no room for {needed / 1e9:.2f} GB", str(cache_folder()))
 
 
 def size() -> tuple[int, int]:
     """Return the number of files and their bytes."""
-    sizes = [status.st_size for _, status in _files()]
+    sizes = [status.st_size for _, status in _files(cache_folder())]
     return len(sizes), sum(sizes)
 
 
 def clear() -> int:
     """Remove all that is not in use, and return the bytes that became free."""
-    return sum(status.st_size for path, status in list(_files()) if _remove_unless_used(path))
+    return sum(status.st_size for path, status in list(_files(cache_folder())) if _remove_unless_used(path))
 
 
 @contextmanager
-def one_at_a_time(path: Path, while_waiting: str) -> Iterator[None]:
-    """Hold a lock between processes, a file beside `path`.
+def one_at_a_time(folder: Path, while_waiting: str) -> Iterator[None]:
+    """Hold a lock between processes.
 
     Args:
-        path: what the lock is for.
+        folder: whose content only one process at a time may make.
         while_waiting: a line to print if another process holds it.
 
     Raises:
         OSError: it cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(path.name + _LOCK).open("w") as file:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _lock_file(folder, "made").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -109,16 +152,39 @@ def explain(error: OSError) -> str:
     return describe(error).partition(";")[0]
 
 
-def _files() -> Iterator[tuple[Path, os.stat_result]]:
-    for path in cache_folder().rglob("*"):
+def _lock_file(folder: Path, purpose: str) -> Path:
+    return folder.with_name(f"{folder.name}.{purpose}{_LOCK}")
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    for path in folder.rglob("*"):
         with suppress(OSError):  # another process removed it
             if path.is_file() and path.suffix != _LOCK:
                 yield path, path.stat()
 
 
-def _remove_unless_used(path: Path) -> bool:
-    with suppress(OSError), path.open("rb") as file:
+def _removable(parts: Collection[Path], spare: Collection[Path]) -> list[tuple[Path, os.stat_result]]:
+    files = [file for part in parts for file in _files(part) if file[0] not in spare]
+    unused = {folder for folder in {path.parent for path, _ in files} if _is_unused(folder)}
+    return [file for file in files if file[0].parent in unused]
+
+
+def _is_unused(folder: Path) -> bool:
+    with suppress(OSError), _unused(folder):
+        return True
+    return False
+
+
+@contextmanager
+def _unused(folder: Path) -> Iterator[None]:
+    """Keep other processes from using a folder; a `BlockingIOError` if one does."""
+    with _lock_file(folder, "used").open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def _remove_unless_used(path: Path) -> bool:
+    with suppress(OSError), _unused(path.parent):
         path.unlink()
         return True
     return False

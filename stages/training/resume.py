@@ -5,10 +5,9 @@ training depends on, so a state that does not fit is not found.
 """
 
 import hashlib
-import io
 import json
 import pickle
-from concurrent.futures import Future, ThreadPoolExecutor
+import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,12 +17,14 @@ import torch
 from torch import Tensor
 
 import stages
-from stages.common.files import write_bytes
+from stages.common.files import whole_file
 from stages.training import cache
 from stages.training.history import Epoch
 
 # Whose code training depends on.
 _ROOMS = ("common", "pictures", "network", "training")
+# A state can be half a gigabyte, and writing it take as long as an epoch: it is written when more work would be lost.
+SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -60,39 +61,37 @@ class StateFile:
         }
         about = [*(_hash(value) if isinstance(value, Path) else value for value in depends_on)]
         text = json.dumps([about, code, device.type, torch.__version__], sort_keys=True)
-        self.path = cache.cache_folder() / "states" / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.pt"
-        self._writer = ThreadPoolExecutor(1)
-        self._writing: Future[None] | None = None
+        self.path = cache.states_folder() / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.pt"
         self._can_be_written = True
+        self._written = time.monotonic()
 
     def save(self, state: State) -> None:
-        """Take a state down as it is now, and write it, whole or not at all, while training goes on.
+        """Write a state, whole or not at all, if the work of more than `SECONDS` would be lost without.
 
-        Writing takes as long as a short epoch. A process that is killed meanwhile leaves the state before; one that
-        ends in any other way finishes writing. Where a state cannot be written, a line says why.
+        Where it cannot be written, a line says why.
         """
-        self._wait()
-        if not self._can_be_written:
+        if not self._can_be_written or time.monotonic() - self._written < SECONDS:
             return
-        content = io.BytesIO()
         values = {"weights": state.weights, "selected": state.selected, "optimizer": state.optimizer}
         epochs = [asdict(epoch) for epoch in state.epochs]
-        torch.save({"epochs": epochs, "random": state.random, **values}, content)
-        self._writing = self._writer.submit(self._write, content.getbuffer())
-
-    def _write(self, content: memoryview) -> None:
-        cache.make_room(content.nbytes, self.max_gigabytes)
-        write_bytes(self.path, content)
-
-    def _wait(self) -> None:
         try:
-            if self._writing is not None:
-                self._writing.result()
+            self._write({"epochs": epochs, "random": state.random, **values})
         except OSError as error:
             self._can_be_written = False
             print(f"a stopped run will start anew, its state is not kept: {cache.explain(error)}", flush=True)
-        finally:
-            self._writing = None
+        self._written = time.monotonic()
+
+    def _write(self, values: dict[str, Any]) -> None:
+        parts = [cache.activations_folder(), cache.states_folder()]
+        cache.make_room(_nbytes(values), parts, self.max_gigabytes, spare=[self.path])
+        with whole_file(self.path) as file:
+            try:
+                torch.save(values, file)
+            except RuntimeError as error:
+                # On a full disk torch's writer fails once more, at its end, and that hides why it failed at first.
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
 
     def load(self) -> State | None:
         """Return the state, if there is one; one that is damaged is ignored, with a line."""
@@ -103,14 +102,23 @@ class StateFile:
         except FileNotFoundError:
             return None
         except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-            print(f"{self.path}: damaged ({str(error).splitlines()[0]}), starting anew", flush=True)
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            print(f"{self.path}: damaged ({reason}), starting anew", flush=True)
             return None
 
     def remove(self) -> None:
         """Remove the state: the training has ended, and its outputs are written."""
-        self._wait()
         with suppress(OSError):
             self.path.unlink()
+
+
+def _nbytes(value: object) -> int:
+    """Return the size of all tensors in nested dictionaries and lists."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, dict):
+        return sum(map(_nbytes, value.values()))
+    return sum(map(_nbytes, value)) if isinstance(value, list | tuple) else 0
 
 
 def _hash(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Collection, Iterable
 from contextlib import suppress
@@ -20,14 +21,21 @@ from stages.training import cache
 
 _KEY = "activations"
 _FILE_BYTES = 2**26
+# What a row takes in a file beside its values: its picture and its checksum, as JSON, and a share of the header.
+ROW_OVERHEAD = 100
 
 
 @dataclass
 class Kept:
-    """Activations on disk: each row is read, through a memory map, when it is asked for."""
+    """Activations on disk: each row is read, through a memory map, when it is asked for.
 
-    rows: dict[str, tuple[Tensor, int]] = field(default_factory=dict)  # SHA-256 -> a file's tensor, the row in it
-    files: list[BinaryIO] = field(default_factory=list)  # open while in use, so that no process removes them
+    `rows`: SHA-256 -> a file's tensor, and the row in it; `paths`: the files; `holds` are open while in use, so that no
+    process removes them. What was removed all the same, while nothing was held, can still be read.
+    """
+
+    rows: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
+    paths: set[Path] = field(default_factory=set)
+    holds: list[BinaryIO] = field(default_factory=list)
 
     def missing(self, entries: Iterable[Entry]) -> dict[str, Entry]:
         """Return those of some pictures that are not here, by the SHA-256 of their files."""
@@ -36,17 +44,28 @@ class Kept:
     def add(self, other: "Kept") -> None:
         """Take over what another one holds."""
         self.rows |= other.rows
-        self.files += other.files
+        self.paths |= other.paths
+        self.holds += other.holds
 
-    def nbytes(self, entries: list[Entry]) -> int:
-        """Return the size of the activations of some pictures, at least one, in bytes."""
-        tensor, row = self.rows[entries[0].sha256]
-        return tensor[row].nbytes * len(entries)
+    def hold(self, folder: Path) -> None:
+        """Keep processes from removing a folder's files; not where it cannot be written: there nothing is removed."""
+        with suppress(OSError):
+            self.holds.append(cache.hold(folder))
 
-    def gather(self, entries: list[Entry]) -> Tensor:
-        """Return the activations of some pictures: (n, ...)."""
-        found = (self.rows[entry.sha256] for entry in entries)
-        return torch.stack([tensor[row] for tensor, row in found])
+    def release(self) -> None:
+        """Let other processes remove the files."""
+        for hold in self.holds:
+            hold.close()
+        self.holds = []
+
+    def row(self, entry: Entry) -> Tensor:
+        """Return the activations of a picture that is here."""
+        tensor, row = self.rows[entry.sha256]
+        return tensor[row]
+
+    def gather(self, entries: Iterable[Entry]) -> Tensor:
+        """Return the activations of some pictures, at least one: (n, ...)."""
+        return torch.stack([self.row(entry) for entry in entries])
 
 
 def find(folder: Path, hashes: Collection[str]) -> Kept:
@@ -67,13 +86,19 @@ def find(folder: Path, hashes: Collection[str]) -> Kept:
 class Writer:
     """Collects rows and writes them into a folder, a file at a time.
 
+    The folder is marked as in use until the writer is closed.
+
     Args:
         folder: where.
         wanted: the pictures whose rows are to be written, by the SHA-256 of their files.
+
+    Raises:
+        OSError: the folder cannot be used.
     """
 
     def __init__(self, folder: Path, wanted: Collection[str]) -> None:
         self.folder, self.wanted = folder, wanted
+        self._hold = cache.hold(folder)  # else another process could remove what was just written
         self.hashes: list[str] = []
         self.rows: list[Tensor] = []
 
@@ -101,28 +126,27 @@ class Writer:
         write_bytes(self.folder / f"{name}.safetensors", content)
         self.hashes, self.rows = [], []
 
+    def close(self) -> None:
+        """Let other processes remove the files."""
+        self._hold.close()
+
 
 def _checksum(row: Tensor) -> int:
     return zlib.crc32(row.contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def _add(path: Path, hashes: Collection[str], kept: Kept) -> None:
-    file = cache.open_used(path)
-    try:
-        with safe_open(path, framework="pt") as content:
-            about = json.loads(content.metadata()[_KEY])
-            tensor = content.get_tensor(_KEY)  # a memory map: its bytes are read when they are used
-        rows: dict[str, tuple[Tensor, int]] = {}
-        for row, (sha256, checksum) in enumerate(zip(about["pictures"], about["crc32"], strict=True)):
-            if sha256 in hashes and sha256 not in kept.rows:
-                if _checksum(tensor[row]) != checksum:
-                    raise ValueError("a checksum is wrong")
-                rows[sha256] = tensor, row
-    except BaseException:
-        file.close()
-        raise
-    if not rows:
-        file.close()
-        return
-    kept.rows |= rows
-    kept.files.append(file)
+    with safe_open(path, framework="pt") as content:
+        about = json.loads(content.metadata()[_KEY])
+        tensor = content.get_tensor(_KEY)  # a memory map: its bytes are read when they are used
+    rows: dict[str, tuple[Tensor, int]] = {}
+    for row, (sha256, checksum) in enumerate(zip(about["pictures"], about["crc32"], strict=True)):
+        if sha256 in hashes and sha256 not in kept.rows:
+            if _checksum(tensor[row]) != checksum:
+                raise ValueError("a checksum is wrong")
+            rows[sha256] = tensor, row
+    if rows:
+        kept.rows |= rows
+        kept.paths.add(path)
+        with suppress(OSError):  # not on a read-only disk
+            os.utime(path)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
-from torcheval.metrics import BinaryAccuracy, Mean, Metric, MulticlassAccuracy
+from torcheval.metrics import BinaryAccuracy, Metric, MulticlassAccuracy
 from tqdm import tqdm
 
 from stages.common.device import autocast
@@ -22,6 +22,9 @@ from stages.training.fusion import fuse_for_training
 from stages.training.history import Epoch, best_epoch, out_of_patience
 from stages.training.optimizer import make_optimizer, schedule_rate, trainable_parameters
 from stages.training.resume import State, StateFile
+
+# Steps from one look at the losses to the next: each makes a GPU wait.
+_CHECKED = 50
 
 
 @dataclass(frozen=True)
@@ -158,17 +161,17 @@ class Trainer:
 
     def evaluate(self, batches: Inputs) -> Scores:
         """Return the scores over all of `batches`."""
-        loss, accuracy = Mean(device=self.device), _make_accuracy(self.network, self.device)
+        losses, accuracy = _Losses(), _make_accuracy(self.network, self.device)
         for inputs, labels in batches:
             logits, labels = self.logits(inputs), labels.to(self.device)
-            loss.update(objective.loss(logits, labels, self.class_weights), weight=len(labels))
+            losses.add(objective.loss(logits, labels, self.class_weights), len(labels))
             accuracy.update(*_as_accuracy_expects(logits, labels))
-        return Scores(loss.compute().item(), accuracy.compute().item())
+        return Scores(losses.mean(), accuracy.compute().item())
 
     def step(
         self, inputs: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer, phase: Phase
     ) -> tuple[Tensor, Tensor]:
-        """Take one optimizer step, unless the loss is not finite; return the loss, a scalar, and the logits before it.
+        """Take one optimizer step; return the loss, a scalar, and the logits before it.
 
         Args:
             inputs: what enters the network, (n, ...).
@@ -179,12 +182,11 @@ class Trainer:
         self._fused.train()
         logits = self._forward(inputs)
         loss = objective.loss(logits, labels, self.class_weights, phase.label_smoothing)
-        if loss.isfinite():
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            if phase.clip_norm is not None:
-                nn.utils.clip_grad_norm_(trainable_parameters(self.network), phase.clip_norm)
-            optimizer.step()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if phase.clip_norm is not None:
+            nn.utils.clip_grad_norm_(trainable_parameters(self.network), phase.clip_norm)
+        optimizer.step()
         return loss.detach(), logits.detach()
 
     def _look_at_start(self, val: Inputs) -> Epoch:
@@ -206,17 +208,18 @@ class Trainer:
         title = f"epoch {number}/{phase.epochs}"
         # Not around the batches: a bar that its own iteration has ended shows no results any more.
         with tqdm(total=len(train), desc=title, unit="batch", disable=None) as progress:
-            mean, accuracy = Mean(device=self.device), _make_accuracy(self.network, self.device)
+            losses, accuracy = _Losses(), _make_accuracy(self.network, self.device)
             train.set_epoch(number)
             for step, (inputs, labels) in enumerate(train, start=1):
                 labels = labels.to(self.device)
                 loss, logits = self.step(inputs, labels, optimizer, phase)
-                _require_finite(loss.item(), f"the training loss at step {step} of epoch {number}")
                 schedule.step()
-                mean.update(loss, weight=len(labels))
+                losses.add(loss, len(labels))
                 accuracy.update(*_as_accuracy_expects(logits, labels))
                 progress.update()
-            training = Scores(mean.compute().item(), accuracy.compute().item())
+                if step % _CHECKED == 0 or step == len(train):
+                    losses.require_finite(f"of epoch {number}")
+            training = Scores(losses.mean(), accuracy.compute().item())
             scores = self.evaluate(val)
             _require_finite(scores.loss, f"the validation loss after epoch {number}")
             results = f"train_loss {training.loss:.4f}  val_loss {scores.loss:.4f}  accuracy {scores.accuracy:.2%}"
@@ -229,6 +232,33 @@ class Trainer:
         with autocast(self.device, self.precision):
             logits: Tensor = self._fused(inputs.to(self.device, memory_format=self._layout))
         return logits.float()
+
+
+class _Losses:
+    """The losses of the batches of one pass, on the device: reading each at once would make a GPU wait for the CPU."""
+
+    def __init__(self) -> None:
+        self._sums: list[Tensor] = []
+        self._counts: list[int] = []
+        self._checked = 0
+
+    def add(self, loss: Tensor, count: int) -> None:
+        """Take the mean loss, a scalar, of a batch of `count` pictures."""
+        self._sums.append(count * loss)
+        self._counts.append(count)
+
+    def mean(self) -> float:
+        """Return the mean over all pictures, summed as Python's floats: some devices have no 64 bits."""
+        total = 0.0
+        for value in torch.stack(self._sums).tolist():
+            total += value
+        return total / sum(self._counts)
+
+    def require_finite(self, when: str) -> None:
+        """Raise `NonFiniteLossError` if one of those since the last call is not."""
+        for step, value in enumerate(torch.stack(self._sums[self._checked :]).tolist(), start=self._checked + 1):
+            _require_finite(value, f"the training loss at step {step} {when}")
+        self._checked = len(self._sums)
 
 
 class NonFiniteLossError(Exception):

@@ -7,7 +7,7 @@ import torch
 from conftest import make_pictures
 
 from stages.common.seeds import generator_for
-from stages.pictures.batches import Batches
+from stages.pictures.batches import Batches, Order
 from stages.pictures.index import Entry
 from stages.pictures.preprocessing import Preprocessing
 
@@ -27,7 +27,7 @@ def test_neighbouring_seeds_do_not_share_the_orders_of_their_epochs(tmp_path: Pa
     ]
 
     def orders(seed: int) -> list[tuple[float, ...]]:
-        batches = Batches(root, entries, Preprocessing(crop=8), 40, 0, shuffle_seed=seed)
+        batches = Batches(root, entries, Preprocessing(crop=8), 40, 0, order=Order(len(entries), seed))
         means = []
         for epoch in range(4):
             batches.set_epoch(epoch)

@@ -104,10 +104,10 @@ def test_kept_rows_and_the_tail_are_the_plain_network_at_every_cut(
         blocks, tail = cut(network, unfreeze)
         # As `train_head` does: what this cut needs is kept in passing, by a prefix that is longer.
         whole = FrozenPrefix(network.backbone, root, preprocessing, CPU, "float32", 0)
-        whole.keep(entries, 1.0, also_before=unfreeze)
+        whole.keep(entries, 1.0, also={unfreeze: entries})
         prefix = FrozenPrefix(blocks, root, preprocessing, CPU, "float32", 0)
         kept = prefix.keep(entries, 1.0)
-        assert kept is not None
+        assert not kept.missing(entries)
         ((rows, _),) = prefix.batches(entries, kept, len(entries))
         logits = Trainer(tail, CPU).logits(rows)
         assert (logits - plain).abs().max() <= 1e-5 * plain.abs().max() + 2 * rounding, unfreeze

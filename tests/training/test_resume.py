@@ -6,14 +6,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, Project
 
-from stages.training import cache
+from stages.training import cache, resume
+from stages.training.history import Epoch, History
 from stages.training.resume import StateFile
 
-# Runs a stage that kills itself: at one of the calls of a function, after what is being written in the background.
+# Runs a stage that writes its state after each epoch, and kills itself at one of the calls of a function.
 KILLED = """
-import importlib, os, runpy, signal, sys, time
+import importlib, os, runpy, signal, sys
+import stages.training.resume
+stages.training.resume.SECONDS = 0.0
 name, attribute, last = sys.argv[1], sys.argv[2], int(sys.argv[3])
 owner = importlib.import_module(name)
 for part in attribute.split(".")[:-1]:
@@ -24,7 +28,6 @@ def count(*arguments):
     global calls
     calls += 1
     if calls == last:
-        time.sleep(1)
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*arguments)
 setattr(owner, attribute, count)
@@ -40,10 +43,14 @@ PLACES = {
 }
 
 
-def run_killed(project: Project, stage: str, module: str, attribute: str, call: int) -> None:
-    command = [sys.executable, "-c", KILLED, module, attribute, str(call), f"stages.{stage}", *project.arguments(stage)]
+def run_with(stage: str, project: Project, program: str, *settings: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", program, *settings, f"stages.{stage}", *project.arguments(stage)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.run(command, cwd=project.folder, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=project.folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def run_killed(project: Project, stage: str, module: str, attribute: str, call: int) -> None:
+    process = run_with(stage, project, KILLED, module, attribute, str(call))
     assert process.returncode == -9, process.stderr
 
 
@@ -106,6 +113,43 @@ def test_a_killed_stage_goes_on_with_every_optimizer_schedule_and_weight(
     assert outputs(built, stage) == whole
 
 
+def test_a_state_is_written_when_the_work_of_half_a_minute_would_be_lost(
+    built: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, written = 0.0, []
+    monkeypatch.setattr("stages.training.resume.time.monotonic", lambda: now)
+    monkeypatch.setattr(StateFile, "_write", lambda _, values: written.append(len(values["epochs"]) - 1))
+    real = History.add
+
+    def add(history: History, epoch: Epoch) -> None:
+        nonlocal now
+        now += 16
+        real(history, epoch)
+
+    monkeypatch.setattr(History, "add", add)
+    built.set("train_head.epochs", 6)
+    assert built.run("train_head") == 0
+    # Epoch 0 is the first to be added; after the last epoch there is nothing to go on with.
+    assert written == [1, 3, 5]
+
+
+def test_a_state_that_the_disk_has_no_room_for_is_told_and_training_goes_on(built: Project) -> None:
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (9000, -1))\n"
+    process = run_with("train_head", built, limit + KILLED, "stages.common.stage", "stop_if_interrupted", "0")
+    assert "a stopped run will start anew, its state is not kept: " in process.stdout, process.stderr
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize("content", [b"", b"\0", b"PK\3\4"])
+def test_a_state_that_holds_nothing_is_ignored(content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    state = StateFile(torch.device("cpu"), 1.0, [content.hex()])
+    state.path.parent.mkdir(parents=True, exist_ok=True)
+    state.path.write_bytes(content)
+    assert state.load() is None
+    assert capsys.readouterr().out.startswith(f"{state.path}: damaged (")
+    state.remove()
+
+
 @pytest.mark.parametrize("select", ["best", "last"])
 def test_a_killed_fine_tuning_that_is_to_keep_its_start_still_does(built: Project, select: str) -> None:
     built.set("finetune.lr", 0.3)
@@ -148,9 +192,10 @@ def test_a_damaged_state_is_ignored_with_one_line(built: Project, capsys: pytest
 def test_where_no_state_can_be_written_training_goes_on_and_says_so_once(
     built: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_: StateFile, content: memoryview) -> None:
+    def refuse(_: StateFile, values: dict[str, object]) -> None:
         raise OSError(28, "No space left on device", "states")
 
+    monkeypatch.setattr(resume, "SECONDS", 0.0)
     monkeypatch.setattr(StateFile, "_write", refuse)
     assert built.run("train_head") == 0
     assert capsys.readouterr().out.count("a stopped run will start anew, its state is not kept: states: No space") == 1
