@@ -1,6 +1,7 @@
 """How a stage script starts and how it fails."""
 
 import errno
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -64,8 +65,8 @@ def run(main: Callable[[], None]) -> NoReturn:
     except Exception as error:
         if is_out_of_memory(error):
             _fail(
-                f"not enough memory ({_first_line(error)}); lower batch_size, model.image_size or model.hidden, use "
-                "fewer workers, or end other programs"
+                f"not enough memory{_asked_for(error)}; lower batch_size, model.image_size or model.hidden, use fewer "
+                "workers, or end other programs"
             )
         if not isinstance(error, OSError):
             raise
@@ -84,9 +85,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in message for sign in _OUT_OF_MEMORY)
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+def _asked_for(error: BaseException) -> str:
+    size = re.search(r"allocate (\d+) bytes|allocate ([\d.]+ [KMGT]iB)", str(error))
+    if size is None:
+        return ""
+    return f" for {size[2] or f'{int(size[1]) / 1e9:,.1f} GB'} at once"
 
 
 def describe(error: OSError) -> str:

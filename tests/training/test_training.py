@@ -17,13 +17,16 @@ from conftest import Project
 from safetensors.torch import load_file
 from sklearn.metrics import log_loss
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stages.common.params import Phase
 from stages.common.stage import StageError
 from stages.network import objective
 from stages.network.network import Network, build_network, set_trainable, stock_model
 from stages.scores.metrics import score
+from stages.training import resume
 from stages.training.history import Epoch, read_history, still_falling
+from stages.training.resume import StateFile
 from stages.training.trainer import Fit, Scores, Trainer, predict
 
 
@@ -336,3 +339,71 @@ def test_torchevals_scores_equal_scikit_learns_for_logits_near_the_threshold(out
     assert scores.accuracy == pytest.approx(expected.accuracy, abs=1e-6)
     assert scores.loss == pytest.approx(expected.loss, abs=1e-6)
     assert ((probabilities.argmax(axis=1) == labels.numpy()).mean()) == pytest.approx(expected.accuracy)
+
+
+class NoFloat64(TorchDispatchMode):
+    """Apple's GPUs have no 64-bit floats: a tensor of them, made while this is on, is an error."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, list | tuple) else [made]:
+            assert not isinstance(tensor, Tensor) or tensor.dtype != torch.float64, func
+        return made
+
+
+@pytest.mark.usefixtures("cold_cache")
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_training_evaluating_and_resuming_make_no_tensor_of_64_bit_floats(
+    outputs: int, optimizer: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(resume, "SECONDS", 0.0)
+    keys = {"optimizer": optimizer, "clip_norm": 1.0, "label_smoothing": 0.1, "schedule": "cosine"}
+    networks = [build_network(stock_model("mobilenet_v3_small"), "pooled", 4, outputs, 32) for _ in range(2)]
+    with NoFloat64():
+        for epochs, network in zip((2, 3), networks, strict=True):
+            set_trainable(network, 1)
+            trainer = Trainer(network, torch.device("cpu"), class_weights=torch.ones(max(outputs, 2)))
+            state = StateFile(trainer.device, 1.0, [outputs, optimizer])
+            fit(trainer, make_phase(epochs=epochs, **keys), state=state)
+            trainer.features_and_logits(OneBatch().images)
+    assert "going on after epoch 1" in capsys.readouterr().out
+
+
+def test_a_validation_loss_of_exactly_0_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    network = build_network(stock_model("mobilenet_v3_small"), "pooled", 4, outputs=1, image_size=32)
+    with torch.no_grad():
+        network.classifier[-1].weight.zero_()
+        network.classifier[-1].bias.fill_(-200.0)
+    batch = (OneBatch().images, torch.zeros(4, dtype=torch.int64))
+    assert Trainer(network, torch.device("cpu")).evaluate([batch]) == Scores(0.0, 1.0)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("step", [1, 30, 50, 51, 60])
+def test_a_loss_that_is_not_finite_is_named_by_its_step(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Sixty(OneBatch):
+        def __len__(self) -> int:
+            return 60
+
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            for _ in range(60):
+                yield from super().__iter__()
+
+    real, steps = objective.loss, 0
+
+    def explode(logits: Tensor, *arguments: Any) -> Tensor:
+        nonlocal steps
+        steps += 1
+        return real(logits, *arguments) * (float("nan") if steps >= step else 1.0)
+
+    monkeypatch.setattr(objective, "loss", explode)
+    trainer = Scripted(LOSSES)
+    before = trainer.network.classifier[-1].weight.detach().clone()
+    result = trainer.fit(Sixty(), OneBatch(), make_phase(epochs=2), lambda _: None, keep_start=True)
+    assert result.failure is not None
+    assert result.failure.startswith(f"the training loss at step {step} of epoch 1 is nan")
+    assert steps <= 60
+    assert torch.equal(trainer.network.classifier[-1].weight, before)

@@ -1,0 +1,50 @@
+"""How a script ends: one line for what the user can put right, a traceback for a bug."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from stages.common.stage import is_out_of_memory, run
+
+CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1 GiB is free."
+LOADER = """Caught RuntimeError in DataLoader worker process 0.
+Original Traceback (most recent call last):
+  ...
+RuntimeError: [enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to \
+allocate 1207959552 bytes. Error code 12 (Cannot allocate memory)"""
+
+
+def raise_(error: BaseException) -> None:
+    raise error
+
+
+OUT_OF_MEMORY: dict[str, tuple[Callable[[], object], str]] = {
+    "Python": (lambda: raise_(MemoryError()), ""),
+    "numpy": (lambda: np.empty(2**60, dtype=np.uint8), ""),
+    "torch": (lambda: torch.empty(2**60, dtype=torch.uint8), " for 1,152,921,504.6 GB at once"),
+    "more than 64 bits count": (lambda: torch.empty(2**40, 2**40), ""),
+    "CUDA": (lambda: raise_(torch.OutOfMemoryError(CUDA)), " for 2.00 GiB at once"),
+    "a loader's process": (lambda: raise_(RuntimeError(LOADER)), " for 1.2 GB at once"),
+    "the system": (lambda: raise_(OSError(12, "Cannot allocate memory")), ""),
+}
+
+
+@pytest.mark.parametrize("kind", OUT_OF_MEMORY)
+def test_want_of_memory_is_one_line_that_names_the_keys(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    cause, asked_for = OUT_OF_MEMORY[kind]
+    with pytest.raises(SystemExit) as exit_info:
+        run(cause)  # type: ignore[arg-type]
+    assert exit_info.value.code == 1
+    assert capsys.readouterr().err == (
+        f"error: not enough memory{asked_for}; lower batch_size, model.image_size or model.hidden, use fewer workers, "
+        "or end other programs\n"
+    )
+
+
+@pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("overflow")])
+def test_a_bug_keeps_its_traceback(error: Exception) -> None:
+    assert not is_out_of_memory(error)
+    with pytest.raises(type(error), match=str(error)):
+        run(lambda: raise_(error))
