@@ -8,9 +8,10 @@ from stages.common.params import load_params
 from stages.common.seeds import make_deterministic
 from stages.common.stage import run
 from stages.common.workers import resolve_workers
+from stages.network.backbones import stock_model
 from stages.network.checkpoint import Description, save_checkpoint
 from stages.network.layers import write_layers
-from stages.network.network import build_network, calibrate_batchnorm, require_blocks, set_trainable, stock_model
+from stages.network.network import build_network, calibrate_batchnorm, require_blocks, set_trainable
 from stages.network.objective import outputs_for
 from stages.network.weights import find_weights, load_into
 from stages.pictures.batches import Batches, Order
@@ -39,10 +40,10 @@ def main() -> None:
     classes = class_names(entries)
 
     make_deterministic(params.seed)
-    stock = stock_model(model.arch)
     weights = find_weights(model.arch, model.weights)
-    load_into(stock, weights, model.arch)
     preprocessing = weights.preprocessing.with_image_size(model.image_size)
+    stock = stock_model(model.arch, preprocessing.crop)
+    load_into(stock, weights, model.arch)
     network = build_network(stock, model.head, model.hidden, outputs_for(len(classes)), preprocessing.crop)
     # Better said now than after the head phase.
     require_blocks(network, params.ahead.finetune.unfreeze)

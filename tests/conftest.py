@@ -26,6 +26,36 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
 STAGES = ("split", "build_model", "train_head", "finetune", "evaluate", "plot")
 
+# torchvision's classes of networks, each with its smallest.
+FAMILIES = {
+    "AlexNet": "alexnet",
+    "ConvNeXt": "convnext_tiny",
+    "DenseNet": "densenet121",
+    "EfficientNet": "efficientnet_b0",
+    "GoogLeNet": "googlenet",
+    "Inception3": "inception_v3",
+    "MNASNet": "mnasnet0_5",
+    "MaxVit": "maxvit_t",
+    "MobileNetV2": "mobilenet_v2",
+    "MobileNetV3": "mobilenet_v3_small",
+    "RegNet": "regnet_y_400mf",
+    "ResNet": "resnet18",
+    "ShuffleNetV2": "shufflenet_v2_x0_5",
+    "SqueezeNet": "squeezenet1_1",
+    "SwinTransformer": "swin_t",
+    "VGG": "vgg11_bn",
+    "VisionTransformer": "vit_b_32",
+}
+
+
+def image_size_of(arch: str) -> int:
+    """A small size that a network takes, pixels."""
+    if arch.startswith("maxvit"):
+        return 224
+    if arch == "vit_h_14":
+        return 70
+    return 96 if arch == "inception_v3" else 64
+
 
 def make_pictures(root: Path, classes: tuple[str, ...] = ("cat", "dog"), count: int = 20, size: int = 40) -> Path:
     """Noise in another colour for each class: quick to make, easy to tell apart."""

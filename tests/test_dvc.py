@@ -16,7 +16,8 @@ from PIL import Image
 
 from stages.common import params as parameters
 from stages.common.params import Params, Section, load_section
-from stages.network.network import build_network, calibrate_batchnorm, stock_model
+from stages.network.backbones import stock_model
+from stages.network.network import build_network, calibrate_batchnorm
 from stages.pictures.index import read_index
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())

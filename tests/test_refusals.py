@@ -132,7 +132,7 @@ def test_cuda_where_there_is_none(built: Project, refusal: Refusal) -> None:
 
 def test_an_unknown_architecture(split: Project, refusal: Refusal) -> None:
     split.set("model.arch", "efficientnet_b")
-    assert "model.arch: 'efficientnet_b' is not in torchvision; did you mean efficientnet_b" in refusal(
+    assert "model.arch: 'efficientnet_b' is no classifier of torchvision's; did you mean efficientnet_b" in refusal(
         split, "build_model"
     )
 

@@ -5,12 +5,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError, safe_open
 
 from stages.common.files import write_bytes
 from stages.common.params import Head
 from stages.common.stage import StageError
-from stages.network.network import Network, build_network, stock_model
+from stages.network.backbones import stock_shapes
+from stages.network.network import Network, build_network
 from stages.network.objective import outputs_for
 from stages.pictures.index import Entry, class_names
 from stages.pictures.preprocessing import Preprocessing
@@ -63,15 +65,11 @@ def load_checkpoint(path: Path) -> tuple[Network, Description]:
     if _KEY not in metadata:
         raise StageError(f"{path}: not a checkpoint of this pipeline; {_AGAIN}")
     description = _read_description(metadata[_KEY])
-    stock = stock_model(description.arch)
-    network = build_network(
-        stock,
-        description.head,
-        description.hidden,
-        outputs_for(len(description.classes)),
-        description.preprocessing.crop,
-    )
-    network.load_state_dict(tensors)
+    crop, outputs = description.preprocessing.crop, outputs_for(len(description.classes))
+    stock = stock_shapes(description.arch, crop)
+    with torch.device("meta"):  # without the time that random values take
+        network = build_network(stock, description.head, description.hidden, outputs, crop)
+    network.to_empty(device="cpu").load_state_dict(tensors)
     return network, description
 
 

@@ -1,5 +1,6 @@
 """The layer table: what the network consists of and what of it is trained."""
 
+import copy
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ def count_parameters(network: Network) -> dict[str, int]:
 
 
 def write_layers(path: Path, network: Network, image_size: int) -> None:
-    """Write the layer table of a network on the CPU, as torchinfo's text (`.txt`) and as JSON (`.json`).
+    """Write the layer table of a network as torchinfo's text (`.txt`) and as JSON (`.json`).
 
     The JSON object has `total`, `trainable` and `frozen` (numbers of parameters) and `layers`, each with `name`,
     `type`, `depth`, `parameters` and `trainable`: `True`, `False`, `Partial`, or `--` for a layer without parameters.
@@ -30,11 +31,15 @@ def write_layers(path: Path, network: Network, image_size: int) -> None:
         network: with `requires_grad` set as in the phase to describe.
         image_size: height and width of the pictures, pixels.
     """
+    # Without values: only shapes are looked at.
+    shapes = copy.deepcopy(network).to("meta")
+    # Past `add_module`, which takes no name with a dot.
+    shapes.backbone._modules = dict(zip(network.block_names, shapes.backbone, strict=True))
     table: ModelStatistics = summary(
-        network,
-        input_data=torch.zeros(1, 3, image_size, image_size),
+        shapes,
+        input_data=torch.zeros(1, 3, image_size, image_size, device="meta"),
         depth=_DEPTH,
-        device="cpu",
+        device="meta",
         col_names=("output_size", "num_params", "trainable"),
         row_settings=("depth", "var_names"),
         verbose=0,

@@ -1,29 +1,32 @@
 """The network: a torchvision backbone and a new head; what is frozen and what is trained."""
 
-import difflib
+import copy
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.models import get_model, list_models
 
 from stages.common.params import Head
 from stages.common.stage import StageError, is_out_of_memory
+from stages.network.backbones import ClassToken, cut_into_blocks
 
 
 class Network(nn.Module):
     """A backbone of blocks and a classifier: images (n, 3, height, width) -> logits (n, outputs).
+
+    `block_names` are torchvision's.
 
     BatchNorm stays in evaluation mode whatever mode the network is in, and so does every block without a trainable
     parameter: `train()` would switch the statistics of frozen layers back to the batch's
     (https://github.com/pytorch/pytorch/issues/66073).
     """
 
-    def __init__(self, backbone: nn.Sequential, classifier: nn.Sequential) -> None:
+    def __init__(self, backbone: nn.Sequential, classifier: nn.Sequential, block_names: tuple[str, ...] = ()) -> None:
         super().__init__()
         self.backbone = backbone
         self.classifier = classifier
+        self.block_names = block_names
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits."""
@@ -42,72 +45,68 @@ class Network(nn.Module):
         return self
 
 
-def stock_model(arch: str) -> nn.Module:
-    """Make torchvision's own model with random weights.
-
-    Raises:
-        StageError: no such classifier in torchvision (naming the near ones), or one whose blocks are not in a
-            Sequential `features` before a `classifier`.
-    """
-    names = [name for name in list_models() if "." not in name and "/" not in name]
-    if arch not in names:
-        near = difflib.get_close_matches(arch, names, n=3)
-        advice = f"did you mean {' or '.join(near)}?" if near else "see torchvision.models.list_models()"
-        raise StageError(f"model.arch: {arch!r} is not in torchvision; {advice}")
-    model: nn.Module = get_model(arch, weights=None)
-    if not isinstance(getattr(model, "features", None), nn.Sequential) or not hasattr(model, "classifier"):
-        raise StageError(
-            f"model.arch: {arch} is not a Sequential `features` and a `classifier`; "
-            "use a MobileNet, EfficientNet, ConvNeXt, VGG or DenseNet"
-        )
-    return model
-
-
 def build_network(stock: nn.Module, head: Head, hidden: int, outputs: int, image_size: int) -> Network:
-    """Give a stock model a new head; the head's input size is found by running the backbone once.
+    """Give a stock model a new head.
+
+    `pooled` is a head behind the mean over space, `flatten` one on all values of all places. Where a network has tokens
+    both take the class token, as its own head does. Both end in hidden -> ReLU -> outputs.
 
     Args:
         stock: as `stock_model` makes it, with or without loaded weights; its parts are taken over.
-        head: `flatten` and `pooled` end in hidden -> ReLU -> outputs; `original` keeps the model's own classifier but
-            for its last linear layer.
+        head: as above; `original` is the model's own classifier with another last layer.
         hidden: units of the hidden layer of `flatten` and `pooled`.
         outputs: number of logits.
         image_size: height and width of the pictures, pixels.
 
     Raises:
-        StageError: the pictures are too small for the backbone, or `original` does not fit the model.
+        StageError: the pictures are too small for the backbone.
     """
-    backbone = stock.features
-    assert isinstance(backbone, nn.Sequential)
-    # A random picture, from a generator of its own so that the head's initial values do not depend on the probe.
-    probe = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    parts = cut_into_blocks(stock)
+    backbone = nn.Sequential(*parts.blocks.values())
+    names = tuple(parts.blocks)
+    if head == "original":
+        return Network(backbone, nn.Sequential(*_with_outputs(parts.head, outputs)), names)
+    features = _probe(backbone, image_size)
+    if features.dim() == 3:
+        reduce: list[nn.Module] = [ClassToken()]
+    else:
+        reduce = [nn.AdaptiveAvgPool2d(1), nn.Flatten()] if head == "pooled" else [nn.Flatten()]
+    inputs = nn.Sequential(*reduce)(features).shape[1]
+    return Network(
+        backbone, nn.Sequential(*reduce, nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs)), names
+    )
+
+
+def _probe(backbone: nn.Sequential, image_size: int) -> Tensor:
+    """Return features of one picture, without values: nothing is computed but their shape."""
     try:
-        with torch.inference_mode():
-            features: Tensor = backbone.eval()(probe)
+        with torch.no_grad():
+            features: Tensor = (
+                copy.deepcopy(backbone).to("meta").eval()(torch.empty(1, 3, image_size, image_size, device="meta"))
+            )
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
         raise StageError(f"model.image_size: {image_size} is too small for this network; use a larger one") from error
-    if head == "original":
-        return Network(backbone, _original_classifier(stock, probe, features, outputs))
-    pool = [nn.AdaptiveAvgPool2d(1)] if head == "pooled" else []
-    inputs = features.shape[1] if head == "pooled" else features[0].numel()
-    layers = [nn.Flatten(), nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs)]
-    return Network(backbone, nn.Sequential(*pool, *layers))
+    return features
 
 
-def _original_classifier(stock: nn.Module, probe: Tensor, features: Tensor, outputs: int) -> nn.Sequential:
-    layers = list(stock.classifier) if isinstance(stock.classifier, nn.Sequential) else [stock.classifier]
-    pool = getattr(stock, "avgpool", nn.AdaptiveAvgPool2d(1))
-    flatten = [] if any(isinstance(layer, nn.Flatten) for layer in layers) else [nn.Flatten()]
-    classifier = nn.Sequential(pool, *flatten, *layers).eval()
-    last = layers[-1]
-    with torch.inference_mode():
-        # Some models do more between blocks and classifier than pool: DenseNet's `forward` has a ReLU there.
-        if not isinstance(last, nn.Linear) or not torch.equal(classifier(features), stock.eval()(probe)):
-            raise StageError("model.head: original does not fit this architecture; use flatten or pooled")
-    classifier[-1] = nn.Linear(last.in_features, outputs)
-    return classifier
+def _with_outputs(layers: list[nn.Module], outputs: int) -> list[nn.Module]:
+    """Replace the last layer that has weights. A ReLU after it goes: no logit could be negative (SqueezeNet)."""
+    *_, position = (number for number, layer in enumerate(layers) if isinstance(layer, nn.Linear | nn.Conv2d))
+    last, after = layers[position], layers[position + 1 :]
+    new: nn.Module
+    if isinstance(last, nn.Conv2d):
+        new = nn.Conv2d(last.in_channels, outputs, kernel_size=1)
+    else:
+        assert isinstance(last, nn.Linear)
+        new = nn.Linear(last.in_features, outputs)
+    return [*layers[:position], new, *(layer for layer in after if not isinstance(layer, nn.ReLU))]
+
+
+def pool_features(features: Tensor) -> Tensor:
+    """Return a vector a picture, (n, channels): the mean over space of maps, the class token of tokens."""
+    return features[:, 0] if features.dim() == 3 else features.flatten(2).mean(2)
 
 
 def calibrate_batchnorm(network: Network, batches: Iterable[Tensor]) -> None:

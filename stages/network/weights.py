@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import io
 import json
+import math
 import pickle
 import re
 import socket
@@ -17,9 +18,11 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torchvision.models import WeightsEnum, get_model_weights
+from torchvision.models import VisionTransformer, WeightsEnum, get_model_weights
+from torchvision.models.vision_transformer import interpolate_embeddings
 
 from stages.common.stage import StageError, is_out_of_memory
+from stages.network.backbones import cut_into_blocks, native_preprocessing, own_normalization, require_architecture
 from stages.network.weight_file import weight_file
 from stages.pictures.preprocessing import Preprocessing
 
@@ -48,16 +51,17 @@ def find_weights(arch: str, weights: str | None) -> Weights:
     """Load what `model.weights` asks for. Nothing is unpickled but tensors.
 
     Raises:
-        StageError: an unknown name (naming the near ones), a name that needs the network where there is none, a file
-            that is missing, damaged, or holds anything else than a dictionary of tensors.
+        StageError: an unknown architecture or name (naming the near ones), a name that needs the network where there is
+            none, a file that is missing, damaged, or holds anything else than a dictionary of tensors.
     """
+    require_architecture(arch)
     if weights is None:
-        return Weights({}, Preprocessing(), None, None)
+        return Weights({}, native_preprocessing(arch), None, None)
     file = weight_file(weights)
-    return _from_name(arch, weights) if file is None else _from_file(file)
+    return _from_name(arch, weights) if file is None else _from_file(file, native_preprocessing(arch))
 
 
-def load_into(model: nn.Module, weights: Weights, arch: str) -> None:
+def load_into(stock: nn.Module, weights: Weights, arch: str) -> None:
     """Copy weights into a stock model: its whole backbone, and of its classifier what the file has.
 
     Raises:
@@ -65,26 +69,42 @@ def load_into(model: nn.Module, weights: Weights, arch: str) -> None:
     """
     if weights.source is None:
         return
-    expected = model.state_dict()
+    expected = stock.state_dict(keep_vars=True)
+    given = _fit_positions(dict(weights.tensors), stock)
+    blocks = nn.ModuleList(cut_into_blocks(stock).blocks.values()).state_dict(keep_vars=True).values()
+    backbone = {id(tensor) for tensor in blocks}
     # Counts batches for an optional average; files older than torch 0.4.1 lack it, and nothing here reads it.
-    missing = [
-        key
-        for key in expected
-        if key.startswith("features.") and key not in weights.tensors and not key.endswith("num_batches_tracked")
+    needed = [
+        key for key, tensor in expected.items() if id(tensor) in backbone and not key.endswith("num_batches_tracked")
     ]
-    known = {key: tensor for key, tensor in weights.tensors.items() if key in expected}
-    shapes = [
-        key for key, tensor in known.items() if tensor.shape != expected[key].shape and key.startswith("features.")
-    ]
-    foreign = [key for key in weights.tensors if key.startswith("features.") and key not in expected]
+    missing = [key for key in needed if key not in given]
+    shapes = [key for key in needed if key in given and given[key].shape != expected[key].shape]
+    parts = {key.partition(".")[0] for key in needed}
+    foreign = [key for key in given if key not in expected and key.partition(".")[0] in parts]
     for keys, problem in ((missing, "lacks"), (shapes, "has another shape of"), (foreign, "also has")):
         if keys:
             raise StageError(
                 f"model.weights: {weights.source} is not for {arch}: it {problem} {keys[0]} "
                 f"({len(keys)} such tensors); set model.arch to the network that it was made for"
             )
-    fitting = {key: tensor for key, tensor in known.items() if tensor.shape == expected[key].shape}
-    model.load_state_dict(fitting, strict=False)
+    fitting = {key: tensor for key, tensor in given.items() if key in expected and tensor.shape == expected[key].shape}
+    stock.load_state_dict(fitting, strict=False)
+
+
+def _fit_positions(tensors: dict[str, Tensor], stock: nn.Module) -> dict[str, Tensor]:
+    """Interpolate a vision transformer's embeddings of positions, if they are of another size of pictures."""
+    key = "encoder.pos_embedding"
+    if not isinstance(stock, VisionTransformer) or key not in tensors or tensors[key].dim() != 3:
+        return tensors
+    wanted, given = stock.encoder.pos_embedding, tensors[key]
+    if (
+        given.dim() != 3
+        or given.shape[2] != wanted.shape[2]
+        or math.isqrt(given.shape[1] - 1) ** 2 != given.shape[1] - 1
+    ):
+        return tensors
+    fitted: dict[str, Tensor] = interpolate_embeddings(stock.image_size, stock.patch_size, tensors)
+    return fitted
 
 
 def _from_name(arch: str, name: str) -> Weights:
@@ -111,9 +131,8 @@ def _from_name(arch: str, name: str) -> Weights:
         socket.setdefaulttimeout(timeout)
     tensors = {_modern_key(key): tensor for key, tensor in tensors.items()}
     preset = entry.transforms()
-    preprocessing = Preprocessing(
-        preset.resize_size[0], preset.crop_size[0], tuple(preset.mean), tuple(preset.std), preset.interpolation.value
-    )
+    mean, std = own_normalization(arch) or (tuple(preset.mean), tuple(preset.std))
+    preprocessing = Preprocessing(preset.resize_size[0], preset.crop_size[0], mean, std, preset.interpolation.value)
     return Weights(tensors, preprocessing, name, hashlib.sha256(safetensors.torch.save(tensors)).hexdigest())
 
 
@@ -122,7 +141,7 @@ def _modern_key(key: str) -> str:
     return re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.", r"\1\2.", key)
 
 
-def _from_file(path: Path) -> Weights:
+def _from_file(path: Path, native: Preprocessing) -> Weights:
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -130,12 +149,12 @@ def _from_file(path: Path) -> Weights:
             f"model.weights: {path}: {error.strerror}; give a .pth or .safetensors file, "
             "a name of torchvision's such as DEFAULT, or null"
         ) from error
-    preprocessing = Preprocessing()
+    preprocessing = native
     tensors: Any
     if path.suffix.lower() == ".safetensors":
         try:
             tensors = safetensors.torch.load(content)
-            preprocessing = _stated_preprocessing(path)
+            preprocessing = _stated_preprocessing(path) or native
         except (SafetensorError, ValueError, TypeError) as error:
             raise StageError(f"model.weights: {path} is damaged ({error}); fetch it again") from error
     else:
@@ -162,8 +181,9 @@ def _unpickle_tensors(path: Path, content: bytes) -> object:
         raise StageError(f"model.weights: {path} is damaged or not a PyTorch file; fetch it again") from error
 
 
-def _stated_preprocessing(path: Path) -> Preprocessing:
-    """Return what a safetensors file says of its pictures; the defaults where it says nothing."""
+def _stated_preprocessing(path: Path) -> Preprocessing | None:
+    """Return what a safetensors file says of its pictures; `None` where it says nothing."""
     with safe_open(path, framework="pt") as file:
         stated = (file.metadata() or {}).get(METADATA_KEY, "{}")
-    return Preprocessing.from_json(dict(json.loads(stated)).get("preprocessing", {}))
+    fields = dict(json.loads(stated)).get("preprocessing")
+    return None if fields is None else Preprocessing.from_json(fields)

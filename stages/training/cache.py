@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import platformdirs
 
@@ -44,16 +43,34 @@ class FullError(OSError):
     """There is no room for what is to be written."""
 
 
-def hold(folder: Path) -> BinaryIO:
-    """Mark a folder of the cache as in use, until the returned file is closed.
+class Hold:
+    """A mark that a folder of the cache is in use, until it is closed, or nothing refers to it any more.
 
     Raises:
-        OSError: it cannot be marked.
+        OSError: the folder cannot be marked.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    file = _lock_file(folder, "used").open("ab")
-    fcntl.flock(file, fcntl.LOCK_SH)
-    return file
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._descriptor: int | None = os.open(_lock_file(folder, "used"), os.O_RDWR | os.O_CREAT)
+        fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+
+    def close(self) -> None:
+        """Let other processes remove the folder's files."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> "Hold":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # Not set where it could not be opened.
+        if hasattr(self, "_descriptor"):
+            self.close()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 import safetensors.torch
 import torch
@@ -35,7 +34,7 @@ class Kept:
 
     rows: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
     paths: set[Path] = field(default_factory=set)
-    holds: list[BinaryIO] = field(default_factory=list)
+    holds: list[cache.Hold] = field(default_factory=list)
 
     def missing(self, entries: Iterable[Entry]) -> dict[str, Entry]:
         """Return those of some pictures that are not here, by the SHA-256 of their files."""
@@ -50,7 +49,7 @@ class Kept:
     def hold(self, folder: Path) -> None:
         """Keep processes from removing a folder's files; not where it cannot be written: there nothing is removed."""
         with suppress(OSError):
-            self.holds.append(cache.hold(folder))
+            self.holds.append(cache.Hold(folder))
 
     def release(self) -> None:
         """Let other processes remove the files."""
@@ -98,7 +97,7 @@ class Writer:
 
     def __init__(self, folder: Path, wanted: Collection[str]) -> None:
         self.folder, self.wanted = folder, wanted
-        self._hold = cache.hold(folder)  # else another process could remove what was just written
+        self._hold = cache.Hold(folder)  # else another process could remove what was just written
         self.hashes: list[str] = []
         self.rows: list[Tensor] = []
 

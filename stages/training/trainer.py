@@ -152,21 +152,20 @@ class Trainer:
             return self._forward(inputs)
 
     def features_and_logits(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what enters the classifier, (n, channels, rows, columns), and the logits as `logits` does."""
+        """Return what enters the classifier, maps or tokens, and the logits as `logits` does."""
         self._fused.eval()
         with torch.inference_mode(), autocast(self.device, self.precision):
-            features = self._fused.backbone(inputs.to(self.device, memory_format=self._layout))
+            features = self._fused.backbone(self._place(inputs))
             logits: Tensor = self._fused.classifier(features)
         return features, logits.float()
 
     def evaluate(self, batches: Inputs) -> Scores:
         """Return the scores over all of `batches`."""
-        losses, accuracy = _Losses(), _make_accuracy(self.network, self.device)
+        result = _Pass(self.device)
         for inputs, labels in batches:
             logits, labels = self.logits(inputs), labels.to(self.device)
-            losses.add(objective.loss(logits, labels, self.class_weights), len(labels))
-            accuracy.update(*_as_accuracy_expects(logits, labels))
-        return Scores(losses.mean(), accuracy.compute().item())
+            result.add(objective.loss(logits, labels, self.class_weights), logits, labels)
+        return result.scores()
 
     def step(
         self, inputs: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer, phase: Phase
@@ -208,18 +207,17 @@ class Trainer:
         title = f"epoch {number}/{phase.epochs}"
         # Not around the batches: a bar that its own iteration has ended shows no results any more.
         with tqdm(total=len(train), desc=title, unit="batch", disable=None) as progress:
-            losses, accuracy = _Losses(), _make_accuracy(self.network, self.device)
+            result = _Pass(self.device)
             train.set_epoch(number)
             for step, (inputs, labels) in enumerate(train, start=1):
                 labels = labels.to(self.device)
                 loss, logits = self.step(inputs, labels, optimizer, phase)
                 schedule.step()
-                losses.add(loss, len(labels))
-                accuracy.update(*_as_accuracy_expects(logits, labels))
+                result.add(loss, logits, labels)
                 progress.update()
                 if step % _CHECKED == 0 or step == len(train):
-                    losses.require_finite(f"of epoch {number}")
-            training = Scores(losses.mean(), accuracy.compute().item())
+                    result.require_finite(f"of epoch {number}")
+            training = result.scores()
             scores = self.evaluate(val)
             _require_finite(scores.loss, f"the validation loss after epoch {number}")
             results = f"train_loss {training.loss:.4f}  val_loss {scores.loss:.4f}  accuracy {scores.accuracy:.2%}"
@@ -230,35 +228,49 @@ class Trainer:
 
     def _forward(self, inputs: Tensor) -> Tensor:
         with autocast(self.device, self.precision):
-            logits: Tensor = self._fused(inputs.to(self.device, memory_format=self._layout))
+            logits: Tensor = self._fused(self._place(inputs))
         return logits.float()
 
+    def _place(self, inputs: Tensor) -> Tensor:
+        # Tokens have no such layout: it is one of maps.
+        layout = self._layout if inputs.dim() == 4 else torch.contiguous_format
+        return inputs.to(self.device, memory_format=layout)
 
-class _Losses:
-    """The losses of the batches of one pass, on the device: reading each at once would make a GPU wait for the CPU."""
 
-    def __init__(self) -> None:
-        self._sums: list[Tensor] = []
+class _Pass:
+    """What the batches of one pass came to, on the device: reading it at each batch would make a GPU wait."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._losses: list[Tensor] = []
         self._counts: list[int] = []
+        self._accuracy: Metric[Tensor] | None = None
         self._checked = 0
 
-    def add(self, loss: Tensor, count: int) -> None:
-        """Take the mean loss, a scalar, of a batch of `count` pictures."""
-        self._sums.append(count * loss)
-        self._counts.append(count)
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Take a batch: its mean loss, a scalar; its logits, (n, outputs); its labels, (n,)."""
+        self._losses.append(len(labels) * loss)
+        self._counts.append(len(labels))
+        if self._accuracy is None:
+            kind = BinaryAccuracy if logits.shape[1] == 1 else MulticlassAccuracy
+            self._accuracy = kind(device=self._device)
+        # BinaryAccuracy compares what it is given with 0.5: that has to be a probability, not a logit.
+        probabilities = objective.probabilities(logits)
+        self._accuracy.update(probabilities[:, 1] if logits.shape[1] == 1 else probabilities, labels)
 
-    def mean(self) -> float:
-        """Return the mean over all pictures, summed as Python's floats: some devices have no 64 bits."""
-        total = 0.0
-        for value in torch.stack(self._sums).tolist():
+    def scores(self) -> Scores:
+        """Return the means over all pictures, at least one."""
+        assert self._accuracy is not None
+        total = 0.0  # Python's: some devices have no floats of 64 bits
+        for value in torch.stack(self._losses).tolist():
             total += value
-        return total / sum(self._counts)
+        return Scores(total / sum(self._counts), self._accuracy.compute().item())
 
     def require_finite(self, when: str) -> None:
-        """Raise `NonFiniteLossError` if one of those since the last call is not."""
-        for step, value in enumerate(torch.stack(self._sums[self._checked :]).tolist(), start=self._checked + 1):
+        """Raise `NonFiniteLossError` if one of the losses since the last call is not."""
+        for step, value in enumerate(torch.stack(self._losses[self._checked :]).tolist(), start=self._checked + 1):
             _require_finite(value, f"the training loss at step {step} {when}")
-        self._checked = len(self._sums)
+        self._checked = len(self._losses)
 
 
 class NonFiniteLossError(Exception):
@@ -292,7 +304,7 @@ def predict(
     Args:
         trainers: of the networks.
         batches: the pictures.
-        on_features: called with what enters the first network's classifier, (n, channels, rows, columns), per batch.
+        on_features: called with what enters the first network's classifier, maps or tokens, for each batch.
 
     Returns:
         The probability of each class for each picture, by each network: (n, classes), float64, on the CPU.
@@ -305,14 +317,3 @@ def predict(
             if number == 0:
                 on_features(features)
     return [torch.cat(own) for own in probabilities]
-
-
-def _make_accuracy(network: Network, device: torch.device) -> Metric[Tensor]:
-    outputs = network.classifier[-1].out_features
-    return BinaryAccuracy(device=device) if outputs == 1 else MulticlassAccuracy(device=device)
-
-
-def _as_accuracy_expects(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    # BinaryAccuracy compares what it is given with 0.5: that has to be a probability, not a logit.
-    probabilities = objective.probabilities(logits)
-    return (probabilities[:, 1] if logits.shape[1] == 1 else probabilities), labels

@@ -70,7 +70,7 @@ def test_another_seed_and_another_split_compute_nothing_again_and_new_pictures_a
     built.set("model.weights", "weights.safetensors")
     built.set("finetune.unfreeze", 13)  # nothing of the backbone is shared by the fine-tuned network
     assert built.run("split") == 0
-    from stages.network.network import stock_model
+    from stages.network.backbones import stock_model
 
     save_file(stock_model("mobilenet_v3_small").state_dict(), built.path("weights.safetensors"))
     assert built.run("build_model", "train_head") == 0
@@ -315,7 +315,7 @@ def make_room(needed: int, limit: int, **options: Any) -> None:
 def test_room_is_made_from_what_was_used_longest_ago_and_never_from_what_is_in_use(cold_cache: Path) -> None:
     folders = (cold_cache / "activations" / name for name in "abc")
     used, oldest, newer = (write(folder / "rows", age) for folder, age in zip(folders, (300, 200, 100), strict=True))
-    with cache.hold(used.parent):
+    with cache.Hold(used.parent):
         make_room(1000, 3500)
         assert [path.exists() for path in (used, oldest, newer)] == [True, False, True]
         make_room(2000, 3500)
@@ -328,7 +328,7 @@ def test_what_cannot_fit_removes_nothing(cold_cache: Path) -> None:
     folders = (cold_cache / "activations" / name for name in "ab")
     used, unused = (write(folder / "rows", 100) for folder in folders)
     spared = write(used.parent / "spared", 100)
-    with cache.hold(used.parent), pytest.raises(cache.FullError, match=r"under cache\.max_gigabytes"):
+    with cache.Hold(used.parent), pytest.raises(cache.FullError, match=r"under cache\.max_gigabytes"):
         make_room(2000, 3500)
     with pytest.raises(cache.FullError, match=r"under cache\.max_gigabytes"):
         make_room(3600, 3500)
@@ -394,7 +394,7 @@ def test_the_tool_tells_the_size_and_clears_what_is_not_in_use(cold_cache: Path,
     assert tool() == f"{cold_cache}: 0 files, 0.00 GB\n"  # type: ignore[operator]
     kept, _ = (write(cold_cache / name / "rows", 1) for name in ("a", "b"))
     assert tool() == f"{cold_cache}: 2 files, 0.00 GB\n"  # type: ignore[operator]
-    with cache.hold(kept.parent):
+    with cache.Hold(kept.parent):
         assert tool("--clear").endswith(f"{cold_cache}: 1 files, 0.00 GB\n")  # type: ignore[operator]
     assert kept.exists()
 

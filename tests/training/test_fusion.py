@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from stages.common.params import Head
 from stages.network import objective
-from stages.network.network import Network, build_network, calibrate_batchnorm, set_trainable, stock_model
+from stages.network.backbones import stock_model
+from stages.network.network import Network, build_network, calibrate_batchnorm, set_trainable
 from stages.training import fusion
 from stages.training.fusion import fold_batchnorm, fuse_for_training
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from test_training import make_phase
 
-from stages.network.network import build_network, cut, set_trainable, stock_model
+from stages.network.backbones import stock_model
+from stages.network.network import build_network, cut, set_trainable
 from stages.training.optimizer import make_optimizer, rate_factor, schedule_rate
 
 

@@ -22,7 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stages.common.params import Phase
 from stages.common.stage import StageError
 from stages.network import objective
-from stages.network.network import Network, build_network, set_trainable, stock_model
+from stages.network.backbones import stock_model
+from stages.network.network import Network, build_network, set_trainable
 from stages.scores.metrics import score
 from stages.training import resume
 from stages.training.history import Epoch, read_history, still_falling
