@@ -209,7 +209,7 @@ def _not_a_dictionary(path: Path) -> None:
 
 
 def _nested(path: Path) -> None:
-    torch.save({"state_dict": {"features.0.0.weight": torch.zeros(3)}}, path)
+    torch.save({"networks": {"state_dict": {"features.0.0.weight": torch.zeros(3)}}}, path)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 
 from stages.common.stage import StageError, is_out_of_memory
 from stages.network.backbones import cut_into_blocks, native_preprocessing, own_normalization, require_architecture
+from stages.network.layouts import to_torchvision, unwrap, whose
 from stages.network.weight_file import weight_file
 from stages.pictures.preprocessing import Preprocessing
 
@@ -70,7 +71,7 @@ def load_into(stock: nn.Module, weights: Weights, arch: str) -> None:
     if weights.source is None:
         return
     expected = stock.state_dict(keep_vars=True)
-    given = _fit_positions(dict(weights.tensors), stock)
+    given = _fit_positions(to_torchvision(dict(weights.tensors)), stock)
     blocks = nn.ModuleList(cut_into_blocks(stock).blocks.values()).state_dict(keep_vars=True).values()
     backbone = {id(tensor) for tensor in blocks}
     # Counts batches for an optional average; files older than torch 0.4.1 lack it, and nothing here reads it.
@@ -83,9 +84,12 @@ def load_into(stock: nn.Module, weights: Weights, arch: str) -> None:
     foreign = [key for key in given if key not in expected and key.partition(".")[0] in parts]
     for keys, problem in ((missing, "lacks"), (shapes, "has another shape of"), (foreign, "also has")):
         if keys:
+            owner = whose(given)
             raise StageError(
                 f"model.weights: {weights.source} is not for {arch}: it {problem} {keys[0]} "
-                f"({len(keys)} such tensors); set model.arch to the network that it was made for"
+                f"({len(keys)} such tensors)"
+                + (f"; its names are {owner}" if owner else "")
+                + "; set model.arch to the network that it was made for, or save it with torchvision's names"
             )
     fitting = {key: tensor for key, tensor in given.items() if key in expected and tensor.shape == expected[key].shape}
     stock.load_state_dict(fitting, strict=False)
@@ -97,12 +101,9 @@ def _fit_positions(tensors: dict[str, Tensor], stock: nn.Module) -> dict[str, Te
     if not isinstance(stock, VisionTransformer) or key not in tensors or tensors[key].dim() != 3:
         return tensors
     wanted, given = stock.encoder.pos_embedding, tensors[key]
-    if (
-        given.dim() != 3
-        or given.shape[2] != wanted.shape[2]
-        or math.isqrt(given.shape[1] - 1) ** 2 != given.shape[1] - 1
-    ):
-        return tensors
+    patches = given.shape[1] - 1
+    if given.shape[2] != wanted.shape[2] or math.isqrt(patches) ** 2 != patches:
+        return tensors  # of another network, which is said later
     fitted: dict[str, Tensor] = interpolate_embeddings(stock.image_size, stock.patch_size, tensors)
     return fitted
 
@@ -159,11 +160,12 @@ def _from_file(path: Path, native: Preprocessing) -> Weights:
             raise StageError(f"model.weights: {path} is damaged ({error}); fetch it again") from error
     else:
         tensors = _unpickle_tensors(path, content)
-    if not isinstance(tensors, Mapping) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+    tensors = unwrap(tensors)
+    if tensors is None:
         raise StageError(
             f"model.weights: {path} is not a dictionary of tensors; save the model's state_dict() and use that"
         )
-    return Weights(dict(tensors), preprocessing, str(path), hashlib.sha256(content).hexdigest())
+    return Weights(tensors, preprocessing, str(path), hashlib.sha256(content).hexdigest())
 
 
 def _unpickle_tensors(path: Path, content: bytes) -> object:
