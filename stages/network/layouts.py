@@ -156,7 +156,7 @@ _TIMM: dict[str, Callable[[Tensors], Tensors]] = {
 
 # Beginnings of keys, as regular expressions -> whose files have them.
 _OTHERS = {
-    r"(vit|resnet|swin|swinv2|convnext|convnextv2|mobilenet_v2|efficientnet|regnet)\.(embeddings|embedder|encoder|conv_stem)": "Hugging Face transformers'",
+    r"(vit|resnet|swin(v2)?|convnext|mobilenet_v2|efficientnet|regnet)\.(embe|enco)": "Hugging Face transformers'",
     r"visual\.": "CLIP's",
     r"encoder_[qk]\.": "MoCo's",
     r"backbone\.": "another project's, with a backbone inside",

@@ -1,0 +1,72 @@
+"""Grad-CAM finds planted evidence in one network of every family."""
+
+import pytest
+import torch
+from conftest import FAMILIES
+from torch import Tensor, nn
+
+from stages.network.backbones import stock_model
+from stages.network.network import Network, build_network, calibrate_batchnorm
+from stages.report.gradcam import grad_cam
+
+LARGE = ("convnext_tiny", "densenet121", "inception_v3", "maxvit_t", "vgg11_bn")
+RED = torch.tensor([2.0, -2.0, 1.0])[:, None, None]
+
+
+def quiet(count: int, size: int, generator: torch.Generator) -> Tensor:
+    return 0.2 * torch.randn(count, 3, size, size, generator=generator)
+
+
+def planted(corners: Tensor, size: int, colored: bool, generator: torch.Generator) -> Tensor:
+    """Quiet pictures, each with a patch, a quarter as wide, at its corner."""
+    images, side = quiet(len(corners), size, generator), size // 4
+    for image, (row, column) in zip(images, corners.tolist(), strict=True):
+        patch = RED if colored else 2 * torch.randn(3, side, side, generator=generator)
+        image[:, row : row + side, column : column + side] += patch
+    return images
+
+
+def sees_patches(arch: str, size: int, colored: bool, generator: torch.Generator) -> Network:
+    """A random backbone; the head looks for what patches, wherever they are, change in what enters it."""
+    torch.manual_seed(0)
+    network = build_network(stock_model(arch, size), "pooled", hidden=1, outputs=1, image_size=size)
+    for name, parameter in network.named_parameters():
+        if name.endswith("layer_scale"):  # of ConvNeXt: 1e-6 would switch its blocks off
+            nn.init.ones_(parameter)
+    anywhere = torch.randint(size - size // 4, (6, 2), generator=generator)
+    without, patched = quiet(6, size, generator), planted(anywhere, size, colored, generator)
+    calibrate_batchnorm(network, [torch.cat([without, patched])])
+    *reduce, linear, _, last = network.classifier
+    with torch.no_grad():
+        before, after = (nn.Sequential(network.backbone, *reduce)(images).mean(0) for images in (without, patched))
+        # Only what is new: behind LayerNorm, what quiet pictures have may be negative everywhere.
+        direction = (after - before) - (after - before) @ before / (before @ before) * before
+        linear.weight.copy_(direction[None] / direction.norm())
+        linear.bias.fill_(100.0)  # the ReLU behind it lets all through
+        last.weight.fill_(1.0)
+    return network
+
+
+@pytest.mark.parametrize(
+    "arch", [pytest.param(arch, marks=pytest.mark.slow if arch in LARGE else ()) for arch in FAMILIES.values()]
+)
+def test_a_patch_is_found_in_its_quarter_of_the_picture(arch: str) -> None:
+    size = 299 if arch == "inception_v3" else 224
+    colored = arch in ("convnext_tiny", "swin_t", "vit_b_32")  # LayerNorm takes away how strong noise is
+    generator = torch.Generator().manual_seed(1)
+    network = sees_patches(arch, size, colored, generator)
+    near, far = size // 8, size - size // 4 - size // 8
+    corners = torch.tensor([[near, near], [near, far], [far, near], [far, far]])
+    maps = grad_cam(network, planted(corners, size, colored, generator), torch.ones(4, dtype=torch.int64))
+    rows, columns = maps.shape[1:]
+    assert 6 <= rows == columns <= 14
+    assert maps.min() >= 0
+    assert maps.amax(dim=(1, 2)).tolist() == pytest.approx([1.0] * 4)
+    upper, left = (rows + 1) // 2, (columns + 1) // 2
+    quarters = [
+        maps[:, r, c].mean(dim=(1, 2))
+        for r in (slice(upper), slice(-upper, None))
+        for c in (slice(left), slice(-left, None))
+    ]
+    strongest = torch.stack(quarters, dim=1).argmax(dim=1)
+    assert (strongest == torch.arange(4)).sum() >= 3  # by chance in 5 of 100 cases
