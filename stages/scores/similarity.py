@@ -62,8 +62,8 @@ def find_similar(sample: Tensor, train: Iterable[Tensor], test: Tensor, precisio
     have 0.982 and 0.966 at worst.
 
     All pairs are compared, first in 64 random directions, which costs a fifteenth; only pictures that are alike in
-    these are compared in full. A pair with a cosine of just 0.9 is missed once in three million times, a more similar
-    one less often. The memory needed grows with m alone.
+    these are compared in full. Of pairs with a cosine of just 0.9, one in a million is missed so, and fewer of those
+    that are more alike. The memory needed grows with m alone.
 
     Args:
         sample: pooled features of training pictures, (k, channels), from which the whitening is measured.
@@ -75,9 +75,7 @@ def find_similar(sample: Tensor, train: Iterable[Tensor], test: Tensor, precisio
     asked = torch.cat([_unit((rows.double() - mean) @ whitening) for rows in torch.split(test, _CHUNK)])
     directions = _directions(test.shape[1])
     asked_in_short = _unit(asked @ directions)
-    best = torch.full((len(test), _PAIRS_OF_A_PICTURE), -math.inf)
-    places = torch.zeros(best.shape, dtype=torch.int64)
-    count = column = 0
+    best, column = _Best(len(test)), 0
     for features in _chunks(train):
         known = _unit((features.double() - mean) @ whitening)
         known_in_short = _unit(known @ directions)
@@ -85,22 +83,38 @@ def find_similar(sample: Tensor, train: Iterable[Tensor], test: Tensor, precisio
             rows = slice(first, first + _BLOCK)
             likely = (asked_in_short[rows] @ known_in_short.T).amax(dim=0) >= _LIKELY
             columns = likely.nonzero().squeeze(1)
-            cosines = asked[rows] @ known[columns].T
-            alike = cosines >= THRESHOLD
-            if not alike.any():
-                continue
-            count += int(alike.sum())
-            # Of equal ones the first, whatever the blocks.
-            candidates = torch.cat([best[rows], cosines.masked_fill(~alike, -math.inf)], dim=1)
-            numbers = torch.cat([places[rows], (column + columns).expand(len(cosines), -1)], dim=1)
-            ordered, order = candidates.sort(dim=1, descending=True, stable=True)
-            best[rows] = ordered[:, :_PAIRS_OF_A_PICTURE]
-            places[rows] = numbers.gather(1, order[:, :_PAIRS_OF_A_PICTURE])
+            best.add(rows, column + columns, asked[rows] @ known[columns].T)
         column += len(known)
-    found = best >= THRESHOLD
-    positions = found.nonzero()[:, 0].tolist()
-    pairs = list(zip(positions, places[found].tolist(), best[found].tolist(), strict=True))
-    return Similar(pairs, count, found.any(dim=1).numpy())
+    return best.similar()
+
+
+class _Best:
+    """Of each of `count` test pictures, the training pictures most like it so far, and the number of all pairs."""
+
+    def __init__(self, count: int) -> None:
+        self.cosines = torch.full((count, _PAIRS_OF_A_PICTURE), -math.inf)
+        self.columns = torch.zeros(self.cosines.shape, dtype=torch.int64)
+        self.count = 0
+
+    def add(self, rows: slice, columns: Tensor, cosines: Tensor) -> None:
+        """Take the cosines (r, c) of some test pictures with training pictures at later positions than before, (c,)."""
+        alike = cosines >= THRESHOLD
+        if not alike.any():
+            return
+        self.count += int(alike.sum())
+        candidates = torch.cat([self.cosines[rows], cosines.masked_fill(~alike, -math.inf)], dim=1)
+        positions = torch.cat([self.columns[rows], columns.expand(len(cosines), -1)], dim=1)
+        # Stable: of equal ones the first stay, however the pictures come in blocks.
+        ordered, order = candidates.sort(dim=1, descending=True, stable=True)
+        self.cosines[rows] = ordered[:, :_PAIRS_OF_A_PICTURE]
+        self.columns[rows] = positions.gather(1, order[:, :_PAIRS_OF_A_PICTURE])
+
+    def similar(self) -> Similar:
+        """Return the pairs."""
+        found = self.cosines >= THRESHOLD
+        values = (found.nonzero()[:, 0], self.columns[found], self.cosines[found])
+        pairs = list(zip(*(column.tolist() for column in values), strict=True))
+        return Similar(pairs, self.count, found.any(dim=1).numpy())
 
 
 def _chunks(batches: Iterable[Tensor]) -> Iterator[Tensor]:
