@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from stages.common.device import resolve_device
 from stages.common.params import Params, load_params
@@ -109,12 +110,15 @@ def find_among(
     whole = put_in_front(description, params)(head.backbone)
     kept = whole.keep(known, params.cache.max_gigabytes)
 
-    def features_of(entries: list[Entry]) -> Iterator[Tensor]:
-        return (pool(activations) for activations, _ in whole.batches(entries, kept, params.evaluate.batch_size))
+    def features_of(entries: list[Entry], doing: str) -> Iterator[Tensor]:
+        batches = whole.batches(entries, kept, params.evaluate.batch_size)
+        for activations, _ in tqdm(batches, desc=doing, unit="batch", disable=None):
+            yield pool(activations)
 
     some = thin(known)
-    sample = torch.cat(list(features_of(some)))
-    return find_similar(sample, [sample] if len(some) == len(known) else features_of(known), features, params.precision)
+    sample = torch.cat(list(features_of(some, "features")))
+    batches = [sample] if len(some) == len(known) else features_of(known, "looking for near-duplicates")
+    return find_similar(sample, batches, features, params.precision)
 
 
 def put_in_front(description: Description, params: Params) -> partial[FrozenPrefix]:

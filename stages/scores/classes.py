@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
 
-from stages.common.files import read_csv, write_csv
+from stages.common.files import read_rows, write_csv
 from stages.common.stage import StageError
 from stages.scores.metrics import predicted_labels
 from stages.scores.predictions import Predictions
@@ -66,12 +66,9 @@ def read_classes(path: Path) -> list[ClassScores]:
         OSError: not there.
     """
     try:
-        columns, rows = read_csv(path)
-        if columns != _COLUMNS:
-            raise ValueError("unexpected columns")
         return [
             ClassScores(int(label), name, int(support), *(float(value) if value else None for value in values))
-            for label, name, support, *values in rows
+            for label, name, support, *values in read_rows(path, _COLUMNS)
         ]
     except (ValueError, TypeError) as error:
         raise StageError(f"{path}: not a table of classes ({error}); `dvc repro evaluate` writes it anew") from error

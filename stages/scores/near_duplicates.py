@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.common.files import read_csv, write_csv
+from stages.common.files import read_rows, write_csv
 from stages.common.stage import StageError
 from stages.common.words import percent
 from stages.pictures.index import Entry
@@ -97,10 +97,7 @@ def read_near_duplicates(path: Path) -> list[Pair]:
         OSError: not there.
     """
     try:
-        columns, rows = read_csv(path)
-        if columns != _COLUMNS:
-            raise ValueError("unexpected columns")
-        return [Pair(test, train, float(cosine)) for test, train, cosine in rows]
+        return [Pair(test, train, float(cosine)) for test, train, cosine in read_rows(path, _COLUMNS)]
     except ValueError as error:
         raise StageError(
             f"{path}: not a file of near-duplicates ({error}); `dvc repro evaluate` writes it anew"

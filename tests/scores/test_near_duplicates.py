@@ -42,7 +42,7 @@ def make_scenes(root: Path, count: int) -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_training_picture_saved_again_and_put_into_the_test_part_is_found(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], precision: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     make_scenes(tmp_path / "pictures", count=40)
     project = Project(tmp_path)
@@ -81,6 +81,14 @@ def test_a_training_picture_saved_again_and_put_into_the_test_part_is_found(
         right = [(float(row[column]) >= 0.5) == (row[1] == "1") for row in clean]
         assert summary[f"{model}_accuracy"] == pytest.approx(np.mean(right), abs=1e-12)
     assert "2 of 18 test pictures are nearly the same as a training picture" in capsys.readouterr().out
+
+    # As a large set: what training has seen is read in batches, after a sample of it.
+    with monkeypatch.context() as patch:
+        patch.setattr(similarity, "_SAMPLE", 40)
+        patch.setattr(similarity, "_CHUNK", 8)
+        assert project.run("evaluate") == 0
+    again = list(csv.reader(project.path("metrics/near_duplicates.csv").read_text().splitlines()))[1:]
+    assert [row[:2] for row in again] == [row[:2] for row in rows]
 
     # Nothing can be kept: every picture is decoded anew, and the pairs are the same.
     project.set("cache.max_gigabytes", 0)

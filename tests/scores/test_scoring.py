@@ -19,6 +19,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from stages.common.stage import StageError
 from stages.scores import evaluation, metrics, verdict
 from stages.scores.classes import ClassScores, read_classes, score_classes, write_classes
 from stages.scores.near_duplicates import NearDuplicates
@@ -187,6 +188,15 @@ def test_what_is_undefined_is_null_and_never_zero_or_nan(tmp_path: Path) -> None
     assert scores.balanced_accuracy == pytest.approx((0.5 + 0) / 2)
     assert scores.f1_macro == pytest.approx((0.5 + 0 + 0) / 3)
     assert scores.auroc == pytest.approx(np.mean([roc_auc_score([1, 1, 0], [1, 0, 1]), 0.5]))
+
+
+@pytest.mark.parametrize("text", ["", "label,class\n", "label,class,support,head_precision,head_recall,"
+                                  "finetuned_precision,finetuned_recall\n0,cat,many,,,,\n"])  # fmt: skip
+def test_what_is_no_table_of_classes_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "classes.csv"
+    path.write_text(text)
+    with pytest.raises(StageError, match=r"classes\.csv: not a table of classes .*`dvc repro evaluate` writes it anew"):
+        read_classes(path)
 
 
 @pytest.mark.parametrize("classes", [2, 4])
