@@ -72,7 +72,10 @@ def find_similar(sample: Tensor, train: Iterable[Tensor], test: Tensor, precisio
         precision: what the network computed in.
     """
     mean, whitening = _whitening(sample.double(), torch.finfo(dtype_of(precision)).eps)
-    asked = torch.cat([_unit((rows.double() - mean) @ whitening) for rows in torch.split(test, _CHUNK)])
+    asked = torch.empty_like(test)
+    for first in range(0, len(test), _CHUNK):
+        rows = slice(first, first + _CHUNK)
+        asked[rows] = _unit((test[rows].double() - mean) @ whitening)
     directions = _directions(test.shape[1])
     asked_in_short = _unit(asked @ directions)
     best, column = _Best(len(test)), 0
