@@ -1,26 +1,36 @@
 """Step 5: both checkpoints -> their scores on the test pictures, every prediction, and whether the test is clean."""
 
 import argparse
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from stages.common.device import resolve_device
 from stages.common.params import Params, load_params
 from stages.common.seeds import make_deterministic
 from stages.common.stage import run
+from stages.common.words import plural
 from stages.common.workers import resolve_workers
 from stages.network.checkpoint import Description, load_checkpoint, require_classes
 from stages.network.network import Network, count_shared_blocks, cut
 from stages.pictures.index import Entry, read_index
+from stages.scores.classes import score_classes, write_classes
 from stages.scores.evaluation import Evaluation, describe, write_evaluation
 from stages.scores.metrics import score
-from stages.scores.near_duplicates import describe_near_duplicates, name_pairs, summarize, write_near_duplicates
-from stages.scores.predictions import Predictions, write_predictions
-from stages.scores.similarity import THRESHOLD, find_similar, pool
+from stages.scores.near_duplicates import (
+    Similar,
+    describe_near_duplicates,
+    name_pairs,
+    summarize,
+    write_near_duplicates,
+)
+from stages.scores.predictions import Predictions, count_once, write_predictions, write_probabilities
+from stages.scores.similarity import THRESHOLD, find_similar, pool, thin
 from stages.scores.verdict import compare
 from stages.training.activations import FrozenPrefix
 from stages.training.trainer import Trainer, predict
@@ -34,7 +44,9 @@ def main() -> None:
     parser.add_argument("--head", type=Path, required=True, help="checkpoint")
     parser.add_argument("--finetuned", type=Path, required=True, help="checkpoint")
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--classes", type=Path, required=True, help="CSV file to write, of each class's scores")
     parser.add_argument("--predictions", type=Path, required=True, help="CSV file to write")
+    parser.add_argument("--probabilities", type=Path, required=True, help="NumPy archive to write: all predictions")
     parser.add_argument("--near-duplicates", type=Path, required=True, help="CSV file to write")
     arguments = parser.parse_args()
     params = load_params(arguments.params)
@@ -46,21 +58,24 @@ def main() -> None:
     require_classes(arguments.head, description, test)
     require_classes(arguments.finetuned, same_description, test)
 
-    predictions, features = predict_with_both(head, finetuned, description, test, params)
-    known = [*train, *val]
-    similar = find_similar(features_of(known, head, description, params), features, params.precision)
-    pairs = name_pairs(similar, known, test)
+    different, known = count_once(test), count_once([*train, *val])
+    predictions, features = predict_with_both(head, finetuned, description, different, params)
+    similar = find_among(known, features, head, description, params)
     evaluation = Evaluation(
-        score(predictions.labels, predictions.head, description.classes),
-        score(predictions.labels, predictions.finetuned, description.classes),
+        score(predictions.labels, predictions.head),
+        score(predictions.labels, predictions.finetuned),
         compare(predictions.labels, predictions.head, predictions.finetuned),
-        summarize(pairs, THRESHOLD, predictions),
+        summarize(similar, THRESHOLD, predictions),
     )
+    write_probabilities(arguments.probabilities, predictions)
     write_predictions(arguments.predictions, predictions)
-    write_near_duplicates(arguments.near_duplicates, pairs)
+    write_classes(arguments.classes, score_classes(predictions))
+    write_near_duplicates(arguments.near_duplicates, name_pairs(similar, known, different))
     write_evaluation(arguments.metrics, evaluation)
     print(describe(evaluation))
-    print(describe_near_duplicates(evaluation.near_duplicates, len(test)))
+    print(describe_near_duplicates(evaluation.near_duplicates, len(different)))
+    if copies := len(test) - len(different):
+        print(f"{plural(copies, 'test picture')} not counted: the bytes are those of another.")
 
 
 def predict_with_both(
@@ -88,12 +103,22 @@ def predict_with_both(
     return Predictions(paths, labels, description.classes, before.numpy(), after.numpy()), torch.cat(features)
 
 
-def features_of(known: list[Entry], head: Network, description: Description, params: Params) -> Tensor:
-    """Return what enters the classifier of `head`, pooled, for pictures that training has seen: (n, channels)."""
+def find_among(
+    known: list[Entry], features: Tensor, head: Network, description: Description, params: Params
+) -> Similar:
+    """Find test pictures, by their `features`, that are nearly the same as one that training has seen."""
     whole = put_in_front(description, params)(head.backbone)
     kept = whole.keep(known, params.cache.max_gigabytes)
-    batches = whole.batches(known, kept, params.evaluate.batch_size)
-    return torch.cat([pool(activations) for activations, _ in batches])
+
+    def features_of(entries: list[Entry], doing: str) -> Iterator[Tensor]:
+        batches = whole.batches(entries, kept, params.evaluate.batch_size)
+        for activations, _ in tqdm(batches, desc=doing, unit="batch", disable=None):
+            yield pool(activations)
+
+    some = thin(known)
+    sample = torch.cat(list(features_of(some, "features")))
+    batches = [sample] if len(some) == len(known) else features_of(known, "looking for near-duplicates")
+    return find_similar(sample, batches, features, params.precision)
 
 
 def put_in_front(description: Description, params: Params) -> partial[FrozenPrefix]:

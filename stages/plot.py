@@ -15,10 +15,11 @@ from stages.report.figures import describe_losses, draw_numbers
 from stages.report.galleries import Album, draw_pictures
 from stages.report.page import compose_report, describe_training
 from stages.report.style import save_figure
+from stages.scores.classes import read_classes
 from stages.scores.curves import write_curves
 from stages.scores.evaluation import read_evaluation
 from stages.scores.near_duplicates import read_near_duplicates
-from stages.scores.predictions import read_predictions
+from stages.scores.predictions import count_once, read_predictions
 from stages.training.history import read_history, read_selected
 
 
@@ -32,7 +33,9 @@ def main() -> None:
     parser.add_argument("--head-history", type=Path, required=True, help="folder")
     parser.add_argument("--finetune-history", type=Path, required=True, help="folder")
     parser.add_argument("--evaluation", type=Path, required=True, help="JSON file with the scores")
+    parser.add_argument("--classes", type=Path, required=True, help="CSV file with each class's scores")
     parser.add_argument("--predictions", type=Path, required=True, help="CSV file")
+    parser.add_argument("--probabilities", type=Path, required=True, help="NumPy archive with all predictions")
     parser.add_argument("--near-duplicates", type=Path, required=True, help="CSV file")
     parser.add_argument("--figures", type=Path, required=True, help="folder to write to")
     parser.add_argument("--curves", type=Path, required=True, help="folder to write DVC's tables to")
@@ -40,10 +43,12 @@ def main() -> None:
     arguments = parser.parse_args()
     params = load_params(arguments.params)
     index = arguments.index / "test.csv"
-    entries, predictions = read_index(index), read_predictions(arguments.predictions)
+    test, predictions = read_index(index), read_predictions(arguments.predictions, arguments.probabilities)
+    entries = count_once(test)
     if [entry.path for entry in entries] != predictions.paths:
         raise StageError(f"{arguments.predictions}: not the pictures of {index}; `dvc repro` makes both anew")
-    evaluation, pairs = read_evaluation(arguments.evaluation), read_near_duplicates(arguments.near_duplicates)
+    evaluation, classes = read_evaluation(arguments.evaluation), read_classes(arguments.classes)
+    pairs = read_near_duplicates(arguments.near_duplicates)
     split = json.loads(arguments.split.read_text("utf-8"))
     histories = (arguments.head_history, arguments.finetune_history)
     head, finetune = map(read_history, histories)
@@ -71,7 +76,9 @@ def main() -> None:
     folder = Path(os.path.relpath(arguments.figures, arguments.report.parent)).as_posix()
     captions = {"losses": describe_losses(predictions)}
     training = describe_training(head, finetune, selected, params)
-    write_text(arguments.report, compose_report(evaluation, split, recipe, pairs, training, folder, captions))
+    copies = len(test) - len(entries)
+    report = compose_report(evaluation, classes, copies, split, recipe, pairs, training, folder, captions)
+    write_text(arguments.report, report)
     print(f"figures in {arguments.figures}, report in {arguments.report}")
 
 

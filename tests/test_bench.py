@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT, make_pictures
 
 from tests.bench.bench import gather
+from tests.bench.simulate import MEASUREMENTS
 
 BENCH = [sys.executable, str(ROOT / "tests" / "bench" / "bench.py")]
 TINY = ["--weights", "null", "--epochs", "1", "--image-size", "32"]
@@ -63,6 +64,23 @@ def test_the_bench_compares_every_phase_and_leaves_nothing_behind(tmp_path: Path
     train, test = re.findall(r"(\d+) (?:train|test)\b", bench.stdout.splitlines()[0])
     assert int(train) + int(test) == 24
     assert not list(scratch.glob("bench-*"))
+
+
+def test_the_simulation_measures_every_rule_without_pictures_and_leaves_nothing_behind(scratch: Path) -> None:
+    command = [*BENCH, "--simulate", "500", "700"]
+    bench = subprocess.run(command, env=environment_for(scratch), capture_output=True, text=True)
+    assert bench.returncode == 0, bench.stderr
+    rows = cells(bench.stdout)
+    assert bench.stdout.startswith("| | 500 pictures | 700 pictures |\n")
+    assert list(rows)[1:] == [title for title, *_ in MEASUREMENTS.values()]
+    for measured in list(rows.values())[1:]:
+        for cell in measured:
+            seconds, memory = re.fullmatch(r"([\d.]+) s, ([\d.]+) GiB", cell).groups()
+            assert float(seconds) < 60
+            assert 0.01 < float(memory) < 4
+    # A process that does not load torch is a small one, and none counts the memory of what started it.
+    assert float(rows["writing an index file"][0].split()[2]) < 0.1
+    assert not list(scratch.iterdir())
 
 
 def test_more_pictures_are_others_first_and_then_made_and_no_file_is_like_another(tmp_path: Path) -> None:

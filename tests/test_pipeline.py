@@ -27,8 +27,9 @@ from sklearn.metrics import (
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stages.network.checkpoint import load_checkpoint
-from stages.pictures.index import read_index, write_index
+from stages.pictures.index import class_names, read_index, write_index
 from stages.report.page import FIGURES
+from stages.scores import predictions
 from stages.scores.evaluation import read_evaluation
 from stages.scores.similarity import THRESHOLD
 from stages.scores.verdict import describe_gain
@@ -61,7 +62,9 @@ def test_every_file_of_the_contract_is_written(finished: Project) -> None:
         ),
         "metrics/split.json",
         "metrics/evaluation.json",
+        "metrics/classes.csv",
         "metrics/predictions.csv",
+        "data/predictions.npz",
         "metrics/near_duplicates.csv",
         "metrics/report.md",
         *(f"metrics/curves/{name}.csv" for name in ("roc", "precision_recall", "confusion")),
@@ -110,7 +113,9 @@ def test_scores_can_be_computed_again_from_the_predictions(finished: Project) ->
     with finished.path("metrics/predictions.csv").open(newline="") as file:
         header, *rows = list(csv.reader(file))
     evaluation = json.loads(finished.path("metrics/evaluation.json").read_text())
-    classes = list(json.loads(finished.path("metrics/split.json").read_text())["classes"])
+    with finished.path("metrics/classes.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    classes = class_names(read_index(finished.path("data/index/test.csv")))
     assert header == ["path", "label", *(f"{model}.{name}" for model in ("head", "finetuned") for name in classes)]
     labels, numbers = np.array([int(row[1]) for row in rows]), list(range(len(classes)))
     right = {}
@@ -137,15 +142,17 @@ def test_scores_can_be_computed_again_from_the_predictions(finished: Project) ->
             "brier": brier_score_loss(labels, values[:, 1] if len(classes) == 2 else values, labels=numbers),
             "ece": sum(gaps) / len(rows),
         }
-        assert set(evaluation[model]) == {*recomputed, "classes"}
+        assert set(evaluation[model]) == set(recomputed)
         for name, value in recomputed.items():
             assert evaluation[model][name] == pytest.approx(value, abs=1e-6), (model, name)
-        assert list(evaluation[model]["classes"]) == classes
         report = classification_report(labels, predicted, target_names=classes, output_dict=True, zero_division=np.nan)
-        for name, scores in evaluation[model]["classes"].items():
-            for kind, value in scores.items():
-                expected = report[name][kind]
-                assert value is None if np.isnan(expected) else value == pytest.approx(expected, abs=1e-6)
+        assert [of_class["class"] for of_class in table] == classes
+        for of_class in table:
+            expected = report[of_class["class"]]
+            assert int(of_class["support"]) == expected["support"]
+            for kind in ("precision", "recall"):
+                value = of_class[f"{model}_{kind}"]
+                assert value == "" if np.isnan(expected[kind]) else float(value) == pytest.approx(expected[kind])
     gain, before, after = evaluation["gain"], right["head"], right["finetuned"]
     fixed, broken = int((~before & after).sum()), int((before & ~after).sum())
     assert (gain["fixed"], gain["broken"]) == (fixed, broken)
@@ -156,6 +163,79 @@ def test_scores_can_be_computed_again_from_the_predictions(finished: Project) ->
     for name in ("accuracy", "loss"):
         difference = evaluation["finetuned"][name] - evaluation["head"][name]
         assert gain[name] == pytest.approx(difference, abs=1e-12)
+
+
+def test_copies_of_a_test_picture_change_no_score_and_are_said_to_be_there(
+    finished: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test = finished.path("data/index/test.csv")
+    names = ("evaluation.json", "classes.csv", "predictions.csv", "near_duplicates.csv", "report.md")
+    before = {name: finished.path(f"metrics/{name}").read_text() for name in names}
+    kept, entries = test.read_text(), read_index(test)
+    copies = [
+        replace(entry, path=f"{entry.class_name}/_{number}{Path(entry.path).name}")
+        for entry in entries[:2]
+        for number in range(5)
+    ]
+    for original, copy in zip(np.repeat(np.array(entries[:2]), 5), copies, strict=True):
+        shutil.copy(finished.path(f"pictures/{original.path}"), finished.path(f"pictures/{copy.path}"))
+    try:
+        write_index(test, sorted([*entries, *copies], key=lambda entry: entry.path))
+        capsys.readouterr()
+        assert finished.run("evaluate") == 0
+        assert "10 test pictures not counted: the bytes are those of another." in capsys.readouterr().out
+        assert finished.run("plot") == 0
+        after = {name: finished.path(f"metrics/{name}").read_text() for name in names}
+        for name in ("evaluation.json", "classes.csv", "near_duplicates.csv"):
+            assert after[name] == before[name]
+        assert "10 more files of the test part have the same bytes" in after["report.md"]
+        assert "more files of the test part" not in before["report.md"]
+        rows = list(csv.reader(after["predictions.csv"].splitlines()))
+        assert len(rows) == 1 + len(entries)
+        digests = {entry.path: entry.sha256 for entry in read_index(test)}
+        assert len({digests[row[0]] for row in rows[1:]}) == len(entries)
+    finally:
+        test.write_text(kept)
+        for copy in copies:
+            finished.path(f"pictures/{copy.path}").unlink()
+        assert finished.run("evaluate", "plot") == 0
+
+
+def test_with_many_classes_git_gets_a_short_table_and_plot_reads_the_rest_from_dvcs(
+    finished: Project, monkeypatch: pytest.MonkeyPatch, refusal: Callable[[Project, str], str]
+) -> None:
+    def outputs() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in finished.path("metrics").rglob("*") if path.is_file()}
+
+    table, archive = finished.path("metrics/predictions.csv"), finished.path("data/predictions.npz")
+    before, full = outputs(), archive.read_bytes()
+    try:
+        monkeypatch.setattr(predictions, "MOST_CLASSES", 1)
+        assert finished.run("evaluate", "plot") == 0
+        assert {path for path, content in outputs().items() if content != before[path]} == {str(table)}
+        assert archive.read_bytes() == full
+        with np.load(archive) as content:
+            labels, values = content["labels"], {model: content[model] for model in ("head", "finetuned")}
+        with table.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [int(row["label"]) for row in rows] == labels.tolist()
+        for number, row in enumerate(rows):
+            for model, probabilities in values.items():
+                predicted = int(row[f"{model}_prediction"])
+                assert predicted == probabilities[number].argmax()
+                assert float(row[f"{model}_probability"]) == probabilities[number, predicted]
+                assert float(row[f"{model}_true_probability"]) == probabilities[number, labels[number]]
+        text = table.read_text().splitlines(keepends=True)
+        table.write_text("".join([text[0], *text[2:]]))
+        assert "`dvc repro evaluate` writes both anew" in refusal(finished, "plot")
+        table.write_text("".join(text))
+        archive.write_bytes(full[:-100])
+        assert "predictions.npz: not a file of probabilities" in refusal(finished, "plot")
+        archive.unlink()
+        assert "predictions.npz" in refusal(finished, "plot")
+    finally:
+        table.write_bytes(before[str(table)])
+        archive.write_bytes(full)
 
 
 def test_distinct_pictures_are_no_near_duplicates(finished: Project) -> None:
@@ -212,16 +292,17 @@ def test_torchevals_accuracy_equals_scikit_learns_on_the_same_run(finished: Proj
     val = finished.path("data/index/val.csv").read_text()
     test = finished.path("data/index/test.csv")
     kept = test.read_text()
-    names = ("evaluation.json", "predictions.csv", "near_duplicates.csv")
-    outputs = {f"metrics/{name}": finished.path(f"metrics/{name}").read_text() for name in names}
+    names = ("evaluation.json", "classes.csv", "predictions.csv", "near_duplicates.csv")
+    names = (*(f"metrics/{name}" for name in names), "data/predictions.npz")
+    outputs = {name: finished.path(name).read_bytes() for name in names}
     try:
         test.write_text(val)
         assert finished.run("evaluate") == 0
         evaluation = json.loads(finished.path("metrics/evaluation.json").read_text())
     finally:
         test.write_text(kept)
-        for name, text in outputs.items():
-            finished.path(name).write_text(text)
+        for name, content in outputs.items():
+            finished.path(name).write_bytes(content)
     history = json.loads(finished.path("metrics/finetune/metrics.json").read_text())
     assert evaluation["finetuned"]["accuracy"] == pytest.approx(history["accuracy"], abs=1e-6)
     assert evaluation["finetuned"]["loss"] == pytest.approx(history["val_loss"], abs=1e-5)

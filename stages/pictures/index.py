@@ -5,7 +5,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.common.files import read_csv, write_csv
+from stages.common.files import read_rows, write_csv
 from stages.common.stage import StageError
 
 PARTS = ("train", "val", "test")
@@ -117,10 +117,9 @@ def read_index(path: Path) -> list[Entry]:
         OSError: not there.
     """
     try:
-        columns, rows = read_csv(path)
-        if columns != _COLUMNS:
-            raise ValueError("unexpected columns")
-        return [Entry(name, int(label), class_name, digest) for name, label, class_name, digest in rows]
+        return [
+            Entry(name, int(label), class_name, digest) for name, label, class_name, digest in read_rows(path, _COLUMNS)
+        ]
     except ValueError as error:
         raise StageError(f"{path}: not an index file ({error}); `dvc repro split` writes it anew") from error
 

@@ -19,9 +19,9 @@ from stages.scores.metrics import CALIBRATION_BINS, Scores, predicted_labels, wi
 from stages.scores.predictions import Predictions, picture_losses
 from stages.training.history import Epoch
 
-# More classes than these: no numbers in the cells of a confusion matrix, not every class named.
+# More classes than these: no numbers in the cells of a confusion matrix, not every class in it.
 _CLASSES_WITH_NUMBERS = 12
-_CLASSES_NAMED = 40
+_CLASSES_SHOWN = 40
 # Below this loss, nats, a picture counts as certain; it keeps the axis short.
 _LEAST_LOSS = 1e-8
 _LOG_RANGE = 30
@@ -115,11 +115,15 @@ def _number_epochs(axes: Axes, *lengths: int) -> None:
 def draw_confusion(predictions: Predictions) -> Figure:
     """Draw both confusion matrices: rows are true classes, columns predictions, shades fractions of a row.
 
-    With many classes the most frequent confusions are written out below, and only some rows and columns are named.
+    With many classes the most frequent confusions are written out below, and with very many only the 40 are drawn that
+    have a part in most mistakes, of whichever checkpoint.
     """
     classes = len(predictions.classes)
     few = classes <= _CLASSES_WITH_NUMBERS
-    names = short_names(predictions.classes, 22 if classes <= _CLASSES_NAMED else 14)
+    drawn = _most_mistaken(predictions, _CLASSES_SHOWN)
+    note = f"drawn: the {len(drawn)} of {classes:,} classes with most mistakes\n" if len(drawn) < classes else ""
+    all_names = short_names(predictions.classes, 22)
+    names = [all_names[label] for label in drawn]
     figure = new_figure(11, 5 if classes <= 3 else 6.2 if few else 7)
     panels = figure.subplots(1, 2)
     image = None
@@ -128,6 +132,7 @@ def draw_confusion(predictions: Predictions) -> Figure:
         counts = confusion_matrix(predictions.labels, predicted, labels=range(classes))
         totals = counts.sum(axis=1, keepdims=True)
         shares = np.ma.masked_array(counts / np.maximum(totals, 1), mask=np.broadcast_to(totals == 0, counts.shape))
+        shares = shares[np.ix_(drawn, drawn)]
         colors = colormaps["Blues"].with_extremes(bad="#e8e8e8")
         # The root lets single mistakes show beside a full diagonal.
         image = axes.imshow(shares, cmap=colors, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
@@ -143,7 +148,7 @@ def draw_confusion(predictions: Predictions) -> Figure:
                     column, row, f"{count:,}", ha="center", va="center", size=size, color="white" if dark else "black"
                 )
         else:
-            axes.set_xlabel(f"predicted\n\n{_most_confused(predictions, model)}", size=8)
+            axes.set_xlabel(f"predicted\n\n{note}{_most_confused(predictions, model)}", size=8)
         _name_classes(axes, names)
     assert image is not None
     bar = figure.colorbar(image, ax=panels, shrink=0.7, aspect=30, label="fraction of the true class's pictures")
@@ -153,13 +158,23 @@ def draw_confusion(predictions: Predictions) -> Figure:
 
 
 def _name_classes(axes: Axes, names: list[str]) -> None:
-    step = -(-len(names) // _CLASSES_NAMED)
-    shown = range(0, len(names), step)
+    places = range(len(names))
     size = 9 if len(names) <= 10 else 6.5
     upright = len(names) * max(map(len, names)) <= 48
-    axes.set_xticks(shown, [names[label] for label in shown], size=size)
+    axes.set_xticks(places, names, size=size)
     axes.tick_params("x", rotation=0 if upright else 90)
-    axes.set_yticks(shown, [names[label] for label in shown], size=size)
+    axes.set_yticks(places, names, size=size)
+
+
+def _most_mistaken(predictions: Predictions, most: int) -> list[int]:
+    """Return the labels of at most so many classes, in order: those that are most often mistaken or guessed wrongly."""
+    mistakes = np.zeros(len(predictions.classes), dtype=np.int64)
+    for probabilities in predictions.models.values():
+        predicted = predicted_labels(probabilities)
+        wrong = predicted != predictions.labels
+        for labels in (predictions.labels[wrong], predicted[wrong]):
+            mistakes += np.bincount(labels, minlength=len(mistakes))
+    return sorted(np.argsort(-mistakes, kind="stable")[:most].tolist())
 
 
 def _most_confused(predictions: Predictions, model: str, most: int = 5) -> str:

@@ -5,12 +5,15 @@ from typing import Any
 
 from stages.common.params import Params
 from stages.common.words import number, p_value, percent, percent_range, plural, points, points_range, signed
+from stages.scores.classes import ClassScores
 from stages.scores.evaluation import Evaluation
 from stages.scores.near_duplicates import Pair
 from stages.scores.verdict import describe_gain
 from stages.training.history import Epoch, out_of_patience, still_falling
 
 _MOST_CLASSES = 100
+# With more classes, so many with the lowest recall are shown.
+_MOST_SCORED_CLASSES, _WORST_CLASSES = 40, 20
 _MOST_PAIRS = 20
 
 # In the order in which they are read: file name without its ending, title, what to see in it.
@@ -48,6 +51,8 @@ _LOWER_IS_BETTER = {"loss", "brier", "ece"}
 
 def compose_report(
     evaluation: Evaluation,
+    classes: list[ClassScores],
+    copies: int,
     split: dict[str, Any],
     recipe: dict[str, Any],
     pairs: list[Pair],
@@ -59,6 +64,8 @@ def compose_report(
 
     Args:
         evaluation: what the test found.
+        classes: the scores of every class.
+        copies: files of the test part that are not counted, since their bytes are those of another one.
         split: `split.json`.
         recipe: the parameters to list, by their names; a section's are a dictionary.
         pairs: the near-duplicates, the most similar pair first.
@@ -67,16 +74,17 @@ def compose_report(
         captions: what to say of a figure in place of what `FIGURES` says, by its name; a line becomes a list's item.
     """
     parts = {part: sum(counts[part] for counts in split["classes"].values()) for part in ("train", "val", "test")}
+    counted = parts | {"test": parts["test"] - copies}
     return "\n\n".join(
         [
             "# Did fine-tuning help?",
             f"**{describe_gain(evaluation.gain)}**",
-            _subject(split, recipe["model"], parts),
-            _scores(evaluation),
+            _subject(split, recipe["model"], counted),
+            _scores(evaluation, len(classes)),
             "## How training went",
             _list(training),
             "## How far to trust this",
-            _limits(evaluation, parts),
+            _limits(evaluation, counted, copies),
             "## Figures",
             *(_figure(name, title, captions.get(name, note), figures) for name, title, note in FIGURES),
             "## Pictures",
@@ -86,7 +94,7 @@ def compose_report(
             "## Recipe",
             _recipe(recipe),
             "## Every class",
-            _classes(evaluation),
+            _classes(classes),
         ]
     ) + "\n"  # fmt: skip
 
@@ -136,7 +144,7 @@ def _subject(split: dict[str, Any], model: dict[str, Any], parts: dict[str, int]
     )
 
 
-def _scores(evaluation: Evaluation) -> str:
+def _scores(evaluation: Evaluation, classes: int) -> str:
     head, finetuned, gain = evaluation.head, evaluation.finetuned, evaluation.gain
     rows = []
     for title, key, write, write_difference in _ROWS:
@@ -155,12 +163,12 @@ def _scores(evaluation: Evaluation) -> str:
         [
             table,
             f"{counts} (exact McNemar test: {p_value(gain.mcnemar_p)}).",
-            *([areas] if len(head.classes) > 2 else []),
+            *([areas] if classes > 2 else []),
         ]
     )
 
 
-def _limits(evaluation: Evaluation, parts: dict[str, int]) -> str:
+def _limits(evaluation: Evaluation, parts: dict[str, int], copies: int) -> str:
     gain, count = evaluation.gain, parts["test"]
     interval = f"{points_range(gain.accuracy_low, gain.accuracy_high)} points"
     lines = [
@@ -169,6 +177,12 @@ def _limits(evaluation: Evaluation, parts: dict[str, int]) -> str:
         "The intervals cover the choice of test pictures. They say nothing of what another seed's training would give, "
         "nor of pictures from elsewhere.",
     ]
+    if copies:
+        lines.insert(
+            1,
+            f"{plural(copies, 'more file')} of the test part {'has' if copies == 1 else 'have'} the same bytes as one "
+            "of these, and no score, interval or figure counts a picture twice.",
+        )
     if not parts["val"]:
         lines.append("There is no validation part: training watched the test pictures, so these numbers flatter.")
     return _list(lines)
@@ -207,6 +221,8 @@ def _near_duplicates(evaluation: Evaluation, pairs: list[Pair]) -> str:
     shown = [[_cell(pair.test), _cell(pair.train), number(pair.cosine)] for pair in pairs[:_MOST_PAIRS]]
     if len(pairs) > _MOST_PAIRS:
         shown.append([f"... {len(pairs) - _MOST_PAIRS:,} more in `near_duplicates.csv`", "", ""])
+    if found.pairs > len(pairs):
+        shown.append([f"... {found.pairs - len(pairs):,} not listed: each test picture has 10 at most", "", ""])
     without = (found.head_accuracy, found.finetuned_accuracy)
     accuracy = [
         ["all test pictures", *(percent(scores.accuracy) for scores in models)],
@@ -231,22 +247,27 @@ def _recipe(recipe: dict[str, Any]) -> str:
     return _table(["parameter", "value"], rows)
 
 
-def _classes(evaluation: Evaluation) -> str:
-    models = [scores.classes for scores in (evaluation.head, evaluation.finetuned)]
+def _classes(classes: list[ClassScores]) -> str:
+    shown, note = classes, ""
+    if len(classes) > _MOST_SCORED_CLASSES:
+        tested = [scores for scores in classes if scores.finetuned_recall is not None]
+        shown = sorted(tested, key=lambda scores: (scores.finetuned_recall, scores.head_recall))[:_WORST_CLASSES]
+        note = (
+            f"The {len(shown)} of {len(classes):,} classes of which the fine-tuned network finds the smallest fraction "
+            "(recall); `classes.csv` has all.\n\n"
+        )
     rows = [
         [
-            _cell(name),
-            f"{models[0][name].support:,}",
-            *(_or_undefined(classes[name].precision, percent) for classes in models),
-            *(_or_undefined(classes[name].recall, percent) for classes in models),
+            _cell(scores.name),
+            f"{scores.support:,}",
+            *(_or_undefined(value, percent) for value in (scores.head_precision, scores.finetuned_precision)),
+            *(_or_undefined(value, percent) for value in (scores.head_recall, scores.finetuned_recall)),
         ]
-        for name in list(models[0])[:_MOST_CLASSES]
+        for scores in shown
     ]
-    if len(models[0]) > _MOST_CLASSES:
-        rows.append([f"... {len(models[0]) - _MOST_CLASSES:,} more in `evaluation.json`", *[""] * 5])
     header = ["class", "test pictures"]
     header += [f"{name}, {model}" for name in ("precision", "recall") for model in ("head phase", "fine-tuned")]
-    return _table(header, rows)
+    return note + _table(header, rows)
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:

@@ -80,8 +80,10 @@ def _average(
     x = np.unique(np.concatenate(jumps))
     y = {}
     for name, curves in models.items():
-        left, right = np.mean([sides(x) for _, sides in curves], axis=0)
-        y[name] = np.stack([left, right], axis=1).ravel()
+        total = np.zeros((2, len(x)))
+        for _, sides in curves:  # one after the other: together they may not fit into memory
+            total += sides(x)
+        y[name] = (total / len(curves)).T.ravel()
     return Curve(np.repeat(x, 2), y)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from stages.common.files import write_json
 from stages.common.stage import run
 from stages.common.words import number, percent, percent_range, points, points_range, signed
-from stages.scores.metrics import ClassScores, Scores
+from stages.scores.metrics import Scores
 from stages.scores.near_duplicates import NearDuplicates
 from stages.scores.verdict import Gain, describe_gain
 
@@ -43,15 +43,7 @@ def read_evaluation(path: Path) -> Evaluation:
         OSError: it is not there.
     """
     values = json.loads(path.read_text(encoding="utf-8"))
-    head, finetuned = (
-        Scores(
-            **{
-                **values[model],
-                "classes": {name: ClassScores(**scores) for name, scores in values[model]["classes"].items()},
-            }
-        )
-        for model in ("head", "finetuned")
-    )
+    head, finetuned = (Scores(**values[model]) for model in ("head", "finetuned"))
     return Evaluation(head, finetuned, Gain(**values["gain"]), NearDuplicates(**values["near_duplicates"]))
 
 

@@ -25,15 +25,6 @@ def predicted_labels(probabilities: Probabilities) -> Labels:
 
 
 @dataclass(frozen=True)
-class ClassScores:
-    """Of a class: `precision` (`None`: never predicted), `recall` (`None`: no picture), `support`: test pictures."""
-
-    precision: float | None
-    recall: float | None
-    support: int
-
-
-@dataclass(frozen=True)
 class Scores:
     """What one model is worth on the test pictures. A number that is undefined is `None`.
 
@@ -46,8 +37,7 @@ class Scores:
     `f1_macro`: the mean over the classes that are in the test set or among the predictions;
     `brier`: the mean squared error of the probability of class 1, in [0, 1], for two classes; for more, the sum of
     the squared errors over the classes, in [0, 2] (Brier 1950), as scikit-learn's `brier_score_loss` has it;
-    `ece`: see `expected_calibration_error`;
-    `classes`: by name, in the order of their labels.
+    `ece`: see `expected_calibration_error`.
     """
 
     accuracy: float
@@ -60,25 +50,21 @@ class Scores:
     f1_macro: float
     brier: float
     ece: float
-    classes: dict[str, ClassScores]
 
 
-def score(labels: Labels, probabilities: Probabilities, classes: Sequence[str]) -> Scores:
+def score(labels: Labels, probabilities: Probabilities) -> Scores:
     """Score one model on at least one picture.
 
     Args:
         labels: (n,).
         probabilities: (n, classes).
-        classes: names, in the order of their labels.
     """
     predicted = predicted_labels(probabilities)
     right = predicted == labels
-    numbers = np.arange(len(classes))
-    precision, recall, f1, support = precision_recall_fscore_support(
-        labels, predicted, labels=numbers, zero_division=np.nan
-    )
+    numbers = np.arange(probabilities.shape[1])
+    _, recall, f1, _ = precision_recall_fscore_support(labels, predicted, labels=numbers, zero_division=np.nan)
     low, high = wilson_interval(int(right.sum()), len(labels))
-    ranked = [1] if len(classes) == 2 else list(range(len(classes)))
+    ranked = [1] if len(numbers) == 2 else numbers.tolist()
     positives = [labels == label for label in ranked]
     errors = probabilities - (labels[:, None] == numbers)
     return Scores(
@@ -100,10 +86,6 @@ def score(labels: Labels, probabilities: Probabilities, classes: Sequence[str]) 
         f1_macro=_mean(_defined(f1)),
         brier=float((errors[:, ranked] ** 2).sum(axis=1).mean()),
         ece=expected_calibration_error(right, probabilities.max(axis=1)),
-        classes={
-            name: ClassScores(_number(precision[label]), _number(recall[label]), int(support[label]))
-            for label, name in enumerate(classes)
-        },
     )
 
 
@@ -127,10 +109,6 @@ def expected_calibration_error(right: NDArray[np.bool_], confidences: NDArray[np
     bins = np.ceil(confidences * CALIBRATION_BINS).astype(int)
     gaps = np.bincount(bins, weights=right - confidences)
     return float(np.abs(gaps).sum() / len(right))
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
 
 
 def _defined(values: Iterable[float]) -> list[float]:

@@ -1,12 +1,12 @@
 """Near-identical pictures in the training and the test part: the test accuracy flatters where there are many."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from stages.common.files import read_csv, write_csv
+from stages.common.files import read_rows, write_csv
 from stages.common.stage import StageError
 from stages.common.words import percent
 from stages.pictures.index import Entry
@@ -15,6 +15,20 @@ from stages.scores.predictions import Predictions
 
 _DECIMALS = 4
 _COLUMNS = ["test", "train", "cosine"]
+
+
+@dataclass(frozen=True)
+class Similar:
+    """What `similarity.find_similar` finds among m test pictures.
+
+    `pairs`: (position in test, position in train, cosine), of each test picture the 10 most similar at most;
+    `count`: of all pairs;
+    `paired`: whether a test picture is in a pair, (m,).
+    """
+
+    pairs: list[tuple[int, int, float]]
+    count: int
+    paired: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -28,7 +42,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """How many pairs have a cosine of `threshold` or more, and how many test pictures are in them.
+    """How many pairs have a cosine of `threshold` or more, listed or not, and how many test pictures are in them.
 
     The accuracies are those on the test pictures that are in no pair, `None` if no picture is left.
     """
@@ -40,21 +54,22 @@ class NearDuplicates:
     finetuned_accuracy: float | None
 
 
-def name_pairs(pairs: Iterable[tuple[int, int, float]], train: list[Entry], test: list[Entry]) -> list[Pair]:
-    """Turn what `similarity.find_similar` returns into paths, the most similar pair first."""
-    named = [Pair(test[row].path, train[column].path, round(cosine, _DECIMALS)) for row, column, cosine in pairs]
+def name_pairs(similar: Similar, train: list[Entry], test: list[Entry]) -> list[Pair]:
+    """Turn positions into paths, the most similar pair first."""
+    named = [
+        Pair(test[row].path, train[column].path, round(cosine, _DECIMALS)) for row, column, cosine in similar.pairs
+    ]
     return sorted(named, key=lambda pair: (-pair.cosine, pair.test, pair.train))
 
 
-def summarize(pairs: list[Pair], threshold: float, predictions: Predictions) -> NearDuplicates:
+def summarize(similar: Similar, threshold: float, predictions: Predictions) -> NearDuplicates:
     """Count the pairs, and score the models on the test pictures that are in none."""
-    paired = {pair.test for pair in pairs}
-    left = np.array([path not in paired for path in predictions.paths])
+    left = ~similar.paired
     head, finetuned = (
         float((predicted_labels(probabilities) == predictions.labels)[left].mean()) if left.any() else None
         for probabilities in predictions.models.values()
     )
-    return NearDuplicates(threshold, len(pairs), len(paired), head, finetuned)
+    return NearDuplicates(threshold, similar.count, int(similar.paired.sum()), head, finetuned)
 
 
 def describe_near_duplicates(found: NearDuplicates, count: int) -> str:
@@ -82,10 +97,7 @@ def read_near_duplicates(path: Path) -> list[Pair]:
         OSError: not there.
     """
     try:
-        columns, rows = read_csv(path)
-        if columns != _COLUMNS:
-            raise ValueError("unexpected columns")
-        return [Pair(test, train, float(cosine)) for test, train, cosine in rows]
+        return [Pair(test, train, float(cosine)) for test, train, cosine in read_rows(path, _COLUMNS)]
     except ValueError as error:
         raise StageError(
             f"{path}: not a file of near-duplicates ({error}); `dvc repro evaluate` writes it anew"

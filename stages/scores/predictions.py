@@ -1,22 +1,35 @@
-"""Every prediction for the test pictures, the file they are kept in, and the pictures worth looking at."""
+"""Every prediction for the test pictures, the files they are kept in, and the pictures worth looking at."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.common.files import read_csv, write_csv
+from stages.common.files import read_csv, write_bytes, write_csv
 from stages.common.stage import StageError
+from stages.pictures.index import Entry
 from stages.scores.metrics import Labels, Probabilities, predicted_labels
+
+# With more, the table for git does not have every probability: 300 classes and 15,000 pictures would make it 195 MB.
+MOST_CLASSES = 20
+
+_MODELS = ("head", "finetuned")
+_SHORT_COLUMNS = ("prediction", "probability", "true_probability")
+_AGAIN = "`dvc repro evaluate` writes it anew"
 
 Positions = list[int]
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The test pictures: paths and labels (n,); class names by label; both checkpoints' probabilities (n, classes)."""
+    """The test pictures: paths and labels (n,); class names by label; both checkpoints' probabilities (n, classes).
+
+    A picture that is there several times, with the same bytes, is one picture: see `count_once`.
+    """
 
     paths: list[str]
     labels: Labels
@@ -30,43 +43,99 @@ class Predictions:
         return {"head": self.head, "finetuned": self.finetuned}
 
 
+def count_once(entries: list[Entry]) -> list[Entry]:
+    """Return the first of each group of files with the same bytes; the others would count one picture several times."""
+    first: dict[str, Entry] = {}
+    for entry in entries:
+        first.setdefault(entry.sha256, entry)
+    return list(first.values())
+
+
 def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write `path,label`, then `MODEL.CLASS` for each model and class, whole or not at all.
 
-    Probabilities are written with all their digits: every score can be computed again from this file.
+    Probabilities are written with all their digits: every score can be computed again from this file. With more than 20
+    classes it has, for each model, `MODEL_prediction` (a label), `MODEL_probability` (of that label) and
+    `MODEL_true_probability` instead; the rest is in what `write_probabilities` writes.
     """
-    columns = (
-        predictions.paths,
-        predictions.labels.tolist(),
-        predictions.head.tolist(),
-        predictions.finetuned.tolist(),
+    models = list(predictions.models.values())
+    if len(predictions.classes) > MOST_CLASSES:
+        header = _short_header()
+        columns = [column for values in models for column in _short_columns(predictions.labels, values)]
+    else:
+        header = _header(predictions.classes)
+        columns = [column.tolist() for values in models for column in values.T]
+    write_csv(path, header, zip(predictions.paths, predictions.labels.tolist(), *columns, strict=True))
+
+
+def write_probabilities(path: Path, predictions: Predictions) -> None:
+    """Write all predictions as a NumPy archive (`.npz`) of the fields of `Predictions`, whole or not at all.
+
+    The same predictions give the same bytes.
+    """
+    content = io.BytesIO()
+    np.savez(
+        content,
+        paths=np.array(predictions.paths, dtype=np.str_),
+        labels=predictions.labels,
+        classes=np.array(predictions.classes, dtype=np.str_),
+        head=predictions.head,
+        finetuned=predictions.finetuned,
     )
-    rows = ([name, label, *head, *finetuned] for name, label, head, finetuned in zip(*columns, strict=True))
-    write_csv(path, _columns(predictions.classes), rows)
+    write_bytes(path, content.getbuffer())
 
 
-def _columns(classes: Sequence[str]) -> list[str]:
-    return ["path", "label", *(f"{model}.{name}" for model in ("head", "finetuned") for name in classes)]
-
-
-def read_predictions(path: Path) -> Predictions:
-    """Read what `write_predictions` wrote.
+def read_predictions(path: Path, probabilities: Path) -> Predictions:
+    """Read what `write_predictions` wrote; from what `write_probabilities` wrote where that has not all of it.
 
     Raises:
-        StageError: not such a file.
+        StageError: not such files, or not of the same run.
         OSError: not there.
     """
     try:
         header, rows = read_csv(path)
+        paths, labels = [row[0] for row in rows], np.array([int(row[1]) for row in rows], dtype=np.int64)
+        if header == _short_header():
+            return _read_probabilities(probabilities, path, paths, labels)
         count = (len(header) - 2) // 2
         classes = [column.removeprefix("head.") for column in header[2 : 2 + count]]
-        if header != _columns(classes):
+        if header != _header(classes):
             raise ValueError("unexpected columns")
-        labels = np.array([int(row[1]) for row in rows], dtype=np.int64)
         values = np.array([row[2:] for row in rows], dtype=np.float64).reshape(len(rows), 2 * count)
     except (ValueError, IndexError) as error:
-        raise StageError(f"{path}: not a file of predictions ({error}); `dvc repro evaluate` writes it anew") from error
-    return Predictions([row[0] for row in rows], labels, classes, values[:, :count], values[:, count:])
+        raise StageError(f"{path}: not a file of predictions ({error}); {_AGAIN}") from error
+    return Predictions(paths, labels, classes, values[:, :count], values[:, count:])
+
+
+def _read_probabilities(path: Path, table: Path, paths: list[str], labels: Labels) -> Predictions:
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            read = Predictions(
+                content["paths"].tolist(),
+                content["labels"],
+                content["classes"].tolist(),
+                content["head"],
+                content["finetuned"],
+            )
+    except (BadZipFile, ValueError, KeyError, EOFError, AttributeError) as error:
+        raise StageError(f"{path}: not a file of probabilities ({error}); {_AGAIN}") from error
+    if read.paths != paths or not np.array_equal(read.labels, labels):
+        raise StageError(f"{path}: not the pictures of {table}; `dvc repro evaluate` writes both anew")
+    return read
+
+
+def _header(classes: Sequence[str]) -> list[str]:
+    return ["path", "label", *(f"{model}.{name}" for model in _MODELS for name in classes)]
+
+
+def _short_header() -> list[str]:
+    return ["path", "label", *(f"{model}_{column}" for model in _MODELS for column in _SHORT_COLUMNS)]
+
+
+def _short_columns(labels: Labels, probabilities: Probabilities) -> list[list[float]]:
+    """Return what `_SHORT_COLUMNS` names, (n,) each."""
+    every, predicted = np.arange(len(labels)), predicted_labels(probabilities)
+    return [predicted.tolist(), probabilities[every, predicted].tolist(), probabilities[every, labels].tolist()]
 
 
 def picture_losses(labels: Labels, probabilities: Probabilities) -> NDArray[np.float64]:

@@ -349,6 +349,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, help="pixels; default 224")
     parser.add_argument("--scale", type=int, nargs="*", default=[1, 2, 4], help="times as many pictures")
     parser.add_argument("--skip-tutorial", action="store_true")
+    parser.add_argument("--simulate", nargs="+", metavar="N", help="only what grows with so many pictures: simulate.py")
     options = parser.parse_args()
     if options.data is not None and not options.data.is_dir():
         parser.error(f"--data: {options.data}: no such folder")
@@ -366,6 +367,9 @@ def parse_options() -> argparse.Namespace:
 def main() -> None:
     """Measure in a temporary folder that goes in any case, and print as the tables grow."""
     options = parse_options()
+    if options.simulate:
+        # A process of its own: one that has loaded as much as this one would count in the memory of those it starts.
+        sys.exit(subprocess.call([sys.executable, Path(__file__).with_name("simulate.py"), *options.simulate]))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)

@@ -29,7 +29,7 @@ from stages.scores.metrics import Scores
 from stages.scores.predictions import Predictions, find_changed, find_wrong, picture_losses
 from stages.training.history import Epoch
 
-SCORES = dict.fromkeys(("head", "finetuned"), Scores(0.9, 0.8, 0.95, 0.9, 0.3, 0.97, None, 0.9, 0.1, 0.05, {}))
+SCORES = dict.fromkeys(("head", "finetuned"), Scores(0.9, 0.8, 0.95, 0.9, 0.3, 0.97, None, 0.9, 0.1, 0.05))
 LONG = "An_American_$Staffordshire$_Terrier_of_{any}_colour_which_is_friendly"
 
 
@@ -128,8 +128,27 @@ def test_a_small_confusion_matrix_has_its_counts_and_a_large_one_its_mistakes() 
     many = draw_confusion(made_up([f"class {number}" for number in range(20)], 200, skill=2))
     assert not many.axes[0].texts
     assert "taken for" in many.axes[0].get_xlabel()
+    assert "drawn" not in many.axes[0].get_xlabel()
     perfect = draw_confusion(made_up([f"class {number}" for number in range(20)], 200, skill=60))
     assert "no mistakes on 200 pictures" in perfect.axes[0].get_xlabel()
+
+
+def test_of_very_many_classes_the_confusion_matrix_has_those_with_most_mistakes() -> None:
+    labels = np.arange(600) % 300
+    right = np.eye(300)[labels]
+    taken = np.where(labels % 30 == 7, (labels + 100) % 300, labels)
+    predictions = Predictions([""] * 600, labels, [f"kind {n}" for n in range(300)], right, np.eye(300)[taken])
+    figure = draw_confusion(predictions)
+    names = [text.get_text() for text in figure.axes[1].get_yticklabels()]
+    assert len(names) == 40
+    assert {f"kind {label}" for label in range(7, 300, 30)} < set(names)
+    assert "kind 299" not in names
+    for axes in figure.axes[:2]:
+        assert "drawn: the 40 of 300 classes with most mistakes" in axes.get_xlabel()
+    # Fractions are of all pictures of a class, whatever is drawn.
+    shares = figure.axes[1].images[0].get_array()
+    place = names.index("kind 7")
+    assert (shares[place, place], shares[place, names.index("kind 107")]) == (0, 1)
 
 
 @pytest.mark.parametrize(("classes", "absent"), [(2, frozenset()), (5, frozenset({3}))], ids=["two", "many"])

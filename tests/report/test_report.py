@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from stages.report.page import FIGURES, compose_report
+from stages.scores.classes import ClassScores
 from stages.scores.evaluation import Evaluation
-from stages.scores.metrics import ClassScores, Scores
+from stages.scores.metrics import Scores
 from stages.scores.near_duplicates import NearDuplicates, Pair, read_near_duplicates, write_near_duplicates
 from stages.scores.verdict import Gain, describe_gain
 
@@ -27,7 +28,6 @@ def scores(accuracy: float, **more: float | None) -> Scores:
         "accuracy_low": accuracy - 0.05,
         "accuracy_high": accuracy + 0.02,
         **dict.fromkeys(("balanced_accuracy", "loss", "auroc", "average_precision", "f1_macro", "brier", "ece"), 0.5),
-        "classes": {name: ClassScores(None, 0.75, 100) for name in NAMES},
     }
     return Scores(**{**values, **more})
 
@@ -50,9 +50,18 @@ def split(val: int = 100) -> dict[str, Any]:
     }
 
 
-def report(found: Evaluation | None = None, pairs: list[Pair] | None = None, val: int = 100) -> str:
+def report(
+    found: Evaluation | None = None,
+    pairs: list[Pair] | None = None,
+    val: int = 100,
+    classes: list[ClassScores] | None = None,
+    copies: int = 0,
+) -> str:
+    classes = classes or [ClassScores(label, name, 100, None, 0.75, 0.5, 0.8) for label, name in enumerate(NAMES)]
     captions = {"losses": "First.\nSecond."}
-    return compose_report(found or evaluation(), split(val), RECIPE, pairs or [], ["How it went."], "figures", captions)
+    return compose_report(
+        found or evaluation(), classes, copies, split(val), RECIPE, pairs or [], ["How it went."], "figures", captions
+    )
 
 
 def cells(line: str) -> list[str]:
@@ -98,6 +107,34 @@ def test_limits_are_stated() -> None:
     assert "flatter" not in report()
     assert "training watched the test pictures, so these numbers flatter" in report(val=0)
     assert "watched and tested on the same 300" in report(val=0)
+
+
+def test_copies_that_are_not_counted_are_named_with_their_number() -> None:
+    text = report(copies=7)
+    assert "tested on 293." in text
+    assert "The test set has 293 pictures: one of them is 0.34 points of accuracy." in text
+    assert "7 more files of the test part have the same bytes as one of these" in text
+    assert "same bytes as one of these" not in report()
+
+
+def test_every_class_is_listed_with_its_scores_or_of_many_the_worst() -> None:
+    text = report().split("## Every class")[1]
+    assert row(text, "cat") == ["cat", "100", "undefined", "50.00%", "75.00%", "80.00%"]
+    assert "classes.csv" not in text
+    many = [ClassScores(label, f"kind {label}", 10, 0.5, 0.9, 0.5, 1 - label / 300) for label in range(300)]
+    many[7] = ClassScores(7, "kind 7", 0, None, None, None, None)
+    text = report(classes=many).split("## Every class")[1]
+    assert re.findall(r"\| (kind \d+) ", text) == [f"kind {label}" for label in range(299, 279, -1)]
+    assert "The 20 of 300 classes" in text
+    assert "`classes.csv` has all" in text
+
+
+def test_pairs_that_no_file_lists_are_counted() -> None:
+    pairs = [Pair(f"cat/{number}.jpg", f"cat/_{number}.jpg", 0.99) for number in range(30)]
+    text = report(evaluation(near_duplicates=NearDuplicates(0.9, 5030, 3, 0.88, 0.9)), pairs)
+    assert "5,030 pairs" in text
+    assert "10 more in `near_duplicates.csv`" in text
+    assert "5,000 not listed: each test picture has 10 at most" in text
 
 
 def test_every_figure_is_shown_and_captions_of_several_lines_become_lists() -> None:

@@ -16,7 +16,7 @@ from stages.network.checkpoint import load_checkpoint
 from stages.network.network import cut
 from stages.pictures.index import Entry, read_index
 from stages.scores import near_duplicates, similarity
-from stages.scores.near_duplicates import Pair
+from stages.scores.near_duplicates import Similar
 from stages.scores.predictions import Predictions
 from stages.scores.similarity import find_similar, pool
 from stages.training.activations import FrozenPrefix, Inputs
@@ -42,7 +42,7 @@ def make_scenes(root: Path, count: int) -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_training_picture_saved_again_and_put_into_the_test_part_is_found(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], precision: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     make_scenes(tmp_path / "pictures", count=40)
     project = Project(tmp_path)
@@ -82,6 +82,14 @@ def test_a_training_picture_saved_again_and_put_into_the_test_part_is_found(
         assert summary[f"{model}_accuracy"] == pytest.approx(np.mean(right), abs=1e-12)
     assert "2 of 18 test pictures are nearly the same as a training picture" in capsys.readouterr().out
 
+    # As a large set: what training has seen is read in batches, after a sample of it.
+    with monkeypatch.context() as patch:
+        patch.setattr(similarity, "_SAMPLE", 40)
+        patch.setattr(similarity, "_CHUNK", 8)
+        assert project.run("evaluate") == 0
+    again = list(csv.reader(project.path("metrics/near_duplicates.csv").read_text().splitlines()))[1:]
+    assert [row[:2] for row in again] == [row[:2] for row in rows]
+
     # Nothing can be kept: every picture is decoded anew, and the pairs are the same.
     project.set("cache.max_gigabytes", 0)
     assert project.run("evaluate") == 0
@@ -116,7 +124,7 @@ def test_a_picture_has_the_same_features_through_the_tail_as_through_the_whole_b
 
 
 def find(train: torch.Tensor, test: torch.Tensor) -> list[tuple[int, int, float]]:
-    return find_similar(train, test, "float32")
+    return find_similar(train, [train], test, "float32").pairs
 
 
 def make_features(count: int, seed: int, channels: int = 64, decades: int = 2) -> torch.Tensor:
@@ -145,7 +153,7 @@ def test_rounding_to_half_precision_does_not_hide_copies() -> None:
         features * (1 + torch.finfo(torch.bfloat16).eps * (torch.rand(features.shape, generator=generator) - 0.5))
         for features in (train, test)
     )
-    found = find_similar(train, test, "bfloat16")
+    found = find_similar(train, [train], test, "bfloat16").pairs
     assert sorted((row, column) for row, column, _ in found) == [(number, number) for number in range(10)]
     assert find(train, test) == []  # as if there were no rounding
 
@@ -155,9 +163,46 @@ def test_pairs_do_not_depend_on_the_size_of_the_blocks(monkeypatch: pytest.Monke
     test[[3, 22, 49]] = train[[1, 2, 3]]
     whole = find(train, test)
     monkeypatch.setattr(similarity, "_BLOCK", 7)
-    blocks = find(train, test)
+    monkeypatch.setattr(similarity, "_CHUNK", 9)
+    blocks = find_similar(train, train.split(5), test, "float32").pairs
     assert [pair[:2] for pair in blocks] == [pair[:2] for pair in whole] == [(3, 1), (22, 2), (49, 3)]
     assert [pair[2] for pair in blocks] == pytest.approx([pair[2] for pair in whole], abs=1e-6)
+
+
+def test_of_many_alike_each_test_picture_lists_its_first_and_all_are_counted() -> None:
+    train, test = make_features(300, 0), make_features(50, 1)
+    train[100:] = train[100]
+    test[[3, 40]] = train[100]
+    test[7] = train[5]
+    found = find_similar(train, train.split(64), test, "float32")
+    assert found.count == 2 * 200 + 1
+    assert np.flatnonzero(found.paired).tolist() == [3, 7, 40]
+    listed = [(row, column) for row in (3, 40) for column in range(100, 110)]
+    assert sorted(pair[:2] for pair in found.pairs) == sorted([*listed, (7, 5)])
+
+
+def test_a_sample_of_the_training_pictures_measures_the_whitening_for_all() -> None:
+    train, test = make_features(4000, 0, channels=256), make_features(600, 1, channels=256)
+    test[::6] = train[: 100 * 7 : 7] + 0.02 * make_features(100, 2, channels=256).sub(5)
+    sample = train[::4]
+    found = find_similar(sample, train.split(128), test, "float32")
+    assert sorted(pair[:2] for pair in found.pairs) == [(6 * number, 7 * number) for number in range(100)]
+    # As without the first look in a few directions.
+    mean, whitening = similarity._whitening(sample.double(), torch.finfo(torch.float32).eps)
+    known, asked = (similarity._unit((features.double() - mean) @ whitening) for features in (train, test))
+    cosines = {(row, column): cosine for row, column, cosine in found.pairs}
+    assert cosines == pytest.approx(
+        {(row, column): (asked[row] @ known[column]).item() for row, column in cosines}, abs=1e-5
+    )
+    assert int((asked @ known.T >= similarity.THRESHOLD).sum()) == found.count == 100
+
+
+def test_at_most_ten_thousand_pictures_are_a_sample_from_all_over_the_index() -> None:
+    assert similarity.thin(list(range(10_000))) == list(range(10_000))
+    assert similarity.thin([]) == []
+    some = similarity.thin(list(range(25_000)))
+    assert 5_000 <= len(some) <= 10_000
+    assert (some[0], some[-1]) == (0, 24_999 // 3 * 3)
 
 
 @pytest.mark.parametrize("count", [1, 2, 40])
@@ -184,7 +229,7 @@ def entry(path: str) -> Entry:
 def test_the_most_similar_pair_comes_first_then_paths_decide(tmp_path: Path) -> None:
     train, test = [entry("t/1"), entry("t/2")], [entry("b"), entry("a, b"), entry("c")]
     found = [(0, 1, 0.91), (0, 0, 0.910001), (1, 0, 0.91), (2, 1, 0.99999)]
-    pairs = near_duplicates.name_pairs(found, train, test)
+    pairs = near_duplicates.name_pairs(Similar(found, 4, np.ones(3, dtype=bool)), train, test)
     near_duplicates.write_near_duplicates(tmp_path / "pairs.csv", pairs)
     assert near_duplicates.read_near_duplicates(tmp_path / "pairs.csv") == pairs
     assert (tmp_path / "pairs.csv").read_text() == (
@@ -208,10 +253,10 @@ def test_the_most_similar_pair_comes_first_then_paths_decide(tmp_path: Path) -> 
 def test_accuracy_is_given_without_the_pictures_in_pairs(
     paired: set[str], expected: tuple[float | None, ...], line: str
 ) -> None:
-    pairs = [Pair(path, train, 0.95) for path in sorted(paired) for train in ("t/1", "t/2")]
+    similar = Similar([], 2 * len(paired), np.array([path in paired for path in "abc"]))
     labels = np.array([0, 1, 1])
     predictions = Predictions(["a", "b", "c"], labels, ["cat", "dog"], np.eye(2)[[0, 1, 0]], np.eye(2)[labels])
-    summary = near_duplicates.summarize(pairs, similarity.THRESHOLD, predictions)
+    summary = near_duplicates.summarize(similar, similarity.THRESHOLD, predictions)
     assert astuple(summary) == (similarity.THRESHOLD, *expected)
     assert list(asdict(summary)) == ["threshold", "pairs", "test_pictures", "head_accuracy", "finetuned_accuracy"]
     assert near_duplicates.describe_near_duplicates(summary, 3) == line

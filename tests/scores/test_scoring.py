@@ -19,8 +19,11 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from stages.common.stage import StageError
 from stages.scores import evaluation, metrics, verdict
+from stages.scores.classes import ClassScores, read_classes, score_classes, write_classes
 from stages.scores.near_duplicates import NearDuplicates
+from stages.scores.predictions import Predictions, read_predictions, write_predictions, write_probabilities
 
 NAMES = ("ant", "bee", "cat", "dog")
 
@@ -48,11 +51,18 @@ def model_with(right: list[bool], labels: np.ndarray) -> np.ndarray:
     return np.where(np.array(right)[:, None] == np.eye(2, dtype=bool)[labels], 0.8, 0.2)
 
 
+def scores_of_classes(labels: np.ndarray, head: np.ndarray) -> list[ClassScores]:
+    """Of a head that predicts so, and of a fine-tuned checkpoint that is sure of the first class."""
+    classes = head.shape[1]
+    finetuned = certain([0] * len(labels), classes)
+    return score_classes(Predictions([""] * len(labels), labels, NAMES[:classes], head, finetuned))
+
+
 @pytest.mark.parametrize("classes", [2, 4])
 def test_scores_are_scikit_learns(classes: int) -> None:
     labels = np.random.default_rng(0).integers(0, classes, 300)
     values = make_model(labels, classes, 1.0, 1)
-    scores = metrics.score(labels, values, NAMES[:classes])
+    scores = metrics.score(labels, values)
     predicted, numbers = values.argmax(axis=1), list(range(classes))
     positive = values[:, 1] if classes == 2 else values
     ap = average_precision_score(np.eye(classes)[labels], values, average=None)
@@ -67,13 +77,13 @@ def test_scores_are_scikit_learns(classes: int) -> None:
     }
     for name, value in expected.items():
         assert getattr(scores, name) == pytest.approx(value, abs=1e-12), name
-    for label, name in enumerate(NAMES[:classes]):
+    for label, of_class in enumerate(scores_of_classes(labels, values)):
         hits = int(((predicted == label) & (labels == label)).sum())
-        assert asdict(scores.classes[name]) == {
-            "precision": pytest.approx(hits / (predicted == label).sum()),
-            "recall": pytest.approx(hits / (labels == label).sum()),
-            "support": (labels == label).sum(),
-        }
+        assert (of_class.label, of_class.name, of_class.support) == (label, NAMES[label], (labels == label).sum())
+        assert of_class.head_precision == pytest.approx(hits / (predicted == label).sum())
+        assert of_class.head_recall == pytest.approx(hits / (labels == label).sum())
+        assert of_class.finetuned_precision == (None if label else pytest.approx((labels == 0).mean()))
+        assert of_class.finetuned_recall == (0 if label else 1)
 
 
 def test_calibration_error_is_the_one_counted_by_hand() -> None:
@@ -147,29 +157,46 @@ def test_the_same_model_twice_is_no_evidence() -> None:
 def test_shuffled_labels_score_as_chance() -> None:
     labels = np.arange(4000) % 2
     values = make_model(labels, 2, 3.0, 4)
-    assert metrics.score(labels, values, NAMES[:2]).accuracy > 0.95
+    assert metrics.score(labels, values).accuracy > 0.95
     shuffled = np.random.default_rng(5).permutation(labels)
-    scores = metrics.score(shuffled, values, NAMES[:2])
+    scores = metrics.score(shuffled, values)
     # Four standard deviations of chance.
     assert scores.accuracy == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(4000))
     assert scores.auroc == pytest.approx(0.5, abs=4 / math.sqrt(12 * 1000))
     assert scores.accuracy_low < 0.5 < scores.accuracy_high
 
 
-def test_what_is_undefined_is_null_and_never_zero_or_nan() -> None:
+def test_what_is_undefined_is_null_and_never_zero_or_nan(tmp_path: Path) -> None:
     # bee is not in the test set, cat is never predicted, dog is neither; the means go over what is defined.
     labels = np.array([0, 0, 2])
-    scores = metrics.score(labels, certain([0, 1, 0], 4) * 0.7 + 0.075, NAMES)
+    values = certain([0, 1, 0], 4) * 0.7 + 0.075
+    scores = metrics.score(labels, values)
     assert json.loads(json.dumps(asdict(scores), allow_nan=False)) == asdict(scores)
-    assert asdict(scores)["classes"] == {
-        "ant": {"precision": 0.5, "recall": 0.5, "support": 2},
-        "bee": {"precision": 0.0, "recall": None, "support": 0},
-        "cat": {"precision": None, "recall": 0.0, "support": 1},
-        "dog": {"precision": None, "recall": None, "support": 0},
-    }
+    classes = scores_of_classes(labels, values)
+    assert [(scores.name, scores.head_precision, scores.head_recall, scores.support) for scores in classes] == [
+        ("ant", 0.5, 0.5, 2),
+        ("bee", 0.0, None, 0),
+        ("cat", None, 0.0, 1),
+        ("dog", None, None, 0),
+    ]
+    write_classes(tmp_path / "classes.csv", classes)
+    assert (tmp_path / "classes.csv").read_text().splitlines()[1:3] == [
+        f"0,ant,2,0.5,0.5,{2 / 3},1.0",
+        "1,bee,0,0.0,,,",
+    ]
+    assert read_classes(tmp_path / "classes.csv") == classes
     assert scores.balanced_accuracy == pytest.approx((0.5 + 0) / 2)
     assert scores.f1_macro == pytest.approx((0.5 + 0 + 0) / 3)
     assert scores.auroc == pytest.approx(np.mean([roc_auc_score([1, 1, 0], [1, 0, 1]), 0.5]))
+
+
+@pytest.mark.parametrize("text", ["", "label,class\n", "label,class,support,head_precision,head_recall,"
+                                  "finetuned_precision,finetuned_recall\n0,cat,many,,,,\n"])  # fmt: skip
+def test_what_is_no_table_of_classes_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "classes.csv"
+    path.write_text(text)
+    with pytest.raises(StageError, match=r"classes\.csv: not a table of classes .*`dvc repro evaluate` writes it anew"):
+        read_classes(path)
 
 
 @pytest.mark.parametrize("classes", [2, 4])
@@ -177,11 +204,11 @@ def test_what_is_undefined_is_null_and_never_zero_or_nan() -> None:
 def test_a_single_picture_can_be_scored(classes: int, right: bool) -> None:
     labels = np.array([1])
     values = certain([1 if right else 0], classes)
-    scores = metrics.score(labels, values, NAMES[:classes])
+    scores = metrics.score(labels, values)
     assert scores.accuracy == scores.balanced_accuracy == float(right)
     assert 0 <= scores.accuracy_low < scores.accuracy_high <= 1
     assert scores.auroc is None
-    assert scores.classes["ant"].recall is None
+    assert scores_of_classes(labels, values)[0].head_recall is None
     gain = verdict.compare(labels, values, certain([1], classes))
     json.dumps([asdict(scores), asdict(gain)], allow_nan=False)
     assert gain.fixed == int(not right)
@@ -189,7 +216,7 @@ def test_a_single_picture_can_be_scored(classes: int, right: bool) -> None:
 
 
 def test_without_a_picture_of_class_one_two_classes_have_no_ranking_scores() -> None:
-    scores = metrics.score(np.array([0, 0]), certain([0, 1], 2), NAMES[:2])
+    scores = metrics.score(np.array([0, 0]), certain([0, 1], 2))
     assert scores.auroc is None
     assert scores.average_precision is None
 
@@ -197,17 +224,17 @@ def test_without_a_picture_of_class_one_two_classes_have_no_ranking_scores() -> 
 @pytest.mark.parametrize("classes", [2, 4])
 def test_perfect_and_useless_models_are_scored(classes: int) -> None:
     labels = np.arange(4 * classes) % classes
-    perfect = metrics.score(labels, certain(list(labels), classes), NAMES[:classes])
+    perfect = metrics.score(labels, certain(list(labels), classes))
     for name in ("accuracy", "accuracy_high", "balanced_accuracy", "auroc", "average_precision", "f1_macro"):
         assert getattr(perfect, name) == pytest.approx(1), name
     for name in ("loss", "brier", "ece"):
         assert getattr(perfect, name) == pytest.approx(0, abs=1e-12), name
     assert perfect.accuracy_low < 1
-    useless = metrics.score(labels, np.full((len(labels), classes), 1 / classes), NAMES[:classes])
+    useless = metrics.score(labels, np.full((len(labels), classes), 1 / classes))
     assert useless.accuracy == pytest.approx(1 / classes)
     assert useless.auroc == pytest.approx(0.5)
     assert useless.loss == pytest.approx(math.log(classes))
-    wrong = metrics.score(labels, certain(list((labels + 1) % classes), classes), NAMES[:classes])
+    wrong = metrics.score(labels, certain(list((labels + 1) % classes), classes))
     assert wrong.accuracy == wrong.accuracy_low == wrong.f1_macro == 0
     assert math.isfinite(wrong.loss)
     assert wrong.ece == pytest.approx(1)
@@ -248,9 +275,33 @@ def test_the_verdict_is_put_into_one_plain_sentence(changes: dict[str, object], 
     assert verdict.describe_gain(replace(GAIN, **changes)) == expected
 
 
+@pytest.mark.parametrize("classes", [2, 20, 21, 300])
+def test_predictions_are_read_as_they_were_written_however_many_classes(classes: int, tmp_path: Path) -> None:
+    labels = np.arange(50) % classes
+    written = Predictions(
+        [f"größe, {number}/\udcff{number}.png" for number in range(50)],
+        labels,
+        [f"a.b_{label}" for label in range(classes)],
+        make_model(labels, classes, 1.0, 1),
+        make_model(labels, classes, 2.0, 2),
+    )
+    table, archive = tmp_path / "predictions.csv", tmp_path / "predictions.npz"
+    write_predictions(table, written)
+    write_probabilities(archive, written)
+    content = archive.read_bytes()
+    write_probabilities(archive, written)
+    assert archive.read_bytes() == content
+    columns = table.read_text(errors="surrogateescape").splitlines()[0].split(",")
+    assert len(columns) == (2 + 2 * classes if classes <= 20 else 8)
+    read = read_predictions(table, archive)
+    assert (read.paths, list(read.classes)) == (written.paths, written.classes)
+    for name in ("labels", "head", "finetuned"):
+        assert np.array_equal(getattr(read, name), getattr(written, name)), name
+
+
 def made_up_evaluation() -> evaluation.Evaluation:
     labels = np.arange(20) % 2
-    scores = metrics.score(labels, make_model(labels, 2, 1.0, 6), NAMES[:2])
+    scores = metrics.score(labels, make_model(labels, 2, 1.0, 6))
     return evaluation.Evaluation(scores, scores, GAIN, NearDuplicates(0.9, 0, 0, 0.5, None))
 
 

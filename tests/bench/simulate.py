@@ -1,0 +1,243 @@
+"""Measure what grows with the number of pictures, without the pictures: time and memory of each rule on fake entries.
+
+`python tests/bench/simulate.py 100000 1000000`. Each measurement runs in a process of its own, whose peak memory is all
+that was resident, imports included; a first row says what imports alone take. What a measurement needs is prepared in
+another process.
+"""
+
+import argparse
+import hashlib
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from stages.pictures.index import Entry
+    from stages.training.activations import FrozenPrefix
+
+Measured = Callable[[], object]
+
+ROOT = Path(__file__).parents[2]
+CLASSES = 100
+# As mobilenet_v3_large has them.
+CHANNELS = 960
+# Rows in a file of activations: 64 MiB of what its backbone makes of a picture of 224 px, float32.
+ROWS_A_FILE = 357
+BATCH = 64
+
+# What is measured imports what it needs, and no more: memory would tell of it.
+
+
+def fake_entries(count: int) -> "list[Entry]":
+    """Return entries of many classes; one picture in a hundred has a copy."""
+    from stages.pictures.index import Entry
+
+    return [
+        Entry(f"class {label:03d}/picture {number:09d}.jpg", label, f"class {label:03d}", fake_hash(number))
+        for number, label in ((number, number % CLASSES) for number in range(count))
+    ]
+
+
+def fake_hash(number: int) -> str:
+    """Return a SHA-256; one number in a hundred shares it with another of its class."""
+    original = number - CLASSES if number // CLASSES % 100 == 1 else number
+    return hashlib.sha256(str(original).encode()).hexdigest()
+
+
+def measure_imports(_: int, __: Path) -> Measured:
+    """Load what all but `split` and the index need."""
+
+    def load() -> None:
+        import stages.training.activations  # noqa: F401
+
+    return load
+
+
+def measure_split(count: int, folder: Path) -> Measured:
+    """Run `split` on fake files: finding copies, dividing, counting, writing. Nothing is decoded."""
+    from stages import split
+    from stages.pictures.scan import Scan
+
+    scan, hashes = Scan(), {}
+    for entry in fake_entries(count):
+        scan.pictures.setdefault(entry.class_name, []).append(entry.path)
+        hashes[entry.path] = entry.sha256
+    vars(split).update(find_pictures=lambda *_: scan, check_pictures=lambda *_: (hashes, {}))
+    sys.argv[1:] = ["--params", str(ROOT / "params.yaml"), "--index", str(folder), "--report", str(folder / "s.json")]
+    return split.main
+
+
+def measure_writing(count: int, folder: Path) -> Measured:
+    """Write one index file with all pictures."""
+    from stages.pictures.index import write_index
+
+    return partial(write_index, folder / "index.csv", fake_entries(count))
+
+
+def prepare_index(count: int, folder: Path) -> None:
+    """Write that file."""
+    measure_writing(count, folder)()
+
+
+def measure_reading(_: int, folder: Path) -> Measured:
+    """Read it."""
+    from stages.pictures.index import read_index
+
+    return partial(read_index, folder / "index.csv")
+
+
+def prepare_store(count: int, folder: Path) -> None:
+    """Write a store with as many files as real activations take, but with tiny rows."""
+    import torch
+
+    from stages.training import store
+
+    hashes = sorted({entry.sha256 for entry in fake_entries(count)})
+    for first in range(0, len(hashes), ROWS_A_FILE):
+        some = hashes[first : first + ROWS_A_FILE]
+        writer = store.Writer(folder / "store", set(some))
+        writer.add(some, torch.zeros(len(some), 1))
+        writer.flush()
+
+
+def measure_finding(count: int, folder: Path) -> Measured:
+    """Find the kept rows of all pictures."""
+    from stages.training.store import find
+
+    return partial(find, folder / "store", {entry.sha256 for entry in fake_entries(count)})
+
+
+def measure_epoch(count: int, folder: Path) -> Measured:
+    """Read the kept rows of all pictures once, in batches of 64, in a shuffled order."""
+    from stages.training.store import find
+
+    prefix, entries = _fake_prefix(folder), fake_entries(count)
+    kept = find(folder / "store", {entry.sha256 for entry in entries})
+    if missing := kept.missing(entries):
+        sys.exit(f"{len(missing):,} of {count:,} rows are not found")
+
+    def read() -> None:
+        for _ in prefix.batches(entries, kept, BATCH, shuffle_seed=0):
+            pass
+
+    return read
+
+
+def _fake_prefix(folder: Path) -> "FrozenPrefix":
+    import torch
+    from torch import nn
+
+    from stages.pictures.preprocessing import Preprocessing
+    from stages.training.activations import FrozenPrefix
+
+    return FrozenPrefix(nn.Sequential(), folder, Preprocessing(crop=32), torch.device("cpu"), "float32", 0)
+
+
+def measure_near_duplicates(count: int, _: Path) -> Measured:
+    """Compare a fifth of the pictures, as test part, with all others."""
+    import torch
+
+    from stages.scores.similarity import find_similar, thin
+
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.logspace(0, -2, CHANNELS)
+    test = torch.randn(max(count // 5, 1), CHANNELS, generator=generator).mul_(scale)
+    known = count - len(test)
+    sample = torch.randn(len(thin(list(range(known)))), CHANNELS, generator=generator) * scale
+
+    def batches() -> "Iterator[torch.Tensor]":
+        # Making numbers takes longer than comparing them: the same ones again, but no two pictures alike.
+        for first in range(0, known, len(sample)):
+            yield sample[: known - first].roll(first // len(sample), dims=1)
+
+    return partial(find_similar, sample, batches(), test, "float32")
+
+
+# Title, what prepares it, what makes ready for it in the same process and returns what is timed.
+MEASUREMENTS: dict[str, tuple[str, Callable[[int, Path], None] | None, Callable[[int, Path], Measured]]] = {
+    "imports": ("imports", None, measure_imports),
+    "split": ("`split`, without reading the pictures", None, measure_split),
+    "writing": ("writing an index file", None, measure_writing),
+    "reading": ("reading it", prepare_index, measure_reading),
+    "finding": ("finding kept activations", prepare_store, measure_finding),
+    "epoch": ("reading their rows, one epoch (tiny rows)", prepare_store, measure_epoch),
+    "near": ("search for near-duplicates", None, measure_near_duplicates),
+}
+
+
+def simulate(counts: list[int], folder: Path) -> Iterable[str]:
+    """Yield a table, line by line: each measurement, with each number of pictures."""
+    yield f"| | {' | '.join(f'{count:,} pictures' for count in counts)} |"
+    yield f"|---|{'---:|' * len(counts)}"
+    for name, (title, prepare, _) in MEASUREMENTS.items():
+        cells = []
+        for count in counts:
+            own = folder / f"{prepare.__name__ if prepare else name}-{count}"
+            if not own.exists():
+                own.mkdir()
+                if prepare:
+                    call("prepare", name, count, own)
+            seconds, kibibytes = json.loads(call("measure", name, count, own).splitlines()[-1])
+            cells.append(f"{seconds:.2f} s, {kibibytes / 2**20:.2f} GiB")
+        yield f"| {title} | {' | '.join(cells)} |"
+
+
+def call(*arguments: object) -> str:
+    """Run a part of this script in a process of its own, and return what it prints.
+
+    Raises:
+        SystemExit: it failed; with the end of what it printed.
+    """
+    command = [sys.executable, __file__, "--part", *map(str, arguments)]
+    process = subprocess.run(command, capture_output=True, text=True)
+    if process.returncode:
+        sys.exit(f"{' '.join(command)}: failed\n{process.stderr[-2000:]}")
+    return process.stdout
+
+
+def run_part(part: str, name: str, count: int, folder: Path) -> None:
+    """Prepare a measurement, or make it and print its seconds and its peak memory in KiB."""
+    _, prepare, measure = MEASUREMENTS[name]
+    if part == "prepare" and prepare:
+        prepare(count, folder)
+        return
+    measured = measure(count, folder)
+    started = time.perf_counter()
+    measured()
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps([seconds, peak // 1024 if sys.platform == "darwin" else peak]))
+
+
+def main() -> None:
+    """Measure in a temporary folder that goes in any case, and print the table as it grows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures", type=int, nargs="*", default=[25_000, 100_000], help="how many; at least 500")
+    parser.add_argument("--part", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.part:
+        part, name, count, folder = options.part
+        sys.path.insert(0, str(ROOT))
+        run_part(part, name, int(count), Path(folder))
+        return
+    if min(options.pictures) < 500:
+        parser.error("give 500 pictures or more: each class needs a few")
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        for line in simulate(options.pictures, Path(name)):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("error: interrupted")
