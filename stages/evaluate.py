@@ -17,7 +17,7 @@ from stages.common.stage import run
 from stages.common.words import plural
 from stages.common.workers import resolve_workers
 from stages.network.checkpoint import Description, load_checkpoint, require_classes
-from stages.network.network import Network, count_shared_blocks, cut
+from stages.network.network import Network, count_shared_blocks, cut, pool_features
 from stages.pictures.index import Entry, read_index
 from stages.scores.classes import score_classes, write_classes
 from stages.scores.evaluation import Evaluation, describe, write_evaluation
@@ -30,7 +30,7 @@ from stages.scores.near_duplicates import (
     write_near_duplicates,
 )
 from stages.scores.predictions import Predictions, count_once, write_predictions, write_probabilities
-from stages.scores.similarity import THRESHOLD, find_similar, pool, thin
+from stages.scores.similarity import THRESHOLD, find_similar, thin
 from stages.scores.verdict import compare
 from stages.training.activations import FrozenPrefix
 from stages.training.trainer import Trainer, predict
@@ -96,7 +96,7 @@ def predict_with_both(
     before, after = predict(
         trainers,
         prefix.batches(test, kept, params.evaluate.batch_size),
-        on_features=lambda activations: features.append(pool(activations)),
+        on_features=lambda activations: features.append(pool_features(activations.float()).cpu()),
     )
     labels = np.array([entry.label for entry in test])
     paths = [entry.path for entry in test]
@@ -113,7 +113,7 @@ def find_among(
     def features_of(entries: list[Entry], doing: str) -> Iterator[Tensor]:
         batches = whole.batches(entries, kept, params.evaluate.batch_size)
         for activations, _ in tqdm(batches, desc=doing, unit="batch", disable=None):
-            yield pool(activations)
+            yield pool_features(activations.float()).cpu()
 
     some = thin(known)
     sample = torch.cat(list(features_of(some, "features")))

@@ -32,7 +32,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file, whole or not at all; raises what `whole_file` does."""
     with whole_file(path) as file:
         file.write(content)

@@ -33,11 +33,6 @@ _LIKELY = math.tanh(math.atanh(THRESHOLD) - 5 / math.sqrt(_DIRECTIONS - 2))
 _Item = TypeVar("_Item")
 
 
-def pool(activations: Tensor) -> Tensor:
-    """Return the mean over space: (n, channels, height, width) -> (n, channels), float32, on the CPU."""
-    return activations.float().flatten(2).mean(2).cpu()
-
-
 def thin(items: list[_Item]) -> list[_Item]:
     """Return at most 10,000 items, evenly spread: a `sample` for `find_similar`."""
     return items[:: -(-len(items) // _SAMPLE) or 1]

@@ -13,12 +13,12 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from stages.network.checkpoint import load_checkpoint
-from stages.network.network import cut
+from stages.network.network import cut, pool_features
 from stages.pictures.index import Entry, read_index
 from stages.scores import near_duplicates, similarity
 from stages.scores.near_duplicates import Similar
 from stages.scores.predictions import Predictions
-from stages.scores.similarity import find_similar, pool
+from stages.scores.similarity import find_similar
 from stages.training.activations import FrozenPrefix, Inputs
 from stages.training.trainer import Trainer, predict
 
@@ -114,8 +114,10 @@ def test_a_picture_has_the_same_features_through_the_tail_as_through_the_whole_b
     blocks, tail = cut(network, unfreeze)
     trainer = Trainer(tail, cpu)
     collected: list[torch.Tensor] = []
-    predict([trainer, trainer], inputs_of(blocks), on_features=lambda features: collected.append(pool(features)))
-    whole = torch.cat([pool(activations) for activations, _ in inputs_of(network.backbone)])
+    predict(
+        [trainer, trainer], inputs_of(blocks), on_features=lambda features: collected.append(pool_features(features))
+    )
+    whole = torch.cat([pool_features(activations) for activations, _ in inputs_of(network.backbone)])
     assert whole.shape == (len(entries), 576)
     assert whole.std(dim=0).max() > 0.1
     torch.testing.assert_close(torch.cat(collected), whole, rtol=1e-4, atol=1e-5)
