@@ -7,6 +7,7 @@ from pathlib import Path
 from stages.common.params import load_params
 from stages.common.seeds import make_deterministic
 from stages.common.stage import run
+from stages.common.words import enumerate_names
 from stages.common.workers import resolve_workers
 from stages.network.backbones import stock_model
 from stages.network.checkpoint import Description, save_checkpoint
@@ -60,7 +61,8 @@ def main() -> None:
     )
     write_layers(arguments.layers, network, preprocessing.crop)
     save_checkpoint(arguments.output, network, description)
-    print(f"{model.arch}, weights {weights.source or 'random'}, {preprocessing.crop} px, classes: {', '.join(classes)}")
+    source = weights.source or "random"
+    print(f"{model.arch}, weights {source}, {preprocessing.crop} px, classes: {enumerate_names(classes)}")
 
 
 if __name__ == "__main__":

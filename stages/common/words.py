@@ -1,9 +1,17 @@
 """Numbers and counts in words, each written in one way wherever it is printed."""
 
+from collections.abc import Sequence
+
 
 def plural(count: int, noun: str, many: str | None = None) -> str:
     """Return `1 mistake` or `1,200 mistakes`."""
     return f"{count:,} {noun if count == 1 else many or noun + 's'}"
+
+
+def enumerate_names(names: Sequence[str], most: int = 10) -> str:
+    """Return `cat, dog`; of more than `most` names the first, and how many there are."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} ... ({len(names):,} in all)"
 
 
 def percent(fraction: float) -> str:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from stages.common.files import write_bytes
 from stages.common.params import Head
 from stages.common.stage import StageError
+from stages.common.words import enumerate_names
 from stages.network.backbones import stock_shapes
 from stages.network.network import Network, build_network
 from stages.network.objective import outputs_for
@@ -87,8 +88,8 @@ def require_classes(path: Path, description: Description, entries: list[Entry]) 
     classes = class_names(entries)
     if list(description.classes) != classes:
         raise StageError(
-            f"{path}: made for the classes {', '.join(description.classes)}, but the index has "
-            f"{', '.join(classes)}; {_AGAIN}"
+            f"{path}: made for the classes {enumerate_names(description.classes)}, but the index has "
+            f"{enumerate_names(classes)}; {_AGAIN}"
         )
 
 

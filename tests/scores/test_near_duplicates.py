@@ -20,6 +20,7 @@ from stages.scores.near_duplicates import Similar
 from stages.scores.predictions import Predictions
 from stages.scores.similarity import find_similar
 from stages.training.activations import FrozenPrefix, Inputs
+from stages.training.store import Kept
 from stages.training.trainer import Trainer, predict
 
 
@@ -109,7 +110,7 @@ def test_a_picture_has_the_same_features_through_the_tail_as_through_the_whole_b
 
     def inputs_of(blocks: nn.Sequential) -> Inputs:
         prefix = FrozenPrefix(blocks, project.path("pictures"), description.preprocessing, cpu, "float32", 0)
-        return prefix.batches(entries, None, 3)
+        return prefix.batches(entries, Kept(), 3)
 
     blocks, tail = cut(network, unfreeze)
     trainer = Trainer(tail, cpu)
