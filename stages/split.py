@@ -7,8 +7,10 @@ from stages.common.files import write_json
 from stages.common.params import load_params
 from stages.common.stage import run
 from stages.common.workers import resolve_workers
-from stages.pictures.index import Entry, assign, count, find_copies, write_index
+from stages.pictures.division import assign, find_copies
+from stages.pictures.index import Entry, count, write_index
 from stages.pictures.scan import check_pictures, find_pictures, require_usable
+from stages.pictures.summary import describe_classes
 
 
 def main() -> None:
@@ -39,7 +41,7 @@ def main() -> None:
         write_index(arguments.index / f"{part}.csv", chosen)
     report = {
         "pictures": len(entries),
-        "classes": count(parts),
+        **describe_classes(count(parts)),
         "rejected": [{"path": path, "reason": reason} for path, reason in rejected.items()],
         "duplicates": duplicates,
         "ignored": dict(sorted(scan.ignored.items())),
