@@ -24,7 +24,8 @@ DATA_PIPELINE = yaml.safe_load((ROOT / "data" / "dvc.yaml").read_text())
 DATA_SCRIPTS = {
     "digits": "data/digits/make.py",
     "glyphs": "data/glyphs/pretrain.py",
-    "weights": "data/link_weights.py",
+    "weights": "data/link.py",
+    "labels": "data/link.py",
 }
 # They say where to compute, not what.
 UNTRACKED = {"device", "workers", "cache.max_gigabytes"}
@@ -174,7 +175,9 @@ class Repository:
         for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
             shutil.copy(ROOT / name, folder / name)
         for name in (".dvc", "stages", "data"):
-            ignore = shutil.ignore_patterns("__pycache__", "images", "index", "checkpoints", "weights", "cache", "tmp")
+            ignore = shutil.ignore_patterns(
+                "__pycache__", "images", "index", "checkpoints", "weights", "labels", "cache", "tmp"
+            )
             shutil.copytree(ROOT / name, folder / name, ignore=ignore)
         for lock in folder.rglob("dvc.lock"):
             lock.unlink()
@@ -223,7 +226,12 @@ def test_what_runs_again_when_what_changes(tmp_path: Path) -> None:
     repository = Repository(tmp_path)
     after_split, after_build = list(STAGES[1:]), list(STAGES[2:])
 
-    assert repository.run_experiment(**settings()) == ["split", "data/dvc.yaml:weights", *after_split]
+    assert repository.run_experiment(**settings()) == [
+        "data/dvc.yaml:labels",
+        "split",
+        "data/dvc.yaml:weights",
+        *after_split,
+    ]
     changed = [line[3:] for line in repository.git("status", "--short").splitlines()]
     assert all(path.startswith(("metrics/", "params.yaml", "dvc.lock", "data/dvc.lock")) for path in changed)
     repository.commit()

@@ -76,7 +76,7 @@ def load_checkpoint(path: Path) -> tuple[Network, Description]:
 
 
 def require_classes(path: Path, description: Description, entries: list[Entry]) -> None:
-    """Refuse a checkpoint that was made for other classes than an index has.
+    """Refuse a checkpoint that was made for other classes than an index has; a class may have no picture there.
 
     Args:
         path: of the checkpoint, for the message.
@@ -86,11 +86,10 @@ def require_classes(path: Path, description: Description, entries: list[Entry]) 
     Raises:
         StageError: naming both lists of classes.
     """
-    classes = class_names(entries)
-    if list(description.classes) != classes:
+    if not {(entry.label, entry.class_name) for entry in entries} <= set(enumerate(description.classes)):
         raise StageError(
             f"{path}: made for the classes {', '.join(description.classes)}, but the index has "
-            f"{', '.join(classes)}; {_AGAIN}"
+            f"{', '.join(class_names(entries))}; {_AGAIN}"
         )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 from scipy.sparse import coo_array
@@ -14,6 +14,8 @@ from stages.pictures.index import PARTS, Entry
 
 # A part may have this fraction more of a class than was asked for, and one picture in any case.
 _OVERSHOOT = 0.1
+# Of the same bytes in two parts that are given, those of the later one are kept.
+_STRICTER = ("", "train", "val", "test")
 
 
 def find_copies(hashes: dict[str, str], class_of: dict[str, str]) -> tuple[list[list[str]], dict[str, str]]:
@@ -41,6 +43,23 @@ def find_copies(hashes: dict[str, str], class_of: dict[str, str]) -> tuple[list[
         elif len(group) > 1:
             duplicates.append(group)
     return duplicates, contradictions
+
+
+def find_overlap(hashes: dict[str, str], part_of: dict[str, str], rejected: Container[str]) -> list[str]:
+    """Find the pictures whose bytes also stand in another part of a split that is given, to be left out.
+
+    The copy for the test is kept, or else the one for validation.
+
+    Args:
+        hashes: path -> SHA-256.
+        part_of: path -> its part; empty where none is given.
+        rejected: paths that do not count.
+    """
+    parts: dict[str, str] = {}
+    for path, digest in hashes.items():
+        if path not in rejected:
+            parts[digest] = max(parts.get(digest, ""), part_of[path], key=_STRICTER.index)
+    return sorted(path for path, digest in hashes.items() if path not in rejected and part_of[path] != parts[digest])
 
 
 @dataclass
@@ -147,6 +166,40 @@ def assign(entries: list[Entry], test_size: float, val_size: float, seed: int) -
     for unit in units:
         parts[unit.part] += unit.entries
     return {part: sorted(chosen, key=lambda entry: entry.path) for part, chosen in parts.items()}
+
+
+def divide(
+    entries: list[Entry], part_of: dict[str, str], test_size: float, val_size: float, seed: int
+) -> dict[str, list[Entry]]:
+    """Put pictures into the parts that are given; cut those that are missing from train, or all where none is.
+
+    Args:
+        entries: all pictures.
+        part_of: path -> its part; empty where none is given.
+        test_size: as in `assign`.
+        val_size: as in `assign`.
+        seed: as in `assign`.
+
+    Returns:
+        part -> its entries, sorted by path.
+
+    Raises:
+        StageError: a class has no training pictures, or too few to cut a part from them.
+    """
+    given: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        given[part_of[entry.path]].append(entry)
+    train = given.pop("train", []) + given.pop("", [])
+    trained = {entry.class_name for entry in train}
+    for part, chosen in given.items():
+        for entry in chosen:
+            if entry.class_name not in trained:
+                raise StageError(
+                    f"data.path: class {entry.class_name!r} has no training pictures, but {entry.path} for {part}; "
+                    "add some, remove the class, or set split.given=ignore"
+                )
+    parts = assign(train, 0 if "test" in given else test_size, 0 if "val" in given else val_size, seed)
+    return parts | {part: sorted(chosen, key=lambda entry: entry.path) for part, chosen in given.items()}
 
 
 def _units(entries: list[Entry]) -> Iterable[_Unit]:

@@ -79,7 +79,7 @@ def compose_report(
             "## How training went",
             _list(training),
             "## How far to trust this",
-            _limits(evaluation, parts),
+            _limits(evaluation, parts, split.get("groups")),
             "## Figures",
             *(_figure(name, title, captions.get(name, note), figures) for name, title, note in FIGURES),
             "## Pictures",
@@ -162,7 +162,7 @@ def _scores(evaluation: Evaluation) -> str:
     )
 
 
-def _limits(evaluation: Evaluation, parts: dict[str, int]) -> str:
+def _limits(evaluation: Evaluation, parts: dict[str, int], groups: dict[str, int] | None) -> str:
     gain, count = evaluation.gain, parts["test"]
     interval = f"{points_range(gain.accuracy_low, gain.accuracy_high)} points"
     lines = [
@@ -171,6 +171,11 @@ def _limits(evaluation: Evaluation, parts: dict[str, int]) -> str:
         "The intervals cover the choice of test pictures. They say nothing of what another seed's training would give, "
         "nor of pictures from elsewhere.",
     ]
+    if groups:
+        lines.append(
+            f"The test pictures are of {plural(groups['test'], 'group')} (`split.group`), and those of a group are "
+            "alike. The intervals and McNemar's test count them as independent: the true intervals are wider."
+        )
     if not parts["val"]:
         lines.append("There is no validation part: training watched the test pictures, so these numbers flatter.")
     return _list(lines)
@@ -198,7 +203,8 @@ def _pictures(split: dict[str, Any], counts: ClassCounts, parts: dict[str, int])
         "(each kept in one part); `split.json` names them." if rejected or duplicates
         else "No file was rejected, and no two have the same bytes.",
     ]  # fmt: skip
-    return f"{' '.join(lines)}\n\n{_table(['class', 'train', 'validation', 'test'], rows)}"
+    notes = [_list([_cell(note) for note in split["notes"]])] if split["notes"] else []
+    return "\n\n".join([" ".join(lines), *notes, _table(["class", "train", "validation", "test"], rows)])
 
 
 def _near_duplicates(evaluation: Evaluation, pairs: list[Pair]) -> str:

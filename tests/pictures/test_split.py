@@ -1,6 +1,5 @@
 """The split: what is taken in, what is left out, and who lands where."""
 
-import json
 import os
 import random
 import shutil
@@ -15,26 +14,16 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from stages.pictures import decode, scan
 from stages.pictures.division import assign, find_copies
-from stages.pictures.index import Entry, count, read_index, write_index
+from stages.pictures.index import PARTS, Entry, count, read_index, write_index
 from stages.pictures.summary import class_counts
-
-PARTS = ("train", "val", "test")
-
-
-def parts_of(project: Project) -> dict[str, list[Entry]]:
-    return {part: read_index(project.path(f"data/index/{part}.csv")) for part in PARTS}
 
 
 def part_by(project: Project, column: str) -> dict[str, str]:
-    return {getattr(entry, column): part for part, entries in parts_of(project).items() for entry in entries}
-
-
-def report_of(project: Project) -> dict:
-    return json.loads(project.path("metrics/split.json").read_text())
+    return {getattr(entry, column): part for part, entries in project.parts().items() for entry in entries}
 
 
 def rejected_of(project: Project) -> dict[str, str]:
-    return {item["path"]: item["reason"] for item in report_of(project)["rejected"]}
+    return {item["path"]: item["reason"] for item in project.split_report()["rejected"]}
 
 
 def test_the_extensions_are_torchvisions() -> None:
@@ -44,14 +33,16 @@ def test_the_extensions_are_torchvisions() -> None:
 def test_parts_are_disjoint_complete_and_stratified(project: Project) -> None:
     make_pictures(project.path("pictures"), ("cat", "dog", "owl"), count=30)
     assert project.run("split") == 0
-    parts = parts_of(project)
+    parts = project.parts()
     everything = [entry.path for entries in parts.values() for entry in entries]
     files = [path.relative_to(project.path("pictures")).as_posix() for path in project.path("pictures").glob("*/*")]
     assert sorted(everything) == sorted(files)
     assert len(set(everything)) == len(everything)
     for part, size in (("train", 21), ("val", 3), ("test", 6)):
         assert Counter(entry.class_name for entry in parts[part]) == {"cat": size, "dog": size, "owl": size}
-    assert report_of(project)["classes"] == {name: {"train": 21, "val": 3, "test": 6} for name in ("cat", "dog", "owl")}
+    assert project.split_report()["classes"] == {
+        name: {"train": 21, "val": 3, "test": 6} for name in ("cat", "dog", "owl")
+    }
     assert {(entry.label, entry.class_name) for entry in parts["train"]} == {(0, "cat"), (1, "dog"), (2, "owl")}
 
 
@@ -104,8 +95,8 @@ def test_copies_share_a_part_and_are_reported(project: Project) -> None:
     part = part_by(project, "path")
     for number in range(12):
         assert part[f"cat/copy {number}.png"] == part[f"cat/{cats[number].name}"]
-    assert ["cat/000.png", "cat/copy 0.png"] in report_of(project)["duplicates"]
-    assert len(report_of(project)["duplicates"]) == 12
+    assert ["cat/000.png", "cat/copy 0.png"] in project.split_report()["duplicates"]
+    assert len(project.split_report()["duplicates"]) == 12
 
 
 def test_copies_in_two_classes_are_all_rejected(project: Project) -> None:
@@ -163,7 +154,7 @@ def test_bad_pictures_are_left_out_and_reported_and_the_run_goes_on(project: Pro
         "cat/up": "a link that loops",
         "cat/pipe.jpg": "not a regular file",
     }
-    assert report_of(project)["ignored"] == {".txt": 1}
+    assert project.split_report()["ignored"] == {".txt": 1}
     assert len(part_by(project, "path")) == 40
 
 
@@ -262,7 +253,7 @@ def test_many_classes_are_counted_in_a_list_which_dvc_does_not_take_for_metrics(
     shutil.rmtree(project.path("pictures"))
     make_pictures(project.path("pictures"), names, count=4)
     assert project.run("split") == 0
-    report = report_of(project)
+    report = project.split_report()
     assert report["parts"] == {"train": 42, "val": 21, "test": 21}
     assert "classes" not in report
     assert report["class_counts"][20] == {"class": "class 20", "train": 2, "val": 1, "test": 1}
