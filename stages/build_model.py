@@ -42,7 +42,7 @@ def main() -> None:
     stock = stock_model(model.arch)
     weights = find_weights(model.arch, model.weights)
     load_into(stock, weights, model.arch)
-    preprocessing = weights.preprocessing.with_image_size(model.image_size)
+    preprocessing = weights.preprocessing.framed(model.image_size, model.framing, params.data.grey_max)
     network = build_network(stock, model.head, model.hidden, outputs_for(len(classes)), preprocessing.crop)
     # Better said now than after the head phase.
     require_blocks(network, params.ahead.finetune.unfreeze)

@@ -13,7 +13,7 @@ from stages.pictures.division import divide, find_copies, find_overlap
 from stages.pictures.folders import read_folders
 from stages.pictures.groups import form_groups
 from stages.pictures.index import Entry, write_index
-from stages.pictures.summary import last_line, summarize
+from stages.pictures.summary import describe_grey, describe_shapes, last_line, summarize
 from stages.pictures.table import read_table
 
 
@@ -35,10 +35,9 @@ def main() -> None:
     form_groups(found, split.group)
 
     to_check = [picture.path for picture in found.pictures if picture.path not in found.rejected]
-    checked = check_pictures(root, to_check, resolve_workers(params.workers))
-    good = {path: result for path, result in checked.items() if result.problem is None}
+    checked = check_pictures(root, to_check, params.data.grey_max, resolve_workers(params.workers))
     damaged = {path: result.problem for path, result in checked.items() if result.problem is not None}
-    hashes = {path: result.sha256 for path, result in good.items()}
+    hashes = {path: result.sha256 for path, result in checked.items() if result.problem is None}
     duplicates, contradictions = find_copies(hashes, {picture.path: picture.class_name for picture in found.pictures})
     rejected = dict(sorted({**found.rejected, **damaged, **contradictions}.items()))
     require_usable(found, rejected, split.rejected_limit)
@@ -52,9 +51,14 @@ def main() -> None:
         if one.path not in rejected and one.path not in overlap
     ]
     parts = divide(entries, part_of, split.test_size, split.val_size, params.seed)
-    for part, chosen in parts.items():
-        write_index(arguments.index / f"{part}.csv", chosen, grouped=split.group is not None)
+    for part, pictures in parts.items():
+        write_index(arguments.index / f"{part}.csv", pictures, grouped=split.group is not None)
+    chosen = [checked[entry.path] for entry in entries]
     report = summarize(found, parts, part_of, rejected, duplicates, overlap)
+    report |= {
+        "shapes": describe_shapes(chosen),
+        "notes": report["notes"] + describe_grey(chosen, params.data.grey_max),
+    }
     write_json(arguments.report, report)
     print(last_line(report, arguments.report))
 

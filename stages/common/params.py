@@ -15,6 +15,7 @@ Size = Annotated[int, Field(ge=1)]
 Precision = Literal["float32", "bfloat16"]
 Head = Literal["flatten", "pooled", "original"]
 Augment = Literal["none", "light", "strong"]
+Framing = Literal["crop", "squash", "pad"]
 Given = Literal["auto", "ignore"]
 # `split.group` may also be a regular expression.
 GROUP_RULES = ("folder", "column")
@@ -34,6 +35,7 @@ class Data(Section):
 
     path: Annotated[str, Field(min_length=1)]
     labels: Annotated[str, Field(min_length=1)] | None = None
+    grey_max: Annotated[int, Field(ge=1, le=0xFFFF)] | None = None
 
 
 def _check_group(group: str | None) -> str | None:
@@ -72,6 +74,7 @@ class Model(Section):
     head: Head
     hidden: Size
     image_size: Annotated[int, Field(ge=32)] | None
+    framing: Framing | None = None
 
 
 class Phase(Section):

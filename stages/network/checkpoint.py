@@ -43,7 +43,12 @@ def save_checkpoint(path: Path, network: Network, description: Description) -> N
     The same network gives the same bytes.
     """
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
-    write_bytes(path, safetensors.torch.save(tensors, {_KEY: json.dumps(asdict(description))}))
+    write_bytes(
+        path,
+        safetensors.torch.save(
+            tensors, {_KEY: json.dumps(asdict(description) | {"preprocessing": description.preprocessing.to_json()})}
+        ),
+    )
 
 
 def load_checkpoint(path: Path) -> tuple[Network, Description]:

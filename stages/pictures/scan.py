@@ -9,7 +9,10 @@ from stages.pictures.collection import Collection
 
 # Those of torchvision.datasets.folder.IMG_EXTENSIONS and more that Pillow reads; importing torchvision costs three
 # seconds. A test holds the two together.
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".apng", ".gif", ".webp", ".avif", ".heic", ".heif", ".hif"),
+    *(".tif", ".tiff", ".bmp", ".dib", ".tga", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
 
 # What systems and tools put beside pictures: Synology, QNAP, macOS, Windows, Linux, Python. In lower case.
 _SYSTEM_NAMES = {

@@ -4,8 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stages.common.words import plural
+from stages.pictures.check import Checked
 from stages.pictures.collection import Collection
+from stages.pictures.colour import GREY_RANGE
 from stages.pictures.index import PARTS, Entry, count
 
 # DVC takes each number in nested objects for a metric of its own and shows it in a row or a column; it passes lists by.
@@ -83,6 +87,33 @@ def class_counts(split: dict[str, Any]) -> ClassCounts:
         return dict(split["classes"])
     rows: Sequence[dict[str, Any]] = split["class_counts"]
     return {row["class"]: {part: row[part] for part in PARTS} for row in rows}
+
+
+def describe_shapes(pictures: list[Checked]) -> dict[str, float]:
+    """Return how wide pictures are for their height, and the share that a square cut from the middle discards.
+
+    Returns:
+        `aspect_low`, `aspect_median`, `aspect_high`: the 5th, 50th and 95th percentile of width / height; and
+        `crop_discards`: the mean over the pictures of the share of pixels outside of the largest square. Weights whose
+        transform also trims the border (224 of 256 pixels) discard more.
+    """
+    aspects = np.array([picture.width / picture.height for picture in pictures])
+    low, median, high = np.percentile(aspects, [5, 50, 95]).round(4).tolist()
+    discarded = float((1 - np.minimum(aspects, 1 / aspects)).mean().round(4))
+    return {"aspect_low": low, "aspect_median": median, "aspect_high": high, "crop_discards": discarded}
+
+
+def describe_grey(pictures: list[Checked], grey_max: int | None) -> list[str]:
+    """Say where 16-bit grey comes out dark because its values have fewer bits, or white above `data.grey_max`."""
+    highest = [picture.highest_grey for picture in pictures if picture.highest_grey is not None]
+    if grey_max is None and highest and max(highest) < GREY_RANGE // 2:
+        full = 2 ** max(highest).bit_length() - 1
+        return [
+            f"{plural(len(highest), 'picture')} of 16-bit grey dark, with values up to {max(highest):,} of "
+            f"{GREY_RANGE:,} only (data.grey_max={full} uses the whole range)"
+        ]
+    above = sum(value > grey_max for value in highest) if grey_max is not None else 0
+    return [f"{plural(above, 'picture')} with values above data.grey_max, which become white"] if above else []
 
 
 def last_line(split: dict[str, Any], report: Path) -> str:

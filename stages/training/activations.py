@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -30,7 +30,7 @@ from stages.training.fusion import fold_batchnorm
 from stages.training.store import Kept, Writer, find
 
 # Part of each folder's name: to be raised when the same prefix and picture give other values than before.
-_FORMAT = 1
+_FORMAT = 2
 # One size for all: the last digits of a convolution may depend on the number of pictures in the batch.
 _BATCH = 32
 
@@ -205,7 +205,7 @@ def _folders(prefix: FrozenPrefix) -> list[Path]:
     """Return where the activations after 0, 1, 2 ... blocks of the prefix are kept."""
     about = {
         "format": _FORMAT,
-        "preprocessing": asdict(prefix.preprocessing),
+        "preprocessing": prefix.preprocessing.to_json(),
         "precision": prefix.precision,
         # The same computation elsewhere differs in its last digits.
         "device": prefix.device.type,
