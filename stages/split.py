@@ -1,6 +1,8 @@
 """Step 1: a folder of labelled pictures -> the index files of train, validation and test."""
 
 import argparse
+import shlex
+import sys
 from pathlib import Path
 
 from stages.common.files import write_json
@@ -13,6 +15,7 @@ from stages.pictures.division import divide, find_copies, find_overlap
 from stages.pictures.folders import read_folders
 from stages.pictures.groups import form_groups
 from stages.pictures.index import Entry, write_index
+from stages.pictures.repository import is_untracked
 from stages.pictures.summary import describe_grey, describe_shapes, last_line, summarize
 from stages.pictures.table import read_table
 
@@ -61,6 +64,12 @@ def main() -> None:
     }
     write_json(arguments.report, report)
     print(last_line(report, arguments.report))
+    if is_untracked(root):
+        print(
+            f"warning: data.path: {root} is in the repository, but neither ignored by git nor tracked by DVC: `dvc exp "
+            f"run` commits all pictures to git; move them out of it, or run `dvc add {shlex.quote(str(root))}`",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

@@ -295,6 +295,21 @@ def test_the_weight_file_is_followed_and_never_touched(tmp_path: Path) -> None:
     assert weights.read_bytes() == second
 
 
+def test_the_table_of_labels_is_followed(tmp_path: Path) -> None:
+    repository = Repository(tmp_path)
+    table, changes = tmp_path / "labels.csv", settings(**{"data.labels": "labels.csv"})
+    paths = sorted(path.relative_to(tmp_path / "my pictures").as_posix() for path in tmp_path.glob("my pictures/*/*"))
+    rows = [f"{path},{path.split('/')[0]}" for path in paths]
+    table.write_text("\n".join(["path,label", *rows]))
+    assert repository.run_experiment("split", **changes) == ["data/dvc.yaml:labels", "split"]
+    assert (tmp_path / "data" / "labels").resolve() == table
+    assert repository.run_experiment("split", **changes) == []
+    table.write_text("\n".join(["path,label", rows[0].replace(",cat", ",dog"), *rows[1:]]))
+    assert repository.run_experiment("split", **changes) == ["data/dvc.yaml:labels", "split"]
+    output = repository.call("dvc", "exp", "run", "--set-param=data.labels=nowhere.csv", "split", expect=255)
+    assert "error: data.labels: nowhere.csv: no such file" in output
+
+
 def test_an_experiment_runs_in_a_copy_of_the_repository(tmp_path: Path) -> None:
     repository = Repository(tmp_path)
     changes = settings(**{"data.path": tmp_path / "my pictures", "model.weights": tmp_path / "weights.pth"})
