@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from stages.common.params import Given
@@ -49,8 +49,11 @@ def read_folders(root: Path, given: Given) -> Collection:
     if len(names) == 1:
         raise StageError(f"data.path: {root} holds one class only ({names[0]}){_suggest_wrapped(root, names[0])}")
     for name in names:
+        before = found.ignored.copy()
         if not _read_class(root, name, name, "", found):
-            raise StageError(f"data.path: no pictures in {root / name}{_other_files(found)}; add some or remove it")
+            others = _other_files(found.ignored - before)
+            raise StageError(f"data.path: no pictures in {root / name}{others}; add some or remove the folder")
+    _note_inner_parts(found)
     return found
 
 
@@ -96,11 +99,19 @@ def _read_class(root: Path, folder: str, name: str, part: str, found: Collection
     return bool(paths)
 
 
-def _other_files(found: Collection) -> str:
-    if not found.ignored:
+def _other_files(ignored: Counter[str]) -> str:
+    if not ignored:
         return ""
-    kind, number = found.ignored.most_common(1)[0]
+    kind, number = ignored.most_common(1)[0]
     return f", among whose files are {number:,} {kind or 'without extension'}"
+
+
+def _note_inner_parts(found: Collection) -> None:
+    """Say that a split inside of the classes is not taken for one."""
+    inner = {picture.below.split("/")[0] for picture in found.pictures if "/" in picture.below}
+    if len({part_named(name) for name in inner} - {None}) > 1:
+        names = _join(sorted(name for name in inner if part_named(name)))
+        found.notes.append(f"folders {names} inside of classes not taken for a split")
 
 
 def _suggest_wrapped(root: Path, name: str) -> str:

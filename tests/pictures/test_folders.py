@@ -229,6 +229,22 @@ def test_class_names_of_the_parts_have_to_agree(project: Project, refusal: Refus
     assert "two classes 'Dog' and 'dog'" in refusal(project, "split")
 
 
+def test_a_split_inside_of_the_classes_is_said_not_to_be_taken_for_one(project: Project, line: Line) -> None:
+    for path in list(project.path("pictures").rglob("*.png")):
+        folder = path.parent / ("train" if int(path.stem) % 2 else "test")
+        folder.mkdir(exist_ok=True)
+        path.rename(folder / path.name)
+    assert "folders test and train inside of classes not taken for a split" in line(project)
+
+
+def test_a_class_whose_files_are_all_of_another_kind_is_told_which(project: Project, refusal: Refusal) -> None:
+    project.path("pictures/cat/notes.txt").write_text("")
+    project.path("pictures/owl").mkdir()
+    for number in range(5):
+        project.path(f"pictures/owl/{number}.nef").write_bytes(b"raw")
+    assert "no pictures in pictures/owl, among whose files are 5 .nef; add some" in refusal(project, "split")
+
+
 def test_two_folders_for_one_part_are_refused(project: Project, refusal: Refusal) -> None:
     give_split(project, "train", "val", "validation")
     assert "has val and validation, both for val; merge them" in refusal(project, "split")
