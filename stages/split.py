@@ -43,7 +43,7 @@ def main() -> None:
     hashes = {path: result.sha256 for path, result in checked.items() if result.problem is None}
     duplicates, contradictions = find_copies(hashes, {picture.path: picture.class_name for picture in found.pictures})
     rejected = dict(sorted({**found.rejected, **damaged, **contradictions}.items()))
-    require_usable(found, rejected, split.rejected_limit)
+    require_usable(root, found, rejected, split.rejected_limit)
 
     part_of = {picture.path: picture.part for picture in found.pictures}
     overlap = find_overlap(hashes, part_of, rejected)

@@ -67,11 +67,12 @@ def _check(root: Path, grey_max: int | None, path: str) -> Checked:
     return Checked(hashlib.sha256(content).hexdigest(), *picture.size, highest_grey)
 
 
-def require_usable(found: Collection, rejected: dict[str, str], limit: float) -> None:
+def require_usable(root: Path, found: Collection, rejected: dict[str, str], limit: float) -> None:
     """Refuse a data set of which too much is bad.
 
     Args:
-        found: the data set.
+        root: the folder of the data set.
+        found: what it holds.
         rejected: path -> reason of all its bad files.
         limit: the greatest fraction of files that may be bad.
 
@@ -81,27 +82,28 @@ def require_usable(found: Collection, rejected: dict[str, str], limit: float) ->
     for name, pictures in found.by_class().items():
         bad = {picture.path: rejected[picture.path] for picture in pictures if picture.path in rejected}
         if len(bad) == len(pictures):
-            _require_heif(bad)
+            _require_heif(root, bad)
             raise StageError(
                 f"data.path: all {len(bad)} pictures of class {name!r} are bad, {_examples(bad)}; replace them"
             )
     files = len(rejected) + sum(picture.path not in rejected for picture in found.pictures)
     if len(rejected) > limit * files:
-        _require_heif(rejected)
+        _require_heif(root, rejected)
         raise StageError(
             f"split.rejected_limit: {len(rejected)} of {files} files are bad ({len(rejected) / files:.1%}, the "
             f"limit is {limit:.1%}), {_examples(rejected)}; mend or remove them, or raise the limit"
         )
 
 
-def _require_heif(rejected: dict[str, str]) -> None:
+def _require_heif(root: Path, rejected: dict[str, str]) -> None:
     """Where most of what is bad is HEIC that cannot be decoded here, say how it can."""
     paths = [path for path, why in rejected.items() if why == NEEDS_HEIF]
     if 2 * len(paths) > len(rejected):
-        folder, number = Counter(posixpath.dirname(path) or "." for path in paths).most_common(1)[0]
+        kinds = Counter((posixpath.dirname(path), extension(path)) for path in paths)
+        (folder, kind), number = kinds.most_common(1)[0]
         raise StageError(
-            f"data.path: {folder} holds {plural(number, 'HEIC file')} ({extension(paths[0])}), which are decoded by a "
-            f"package that is not installed: pip install pillow-heif ({len(paths):,} such files in all)"
+            f"data.path: {root / folder} holds {plural(number, f'{kind} file')} in HEIC, for which a package is "
+            f"missing ({len(paths):,} such files in all): pip install pillow-heif"
         )
 
 

@@ -33,7 +33,7 @@ def test_many_heic_files_without_their_package_say_what_to_install(
     for number in range(24):
         project.path("pictures/cat").joinpath(name.format(number)).write_bytes(HEIC + bytes([number]))
     said = refusal(project, "split")
-    assert "cat holds 24 HEIC files" in said
+    assert f"pictures/cat holds 24 {name[2:].lower()} files in HEIC" in said
     assert "pip install pillow-heif" in said
 
 
