@@ -34,6 +34,8 @@ def to_rgb(picture: Image.Image, grey_max: int | None = None) -> Image.Image:
         if values.min() < 0 or values.max() > GREY_RANGE:
             raise RangeError("more than 16 bits a value; save it as 8 or 16 bits")
         return Image.fromarray((np.minimum(values, top) * 255 // top).astype(np.uint8)).convert("RGB")
+    if picture.mode == "LAB":
+        return ImageCms.applyTransform(picture, _transform_from_lab()) or picture.convert("RGB")
     profile = picture.info.get("icc_profile")
     if picture.has_transparency_data:
         layer = picture.convert("RGBA")
@@ -62,6 +64,12 @@ def _convert(picture: Image.Image, profile: bytes) -> Image.Image:
     transform = _transform_to_srgb(profile, picture.mode)
     converted = ImageCms.applyTransform(picture, transform) if transform else None
     return converted or picture.convert("RGB")
+
+
+@lru_cache(maxsize=1)
+def _transform_from_lab() -> ImageCms.ImageCmsTransform:
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    return ImageCms.buildTransform(lab, srgb, "LAB", "RGB")
 
 
 @lru_cache(maxsize=64)

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from stages.pictures.colour import RangeError, highest_grey, to_rgb
-from stages.pictures.png import is_png, without_metadata
+from stages.pictures.metadata import without_metadata
 
 try:
     from pillow_heif import register_heif_opener
@@ -84,8 +84,6 @@ def decode_with_range(content: bytes, grey_max: int | None = None) -> tuple[Imag
     try:
         return _decode(content, grey_max)
     except PictureError as error:
-        if not is_png(content):
-            raise
         # The pixels may be good where a text, a profile or a checksum of metadata is not.
         for spared in without_metadata(content):
             with suppress(PictureError):

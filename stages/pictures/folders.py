@@ -184,9 +184,13 @@ def _join(names: list[str]) -> str:
 
 
 def _read_parts(root: Path, parts: dict[str, str], given: Given, found: Collection) -> None:
-    for part, folder in parts.items():
+    for part, top in parts.items():
+        folder = top
         try:
             classes = _list_folders(root, folder, found)
+            if len(classes) == 1 and part_named(classes[0]) == part:  # training_set/training_set/{cats,dogs}
+                folder = f"{folder}/{classes[0]}"
+                classes = _list_folders(root, folder, found)
         except OSError as error:
             raise StageError(f"data.path: {root / folder}: {reason(error)}; make it readable or remove it") from error
         for name in classes:

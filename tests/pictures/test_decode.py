@@ -199,6 +199,39 @@ def test_metadata_that_cannot_be_read_makes_no_picture_bad(kind: str, options: d
     assert decode(odd).tobytes() == decode(encode(noise(), kind)).tobytes()
 
 
+@pytest.mark.parametrize(
+    ("marker", "data"),
+    [
+        (0xE0, b"JFIF\0"),
+        (0xE2, b"ICC_PROFILE\0"),
+        (0xEE, b"Adobe\0"),
+        (0xE2, b"MPF\0"),
+        (0xED, b"Photoshop 3.0\0" + b"8BIM"),
+    ],
+)
+def test_a_jpeg_with_a_segment_cut_short_has_its_pixels_and_is_upright(marker: int, data: bytes) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = encode(noise(), "JPEG", exif=exif)
+    odd = whole[:2] + b"\xff" + bytes([marker]) + struct.pack(">H", len(data) + 2) + data + whole[2:]
+    assert decode(odd).size == (24, 32)
+    assert decode(odd).tobytes() == decode(whole).tobytes()
+
+
+def test_a_jpeg_that_is_cut_short_everywhere_is_damaged() -> None:
+    whole = encode(noise(), "JPEG")
+    for size in range(2, len(whole) - 200, 7):
+        with pytest.raises(PictureError):
+            decode(whole[:size])
+
+
+def test_lab_becomes_the_same_colours() -> None:
+    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    picture = ImageCms.profileToProfile(Image.new("RGB", (16, 16), RED), srgb, lab, outputMode="LAB")
+    assert picture is not None
+    assert colour(encode(picture, "TIFF")) == pytest.approx(RED, abs=3)
+
+
 def test_a_turned_picture_with_odd_tags_is_upright() -> None:
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\x88\x25\0\x05\0\0\0\x03\0\0\0\x09\0\0\0\0"
     assert decode(encode(noise(), "JPEG", exif=exif)).size == (24, 32)

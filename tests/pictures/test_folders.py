@@ -153,6 +153,16 @@ def test_a_split_in_folders_is_used_as_it_is(project: Project, line: Line, names
     assert project.split_report()["classes"]["cat"] == {"train": 8, "val": 8, "test": 8}
 
 
+def test_parts_in_a_wrapper_of_their_own_are_seen_through(project: Project, line: Line) -> None:
+    pictures = give_split(project, "training_set", "test_set")
+    for part in ("training_set", "test_set"):
+        (pictures / part).rename(project.path("inner"))
+        (pictures / part).mkdir()
+        project.path("inner").rename(pictures / part / part)
+    assert "train 14, val 2, test 16; 0 rejected, 0 groups of copies; split as given (train, test)" in line(project)
+    assert set(project.split_report()["classes"]) == {"cat", "dog"}
+
+
 @pytest.mark.parametrize(
     ("names", "counts", "cut"),
     [

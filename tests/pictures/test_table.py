@@ -1,6 +1,7 @@
 """Labels from a table, and pictures that must not be parted."""
 
 import csv
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 from conftest import Project
 from PIL import Image
 
-from stages.pictures.index import PARTS
+from stages.pictures.division import assign
+from stages.pictures.index import PARTS, Entry
 
 Refusal = Callable[[Project, str], str]
 
@@ -216,6 +218,24 @@ def test_groups_stay_in_one_part_and_classes_keep_their_fractions(
     header, *rows = project.path("data/index/test.csv").read_text().splitlines()
     assert header == "path,label,class,sha256,group"
     assert len({row.split(",")[-1] for row in rows}) == 6
+
+
+def test_uneven_groups_of_several_classes_come_near_the_fractions() -> None:
+    for seed in range(20):
+        drawn = random.Random(seed)
+        entries = [
+            Entry(f"{name}/{group}/{number}", label, name, f"{name}{group}{number}", f"group {group}")
+            for group in range(60)
+            for label, (name, most) in enumerate((("common", 20), ("rare", 4)))
+            for number in range(drawn.randint(0, most))
+        ]
+        parts = assign(entries, 0.2, 0.1, seed)
+        for name in ("common", "rare"):
+            sizes = {part: sum(one.class_name == name for one in chosen) for part, chosen in parts.items()}
+            for part, wanted in (("test", 0.2), ("val", 0.1)):
+                assert abs(sizes[part] / sum(sizes.values()) - wanted) < 0.03
+        groups = [{one.group for one in chosen} for chosen in parts.values()]
+        assert sum(map(len, groups)) == len(set().union(*groups))
 
 
 def test_the_whole_pipeline_runs_with_groups_and_the_report_says_what_they_mean(project: Project) -> None:
