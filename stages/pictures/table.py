@@ -113,12 +113,13 @@ def _leave_out(table: Path, root: Path, found: Collection) -> None:
 
 
 def _find(root: Path, path: str, there: set[str], spellings: dict[str, str], where: str) -> str:
-    """Return a path as it is below `root`: also for Windows' separators, another Unicode form, and an absolute path."""
+    """Return a path as it is below `root`; it may begin with `root`, be of Windows, or have another Unicode form."""
     if not path:
         raise StageError(f"{where}: has no path; fill it in or remove the line")
     if os.path.isabs(path):  # noqa: PTH117 (text of a table)
         path = os.path.relpath(path, root.absolute())
-    candidates = [posixpath.normpath(path), posixpath.normpath(path.replace("\\", "/"))]
+    slashes = path.replace("\\", "/")
+    candidates = [posixpath.normpath(one) for one in (path, slashes, slashes.removeprefix(f"{root.as_posix()}/"))]
     if candidates[0].split("/")[0] == "..":
         raise StageError(f"{where}: {path} is not below data.path, {root}; set data.path to a folder that holds all")
     for candidate in candidates:

@@ -89,10 +89,11 @@ def test_a_path_may_be_spelt_in_other_ways(project: Project) -> None:
     rows[2][0] = "img\\c001.png"
     rows[3][0] = "./img//c002.png"
     rows[4][0] = str(image.resolve() / "c003.png")
+    rows[5][0] = "pictures/img/c004.png"
     write_table(project, rows)
     assert project.run("split") == 0
     paths = {one.path for entries in project.parts().values() for one in entries}
-    assert {"img/cä.png", "img/c001.png", "img/c002.png", "img/c003.png"} <= paths
+    assert {"img/cä.png", "img/c001.png", "img/c002.png", "img/c003.png", "img/c004.png"} <= paths
 
 
 def test_a_listed_file_needs_no_extension(project: Project) -> None:
