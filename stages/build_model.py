@@ -42,7 +42,7 @@ def main() -> None:
 
     make_deterministic(params.seed)
     weights = find_weights(model.arch, model.weights)
-    preprocessing = weights.preprocessing.with_image_size(model.image_size)
+    preprocessing = weights.preprocessing.framed(model.image_size, model.framing, params.data.grey_max)
     stock = stock_model(model.arch, preprocessing.crop)
     load_into(stock, weights, model.arch)
     network = build_network(stock, model.head, model.hidden, outputs_for(len(classes)), preprocessing.crop)

@@ -64,7 +64,7 @@ def main() -> None:
         save_figure(arguments.figures / f"{name}.png", figure)
     write_curves(arguments.curves, predictions)
     recipe = {
-        "data.path": params.data.path,
+        "data": params.data.model_dump(),
         "seed": params.seed,
         "precision": params.precision,
         "split": params.split.model_dump(),

@@ -1,14 +1,23 @@
 """Step 1: a folder of labelled pictures -> the index files of train, validation and test."""
 
 import argparse
+import shlex
+import sys
 from pathlib import Path
 
 from stages.common.files import write_json
 from stages.common.params import load_params
 from stages.common.stage import run
 from stages.common.workers import resolve_workers
-from stages.pictures.index import Entry, assign, count, find_copies, write_index
-from stages.pictures.scan import check_pictures, find_pictures, require_usable
+from stages.pictures.check import check_pictures, require_usable
+from stages.pictures.collection import require_classes
+from stages.pictures.division import divide, find_copies, find_overlap
+from stages.pictures.folders import read_folders
+from stages.pictures.groups import form_groups
+from stages.pictures.index import Entry, write_index
+from stages.pictures.repository import is_untracked
+from stages.pictures.summary import describe_grey, describe_shapes, last_line, summarize
+from stages.pictures.table import read_table
 
 
 def main() -> None:
@@ -19,34 +28,48 @@ def main() -> None:
     parser.add_argument("--report", type=Path, required=True, help="JSON file for the counts")
     arguments = parser.parse_args()
     params = load_params(arguments.params)
-    root = Path(params.data.path)
+    root, split = Path(params.data.path), params.split
 
-    scan = find_pictures(root)
-    class_of = {path: name for name, paths in scan.pictures.items() for path in paths}
-    hashes, damaged = check_pictures(root, list(class_of), resolve_workers(params.workers))
-    duplicates, contradictions = find_copies(hashes, class_of)
-    rejected = dict(sorted({**scan.rejected, **damaged, **contradictions}.items()))
-    require_usable(scan, rejected, params.split.rejected_limit)
+    if params.data.labels is None:
+        found = read_folders(root, split.given)
+    else:
+        found = read_table(root, Path(params.data.labels), split.given)
+    require_classes(found, root)
+    form_groups(found, split.group)
 
-    label_of = {name: label for label, name in enumerate(scan.pictures)}
+    to_check = [picture.path for picture in found.pictures if picture.path not in found.rejected]
+    checked = check_pictures(root, to_check, params.data.grey_max, resolve_workers(params.workers))
+    damaged = {path: result.problem for path, result in checked.items() if result.problem is not None}
+    hashes = {path: result.sha256 for path, result in checked.items() if result.problem is None}
+    duplicates, contradictions = find_copies(hashes, {picture.path: picture.class_name for picture in found.pictures})
+    rejected = dict(sorted({**found.rejected, **damaged, **contradictions}.items()))
+    require_usable(root, found, rejected, split.rejected_limit)
+
+    part_of = {picture.path: picture.part for picture in found.pictures}
+    overlap = find_overlap(hashes, part_of, rejected)
+    label_of = {name: label for label, name in enumerate(found.by_class())}
     entries = [
-        Entry(path, label_of[class_of[path]], class_of[path], digest)
-        for path, digest in hashes.items()
-        if path not in rejected
+        Entry(one.path, label_of[one.class_name], one.class_name, hashes[one.path], one.group)
+        for one in found.pictures
+        if one.path not in rejected and one.path not in overlap
     ]
-    parts = assign(entries, params.split.test_size, params.split.val_size, params.seed)
-    for part, chosen in parts.items():
-        write_index(arguments.index / f"{part}.csv", chosen)
-    report = {
-        "pictures": len(entries),
-        "classes": count(parts),
-        "rejected": [{"path": path, "reason": reason} for path, reason in rejected.items()],
-        "duplicates": duplicates,
-        "ignored": dict(sorted(scan.ignored.items())),
+    parts = divide(entries, part_of, split.test_size, split.val_size, params.seed)
+    for part, pictures in parts.items():
+        write_index(arguments.index / f"{part}.csv", pictures, grouped=split.group is not None)
+    chosen = [checked[entry.path] for entry in entries]
+    report = summarize(found, parts, part_of, rejected, duplicates, overlap)
+    report |= {
+        "shapes": describe_shapes(chosen),
+        "notes": report["notes"] + describe_grey(chosen, params.data.grey_max),
     }
     write_json(arguments.report, report)
-    print(", ".join(f"{part} {len(chosen)}" for part, chosen in parts.items()), end="")
-    print(f"; {len(rejected)} rejected, {len(duplicates)} groups of copies: see {arguments.report}")
+    print(last_line(report, arguments.report))
+    if is_untracked(root):
+        print(
+            f"warning: data.path: {root} is in the repository, but neither ignored by git nor tracked by DVC: `dvc exp "
+            f"run` commits all pictures to git; move them out of it, or run `dvc add {shlex.quote(str(root))}`",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

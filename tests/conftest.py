@@ -1,5 +1,6 @@
 import hashlib
 import importlib
+import json
 import os
 import shlex
 import subprocess
@@ -16,7 +17,7 @@ import yaml
 from PIL import Image
 
 from stages.common.stage import run
-from stages.pictures.index import Entry, read_index, write_index
+from stages.pictures.index import PARTS, Entry, read_index, write_index
 from stages.training import cache
 
 # The networks here are so small that handing work to threads costs more than the work.
@@ -136,6 +137,13 @@ class Project:
             if exit_info.value.code:
                 return int(exit_info.value.code)
         return 0
+
+    def parts(self) -> dict[str, list[Entry]]:
+        """The index files, by part."""
+        return {part: read_index(self.path(f"data/index/{part}.csv")) for part in PARTS}
+
+    def split_report(self) -> dict[str, Any]:
+        return json.loads(self.path("metrics/split.json").read_text())
 
     def plant(self, original: Entry, name: str, quality: int) -> None:
         """Save a picture again as JPEG, and put it into the test part."""

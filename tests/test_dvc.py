@@ -25,7 +25,8 @@ DATA_PIPELINE = yaml.safe_load((ROOT / "data" / "dvc.yaml").read_text())
 DATA_SCRIPTS = {
     "digits": "data/digits/make.py",
     "glyphs": "data/glyphs/pretrain.py",
-    "weights": "data/link_weights.py",
+    "weights": "data/link.py",
+    "labels": "data/link.py",
 }
 # They say where to compute, not what.
 UNTRACKED = {"device", "workers", "cache.max_gigabytes"}
@@ -175,7 +176,9 @@ class Repository:
         for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
             shutil.copy(ROOT / name, folder / name)
         for name in (".dvc", "stages", "data"):
-            ignore = shutil.ignore_patterns("__pycache__", "images", "index", "checkpoints", "weights", "cache", "tmp")
+            ignore = shutil.ignore_patterns(
+                "__pycache__", "images", "index", "checkpoints", "weights", "labels", "cache", "tmp"
+            )
             shutil.copytree(ROOT / name, folder / name, ignore=ignore)
         for lock in folder.rglob("dvc.lock"):
             lock.unlink()
@@ -224,7 +227,12 @@ def test_what_runs_again_when_what_changes(tmp_path: Path) -> None:
     repository = Repository(tmp_path)
     after_split, after_build = list(STAGES[1:]), list(STAGES[2:])
 
-    assert repository.run_experiment(**settings()) == ["split", "data/dvc.yaml:weights", *after_split]
+    assert repository.run_experiment(**settings()) == [
+        "data/dvc.yaml:labels",
+        "split",
+        "data/dvc.yaml:weights",
+        *after_split,
+    ]
     changed = [line[3:] for line in repository.git("status", "--short").splitlines()]
     assert all(path.startswith(("metrics/", "params.yaml", "dvc.lock", "data/dvc.lock")) for path in changed)
     repository.commit()
@@ -286,6 +294,21 @@ def test_the_weight_file_is_followed_and_never_touched(tmp_path: Path) -> None:
     assert run_with("weights.pth") == ["data/dvc.yaml:weights"]
     assert run_with("null") == ["data/dvc.yaml:weights"]
     assert weights.read_bytes() == second
+
+
+def test_the_table_of_labels_is_followed(tmp_path: Path) -> None:
+    repository = Repository(tmp_path)
+    table, changes = tmp_path / "labels.csv", settings(**{"data.labels": "labels.csv"})
+    paths = sorted(path.relative_to(tmp_path / "my pictures").as_posix() for path in tmp_path.glob("my pictures/*/*"))
+    rows = [f"{path},{path.split('/')[0]}" for path in paths]
+    table.write_text("\n".join(["path,label", *rows]))
+    assert repository.run_experiment("split", **changes) == ["data/dvc.yaml:labels", "split"]
+    assert (tmp_path / "data" / "labels").resolve() == table
+    assert repository.run_experiment("split", **changes) == []
+    table.write_text("\n".join(["path,label", rows[0].replace(",cat", ",dog"), *rows[1:]]))
+    assert repository.run_experiment("split", **changes) == ["data/dvc.yaml:labels", "split"]
+    output = repository.call("dvc", "exp", "run", "--set-param=data.labels=nowhere.csv", "split", expect=255)
+    assert "error: data.labels: nowhere.csv: no such file" in output
 
 
 def test_an_experiment_runs_in_a_copy_of_the_repository(tmp_path: Path) -> None:

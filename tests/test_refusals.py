@@ -359,7 +359,7 @@ def test_a_killed_decoding_process_is_told_in_one_line(
         os.kill(os.getpid(), signal.SIGKILL)
         return b""
 
-    monkeypatch.setattr("stages.pictures.scan.read_picture", die)
+    monkeypatch.setattr("stages.pictures.check.read_picture", die)
     monkeypatch.setattr("stages.pictures.batches.read_picture", die)
     built.set("workers", 2)
     assert "workers: a process was killed" in refusal(built, stage)

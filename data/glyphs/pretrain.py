@@ -11,7 +11,6 @@ import math
 import pickle
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -176,7 +175,7 @@ def main() -> None:
         "accuracy": round(accuracy, 4),
         "pictures": params.steps * params.batch_size,
         "image_size": params.image_size,
-        "preprocessing": asdict(pretrainer.preprocessing),
+        "preprocessing": pretrainer.preprocessing.to_json(),
         "seed": params.seed,
     }
     tensors = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
 from stages.common.stage import StageError
 
@@ -15,6 +15,10 @@ Size = Annotated[int, Field(ge=1)]
 Precision = Literal["float32", "bfloat16"]
 Head = Literal["flatten", "pooled", "original"]
 Augment = Literal["none", "light", "strong"]
+Framing = Literal["crop", "squash", "pad"]
+Given = Literal["auto", "ignore"]
+# `split.group` may also be a regular expression.
+GROUP_RULES = ("folder", "column")
 
 
 class Section(BaseModel):
@@ -30,6 +34,20 @@ class Data(Section):
     """Which pictures."""
 
     path: Annotated[str, Field(min_length=1)]
+    labels: Annotated[str, Field(min_length=1)] | None = None
+    grey_max: Annotated[int, Field(ge=1, le=0xFFFF)] | None = None
+
+
+def _check_group(group: str | None) -> str | None:
+    if group is None or group in GROUP_RULES:
+        return group
+    try:
+        if re.compile(group).groups == 1:
+            return group
+        problem = "has one group in parentheses"
+    except re.error as error:
+        problem = f"is valid ({error})"
+    raise ValueError(f"should be null, {', '.join(GROUP_RULES)} or a regular expression that {problem}")
 
 
 class Split(Section):
@@ -38,6 +56,8 @@ class Split(Section):
     test_size: Annotated[float, Field(gt=0, lt=1)]
     val_size: Annotated[float, Field(ge=0, lt=1)]
     rejected_limit: Annotated[float, Field(ge=0, le=1)]
+    given: Given = "auto"
+    group: Annotated[str | None, AfterValidator(_check_group)] = None
 
     @model_validator(mode="after")
     def _leave_something_to_train_on(self) -> "Split":
@@ -54,6 +74,7 @@ class Model(Section):
     head: Head
     hidden: Size
     image_size: Annotated[int, Field(ge=32)] | None
+    framing: Framing | None = None
 
 
 class Phase(Section):

@@ -46,7 +46,12 @@ def save_checkpoint(path: Path, network: Network, description: Description) -> N
     The same network gives the same bytes.
     """
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
-    write_bytes(path, safetensors.torch.save(tensors, {_KEY: json.dumps(asdict(description))}))
+    write_bytes(
+        path,
+        safetensors.torch.save(
+            tensors, {_KEY: json.dumps(asdict(description) | {"preprocessing": description.preprocessing.to_json()})}
+        ),
+    )
 
 
 def load_checkpoint(path: Path) -> tuple[Network, Description]:
@@ -75,7 +80,7 @@ def load_checkpoint(path: Path) -> tuple[Network, Description]:
 
 
 def require_classes(path: Path, description: Description, entries: list[Entry]) -> None:
-    """Refuse a checkpoint that was made for other classes than an index has.
+    """Refuse a checkpoint that was made for other classes than an index has; a class may have no picture there.
 
     Args:
         path: of the checkpoint, for the message.
@@ -85,11 +90,10 @@ def require_classes(path: Path, description: Description, entries: list[Entry]) 
     Raises:
         StageError: naming both lists of classes.
     """
-    classes = class_names(entries)
-    if list(description.classes) != classes:
+    if not {(entry.label, entry.class_name) for entry in entries} <= set(enumerate(description.classes)):
         raise StageError(
             f"{path}: made for the classes {enumerate_names(description.classes)}, but the index has "
-            f"{enumerate_names(classes)}; {_AGAIN}"
+            f"{enumerate_names(class_names(entries))}; {_AGAIN}"
         )
 
 

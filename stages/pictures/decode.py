@@ -3,16 +3,42 @@
 import io
 import stat
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+from stages.pictures.colour import RangeError, highest_grey, to_rgb
+from stages.pictures.metadata import without_metadata
+
+try:
+    from pillow_heif import register_heif_opener
+except ImportError:
+    _HEIF = False
+else:
+    register_heif_opener()
+    _HEIF = True
 
 MAX_BYTES = 2**29
 # Pillow warns of a decompression bomb above this and fails only at twice the size; here it is the limit.
 MAX_PIXELS = 89_478_485
 # Resizing the shorter side of a thinner strip than this to the network's input would blow up the longer one.
 MAX_ASPECT = 100
+# Pillow calls a PNG damaged whose colour profile or text has more bytes than this, 2^20 by default.
+PngImagePlugin.MAX_TEXT_CHUNK = 2**24
+NEEDS_HEIF = "HEIC, which needs `pip install pillow-heif`"
+
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_ORIENTATION = 0x0112  # EXIF
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class PictureError(Exception):
@@ -34,28 +60,52 @@ def read_picture(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def decode(content: bytes) -> Image.Image:
-    """Decode completely the first frame of a picture, upright as its EXIF orientation says, as 8-bit RGB.
+def decode(content: bytes, grey_max: int | None = None) -> Image.Image:
+    """Decode completely the first frame of a picture, upright as its EXIF orientation says, as 8-bit sRGB.
 
-    Transparency is laid over white, 16-bit grey is scaled to 8 bits (Pillow's own conversion clips it), CMYK and
-    palettes are converted.
+    Transparency is laid over white, 16-bit grey is scaled to 8 bits (Pillow's own conversion clips it), CMYK, palettes
+    and colours by another profile are converted. Metadata that cannot be read makes no picture bad.
+
+    Args:
+        content: of the file.
+        grey_max: the value of 16-bit grey that is white; `None`: 65535.
 
     Raises:
         PictureError: `content` is empty, truncated, not a picture, above `MAX_PIXELS`, thinner than 1:`MAX_ASPECT`, or
             of a kind that has no stated range (32-bit float).
     """
+    return decode_with_range(content, grey_max)[0]
+
+
+def decode_with_range(content: bytes, grey_max: int | None = None) -> tuple[Image.Image, int | None]:
+    """Decode a picture as `decode` does; also return the highest value of 16-bit grey, `None` for other pictures."""
     if not content:
         raise PictureError("empty file")
+    try:
+        return _decode(content, grey_max)
+    except PictureError as error:
+        # The pixels may be good where a text, a profile or a checksum of metadata is not.
+        for spared in without_metadata(content):
+            with suppress(PictureError):
+                return _decode(spared, grey_max)
+        raise error from None
+
+
+def _decode(content: bytes, grey_max: int | None) -> tuple[Image.Image, int | None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata that does not matter here, and bombs, which are refused below
             with Image.open(io.BytesIO(content)) as picture:
                 _check_size(*picture.size)
                 picture.load()
-                return _to_rgb(ImageOps.exif_transpose(picture))
+                return _turn(to_rgb(picture, grey_max), _orientation(picture)), highest_grey(picture)
     except PictureError:
         raise
+    except RangeError as error:
+        raise PictureError(str(error)) from None
     except UnidentifiedImageError:
+        if content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS and not _HEIF:
+            raise PictureError(NEEDS_HEIF) from None
         raise PictureError("not a picture in a known format") from None
     except Image.DecompressionBombError:
         raise PictureError(f"more than {MAX_PIXELS} pixels") from None
@@ -71,15 +121,15 @@ def _check_size(width: int, height: int) -> None:
         raise PictureError(f"thinner than 1:{MAX_ASPECT} ({width} x {height})")
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode == "F":
-        raise PictureError("32-bit float, whose range is not stated; save it as 8 or 16 bits")
-    if picture.mode == "I" or picture.mode.startswith("I;16"):
-        values = np.asarray(picture).astype(np.int64)
-        if values.min() < 0 or values.max() > 0xFFFF:
-            raise PictureError("more than 16 bits a value; save it as 8 or 16 bits")
-        return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
-    if picture.has_transparency_data:
-        layer = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return picture.convert("RGB")
+def _orientation(picture: Image.Image) -> int:
+    """Return how the camera was held, by EXIF or XMP; 1, upright, where neither can be read."""
+    try:
+        return int(picture.getexif().get(_ORIENTATION, 1))
+    except Exception:  # Parsers fed damaged metadata raise nearly anything, too.
+        return 1
+
+
+def _turn(picture: Image.Image, orientation: int) -> Image.Image:
+    # Not ImageOps.exif_transpose: it also writes the metadata anew, and fails where that is odd.
+    turn = _TURNS.get(orientation)
+    return picture if turn is None else picture.transpose(turn)

@@ -1,12 +1,13 @@
 """What a picture goes through on its way into the network: preprocessing, and augmentation in training."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from PIL import Image, ImageOps
 from torchvision.transforms import InterpolationMode, v2
 
-from stages.common.params import Augment
+from stages.common.params import Augment, Framing
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -17,8 +18,9 @@ class Preprocessing:
     """What a picture goes through on its way into the network.
 
     The shorter side is resized to `resize` pixels and the middle `crop` x `crop` is kept; where `resize` is `None`, the
-    whole picture is resized to `crop` x `crop`, so that nothing is cut off. Values go to [0, 1] and are normalized by
-    `mean` and `std`, one a channel.
+    whole picture is resized to `crop` x `crop`, so that nothing is cut off; with `pad`, it keeps its proportions, and
+    margins of the mean colour fill the square. Values go to [0, 1] and are normalized by `mean` and `std`, one a
+    channel. `grey_max` is the value of 16-bit grey that is white, `None`: 65535.
     """
 
     resize: int | None = None
@@ -26,6 +28,8 @@ class Preprocessing:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: str = "bilinear"
+    pad: bool = False
+    grey_max: int | None = None
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Preprocessing":
@@ -39,9 +43,41 @@ class Preprocessing:
         }
         return cls(**fields)
 
-    def with_image_size(self, image_size: int | None) -> "Preprocessing":
-        """Return the same for whole pictures at `image_size` x `image_size`; unchanged for `None`."""
-        return self if image_size is None else replace(self, resize=None, crop=image_size)
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` reads, without the fields that are off."""
+        values = asdict(self)
+        return {name: value for name, value in values.items() if name not in ("pad", "grey_max") or value}
+
+    def framed(self, image_size: int | None, framing: Framing | None, grey_max: int | None = None) -> "Preprocessing":
+        """Return the same for another size and another way to make a square of a picture.
+
+        Args:
+            image_size: of the square, in pixels; `None` keeps it.
+            framing: `crop`: the middle is cut out, after a border as narrow for the size as before; `squash`: the whole
+                picture, out of proportion; `pad`: the whole picture, between margins; `None`: `squash` where
+                `image_size` is given, else as before.
+            grey_max: the value of 16-bit grey that is white; `None`: 65535.
+        """
+        size = image_size or self.crop
+        if framing is None:
+            framed = self if image_size is None else replace(self, resize=None, crop=size)
+        elif framing == "crop":
+            framed = replace(self, resize=round(size * (self.resize or self.crop) / self.crop), crop=size)
+        else:
+            framed = replace(self, resize=None, crop=size, pad=framing == "pad")
+        return replace(framed, grey_max=grey_max)
+
+
+class _Pad(torch.nn.Module):
+    """Fits a whole picture into a square of `size` x `size`, between margins of one colour."""
+
+    def __init__(self, size: int, colour: tuple[int, ...], interpolation: InterpolationMode) -> None:
+        super().__init__()
+        self.size, self.colour = size, colour
+        self.method = Image.Resampling[interpolation.name]
+
+    def forward(self, picture: Image.Image) -> Image.Image:
+        return ImageOps.pad(picture, (self.size, self.size), self.method, self.colour)
 
 
 def make_transform(preprocessing: Preprocessing, augment: Augment) -> v2.Compose:
@@ -52,6 +88,9 @@ def make_transform(preprocessing: Preprocessing, augment: Augment) -> v2.Compose
     """
     crop, interpolation = preprocessing.crop, InterpolationMode(preprocessing.interpolation)
     framing: list[torch.nn.Module]
+    margins: list[torch.nn.Module] = []
+    if preprocessing.pad:
+        margins = [_Pad(crop, tuple(round(255 * value) for value in preprocessing.mean), interpolation)]
     erasing: list[torch.nn.Module] = []
     if augment == "none":
         framing = [v2.Resize(preprocessing.resize or (crop, crop), interpolation), v2.CenterCrop(crop)]
@@ -72,4 +111,4 @@ def make_transform(preprocessing: Preprocessing, augment: Augment) -> v2.Compose
         v2.ToDtype(torch.float32, scale=True),
         v2.Normalize(preprocessing.mean, preprocessing.std),
     ]
-    return v2.Compose([*framing, *normalize, *erasing])
+    return v2.Compose([*margins, *framing, *normalize, *erasing])

@@ -5,6 +5,8 @@ from typing import Any
 
 from stages.common.params import Params
 from stages.common.words import number, p_value, percent, percent_range, plural, points, points_range, signed
+from stages.pictures.index import PARTS
+from stages.pictures.summary import ClassCounts, class_counts
 from stages.scores.classes import ClassScores
 from stages.scores.evaluation import Evaluation
 from stages.scores.near_duplicates import Pair
@@ -73,22 +75,23 @@ def compose_report(
         figures: the figures' folder, relative to the report, with `/`.
         captions: what to say of a figure in place of what `FIGURES` says, by its name; a line becomes a list's item.
     """
-    parts = {part: sum(counts[part] for counts in split["classes"].values()) for part in ("train", "val", "test")}
+    counts = class_counts(split)
+    parts = {part: sum(numbers[part] for numbers in counts.values()) for part in PARTS}
     counted = parts | {"test": parts["test"] - copies}
     return "\n\n".join(
         [
             "# Did fine-tuning help?",
             f"**{describe_gain(evaluation.gain)}**",
-            _subject(split, recipe["model"], counted),
+            _subject(len(counts), recipe["model"], counted),
             _scores(evaluation, len(classes)),
             "## How training went",
             _list(training),
             "## How far to trust this",
-            _limits(evaluation, counted, copies),
+            _limits(evaluation, counted, copies, split.get("groups")),
             "## Figures",
             *(_figure(name, title, captions.get(name, note), figures) for name, title, note in FIGURES),
             "## Pictures",
-            _pictures(split, parts),
+            _pictures(split, counts, parts),
             "## Is the test set clean?",
             _near_duplicates(evaluation, pairs),
             "## Recipe",
@@ -134,13 +137,12 @@ def describe_training(head: list[Epoch], finetune: list[Epoch], selected: tuple[
     return lines
 
 
-def _subject(split: dict[str, Any], model: dict[str, Any], parts: dict[str, int]) -> str:
+def _subject(classes: int, model: dict[str, Any], parts: dict[str, int]) -> str:
     weights = "random weights" if model["weights"] is None else f"the weights {_code(model['weights'])}"
-    classes = plural(len(split["classes"]), "class", "classes")
     others = f"watched on {parts['val']:,}, tested on" if parts["val"] else "watched and tested on the same"
     return (
         f"A {_code(model['arch'])} that started from {weights}, trained on {plural(parts['train'], 'picture')} of "
-        f"{classes}, {others} {parts['test']:,}."
+        f"{plural(classes, 'class', 'classes')}, {others} {parts['test']:,}."
     )
 
 
@@ -168,7 +170,7 @@ def _scores(evaluation: Evaluation, classes: int) -> str:
     )
 
 
-def _limits(evaluation: Evaluation, parts: dict[str, int], copies: int) -> str:
+def _limits(evaluation: Evaluation, parts: dict[str, int], copies: int, groups: dict[str, int] | None) -> str:
     gain, count = evaluation.gain, parts["test"]
     interval = f"{points_range(gain.accuracy_low, gain.accuracy_high)} points"
     lines = [
@@ -182,6 +184,11 @@ def _limits(evaluation: Evaluation, parts: dict[str, int], copies: int) -> str:
             1,
             f"{plural(copies, 'more file')} of the test part {'has' if copies == 1 else 'have'} the same bytes as one "
             "of these, and no score, interval or figure counts a picture twice.",
+        )
+    if groups:
+        lines.append(
+            f"The test pictures are of {plural(groups['test'], 'group')} (`split.group`), and those of a group are "
+            "alike. The intervals and McNemar's test count them as independent: the true intervals are wider."
         )
     if not parts["val"]:
         lines.append("There is no validation part: training watched the test pictures, so these numbers flatter.")
@@ -198,19 +205,20 @@ def _figure(name: str, title: str, caption: str, folder: str) -> str:
     return f"### {title}\n\n![{title}]({folder}/{name}.png)" + (f"\n\n{text}" if text else "")
 
 
-def _pictures(split: dict[str, Any], parts: dict[str, int]) -> str:
+def _pictures(split: dict[str, Any], counts: ClassCounts, parts: dict[str, int]) -> str:
     rejected, duplicates = split["rejected"], split["duplicates"]
-    rows = [[_cell(name), *(f"{counts[part]:,}" for part in parts)] for name, counts in split["classes"].items()]
+    rows = [[_cell(name), *(f"{numbers[part]:,}" for part in parts)] for name, numbers in counts.items()]
     if len(rows) > _MOST_CLASSES:
         rows = [*rows[:_MOST_CLASSES], [f"... {len(rows) - _MOST_CLASSES:,} more", "", "", ""]]
     rows.append(["**all**", *(f"**{count:,}**" for count in parts.values())])
     lines = [
-        f"{plural(split['pictures'], 'picture')} of {plural(len(split['classes']), 'class', 'classes')}.",
+        f"{plural(split['pictures'], 'picture')} of {plural(len(counts), 'class', 'classes')}.",
         f"{plural(len(rejected), 'file')} rejected, {plural(len(duplicates), 'group')} of copies with the same bytes "
         "(each kept in one part); `split.json` names them." if rejected or duplicates
         else "No file was rejected, and no two have the same bytes.",
     ]  # fmt: skip
-    return f"{' '.join(lines)}\n\n{_table(['class', 'train', 'validation', 'test'], rows)}"
+    notes = [_list([_cell(note) for note in split["notes"]])] if split["notes"] else []
+    return "\n\n".join([" ".join(lines), *notes, _table(["class", "train", "validation", "test"], rows)])
 
 
 def _near_duplicates(evaluation: Evaluation, pairs: list[Pair]) -> str:

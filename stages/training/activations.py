@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -290,7 +290,7 @@ def _folders(prefix: FrozenPrefix) -> list[Path]:
     """Return where the activations after 0, 1, 2 ... blocks of the prefix are kept."""
     about = {
         "format": _FORMAT,
-        "preprocessing": asdict(prefix.preprocessing),
+        "preprocessing": prefix.preprocessing.to_json(),
         "precision": prefix.precision,
         # The same computation elsewhere differs in its last digits.
         "device": prefix.device.type,

@@ -191,8 +191,8 @@ class Project:
 
     def count(self) -> str:
         """Say how many pictures each part has."""
-        classes = self.read("metrics/split.json")["classes"].values()
-        return ", ".join(f"{sum(parts[part] for parts in classes):,} {part}" for part in ("train", "test"))
+        parts = self.read("metrics/split.json")["parts"]
+        return ", ".join(f"{parts[part]:,} {part}" for part in ("train", "test"))
 
 
 def gather(data: Path, folder: Path, limit: int | None, factor: int) -> int:

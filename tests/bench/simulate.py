@@ -65,13 +65,14 @@ def measure_imports(_: int, __: Path) -> Measured:
 def measure_split(count: int, folder: Path) -> Measured:
     """Run `split` on fake files: finding copies, dividing, counting, writing. Nothing is decoded."""
     from stages import split
-    from stages.pictures.scan import Scan
+    from stages.pictures.check import Checked
+    from stages.pictures.collection import Collection, Picture
 
-    scan, hashes = Scan(), {}
+    found, checked = Collection(), {}
     for entry in fake_entries(count):
-        scan.pictures.setdefault(entry.class_name, []).append(entry.path)
-        hashes[entry.path] = entry.sha256
-    vars(split).update(find_pictures=lambda *_: scan, check_pictures=lambda *_: (hashes, {}))
+        found.pictures.append(Picture(entry.path, entry.class_name, entry.path.partition("/")[2]))
+        checked[entry.path] = Checked(entry.sha256, 4, 3)
+    vars(split).update(read_folders=lambda *_: found, check_pictures=lambda *_: checked)
     sys.argv[1:] = ["--params", str(ROOT / "params.yaml"), "--index", str(folder), "--report", str(folder / "s.json")]
     return split.main
 

@@ -148,7 +148,7 @@ def test_a_file_without_classifier_gives_the_backbone_and_its_preprocessing(tmp_
         assert tensor.dtype in (torch.float32, torch.int64)
         assert torch.equal(tensor, source.features.state_dict()[key].to(torch.float16).to(tensor.dtype)), key
     assert weights.preprocessing == Preprocessing(64, 48, (0.5, 0.5, 0.5), (1, 1, 1))
-    scaled = weights.preprocessing.with_image_size(96)
+    scaled = weights.preprocessing.framed(96, None)
     assert (scaled.resize, scaled.crop, scaled.mean) == (None, 96, (0.5, 0.5, 0.5))
 
 

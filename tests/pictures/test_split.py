@@ -1,9 +1,9 @@
 """The split: what is taken in, what is left out, and who lands where."""
 
-import json
 import os
 import random
 import shutil
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -13,42 +13,36 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from stages.pictures import decode, scan
-from stages.pictures.index import Entry, assign, read_index, write_index
-
-PARTS = ("train", "val", "test")
-
-
-def parts_of(project: Project) -> dict[str, list[Entry]]:
-    return {part: read_index(project.path(f"data/index/{part}.csv")) for part in PARTS}
+from stages.pictures.division import assign, find_copies
+from stages.pictures.index import PARTS, Entry, count, read_index, write_index
+from stages.pictures.summary import class_counts
 
 
 def part_by(project: Project, column: str) -> dict[str, str]:
-    return {getattr(entry, column): part for part, entries in parts_of(project).items() for entry in entries}
-
-
-def report_of(project: Project) -> dict:
-    return json.loads(project.path("metrics/split.json").read_text())
+    return {getattr(entry, column): part for part, entries in project.parts().items() for entry in entries}
 
 
 def rejected_of(project: Project) -> dict[str, str]:
-    return {item["path"]: item["reason"] for item in report_of(project)["rejected"]}
+    return {item["path"]: item["reason"] for item in project.split_report()["rejected"]}
 
 
-def test_the_extensions_are_torchvisions() -> None:
-    assert scan.EXTENSIONS == IMG_EXTENSIONS
+def test_the_extensions_include_torchvisions() -> None:
+    assert set(IMG_EXTENSIONS) <= set(scan.EXTENSIONS)
 
 
 def test_parts_are_disjoint_complete_and_stratified(project: Project) -> None:
     make_pictures(project.path("pictures"), ("cat", "dog", "owl"), count=30)
     assert project.run("split") == 0
-    parts = parts_of(project)
+    parts = project.parts()
     everything = [entry.path for entries in parts.values() for entry in entries]
     files = [path.relative_to(project.path("pictures")).as_posix() for path in project.path("pictures").glob("*/*")]
     assert sorted(everything) == sorted(files)
     assert len(set(everything)) == len(everything)
-    for part, count in (("train", 21), ("val", 3), ("test", 6)):
-        assert Counter(entry.class_name for entry in parts[part]) == {"cat": count, "dog": count, "owl": count}
-    assert report_of(project)["classes"] == {name: {"train": 21, "val": 3, "test": 6} for name in ("cat", "dog", "owl")}
+    for part, size in (("train", 21), ("val", 3), ("test", 6)):
+        assert Counter(entry.class_name for entry in parts[part]) == {"cat": size, "dog": size, "owl": size}
+    assert project.split_report()["classes"] == {
+        name: {"train": 21, "val": 3, "test": 6} for name in ("cat", "dog", "owl")
+    }
     assert {(entry.label, entry.class_name) for entry in parts["train"]} == {(0, "cat"), (1, "dog"), (2, "owl")}
 
 
@@ -101,8 +95,8 @@ def test_copies_share_a_part_and_are_reported(project: Project) -> None:
     part = part_by(project, "path")
     for number in range(12):
         assert part[f"cat/copy {number}.png"] == part[f"cat/{cats[number].name}"]
-    assert ["cat/000.png", "cat/copy 0.png"] in report_of(project)["duplicates"]
-    assert len(report_of(project)["duplicates"]) == 12
+    assert ["cat/000.png", "cat/copy 0.png"] in project.split_report()["duplicates"]
+    assert len(project.split_report()["duplicates"]) == 12
 
 
 def test_copies_in_two_classes_are_all_rejected(project: Project) -> None:
@@ -160,7 +154,7 @@ def test_bad_pictures_are_left_out_and_reported_and_the_run_goes_on(project: Pro
         "cat/up": "a link that loops",
         "cat/pipe.jpg": "not a regular file",
     }
-    assert report_of(project)["ignored"] == {".txt": 1}
+    assert project.split_report()["ignored"] == {".txt": 1}
     assert len(part_by(project, "path")) == 40
 
 
@@ -216,6 +210,54 @@ def test_every_class_is_in_every_part(count: int, test_size: float, val_size: fl
 def test_fractions_are_kept_to_the_nearest_picture() -> None:
     parts = assign(entries(1000), 0.2, 0.1, seed=0)
     assert {part: len(chosen) for part, chosen in parts.items()} == {"train": 1400, "val": 200, "test": 400}
+
+
+@pytest.mark.parametrize("copies", [90, 150, 250, 400])
+def test_a_large_group_of_copies_goes_to_training(copies: int) -> None:
+    pictures = [Entry(f"a/{number}.png", 0, "a", f"a{number}") for number in range(600)]
+    pictures += [Entry(f"a/copy {number}.png", 0, "a", "same") for number in range(copies)]
+    for seed in range(50):
+        parts = assign(pictures, 0.2, 0.1, seed)
+        for part, wanted in (("test", 0.2), ("val", 0.1)):
+            assert wanted * len(pictures) - 1 <= len(parts[part]) <= 1.1 * wanted * len(pictures)
+
+
+@pytest.mark.parametrize("sizes", [(400, 1, 1), (400, 300, 1), (400, 300, 200)])
+def test_large_groups_of_copies_are_in_each_part_where_a_class_has_nothing_else(sizes: tuple[int, ...]) -> None:
+    pictures = [
+        Entry(f"{name}/{group} {number}.png", label, name, f"{name}{group}")
+        for label, name in enumerate(("a", "b"))
+        for group, size in enumerate(sizes)
+        for number in range(size)
+    ]
+    for seed in range(20):
+        parts = assign(pictures, 0.2, 0.1, seed)
+        assert all({entry.class_name for entry in parts[part]} == {"a", "b"} for part in PARTS)
+        assert len(parts["train"]) == 2 * sizes[0]
+
+
+def test_the_time_it_takes_is_proportional_to_the_number_of_pictures() -> None:
+    classes, size = 500, 40
+    pictures = [Entry(f"{n % classes}/{n}", n % classes, f"{n % classes:03d}", f"{n}") for n in range(classes * size)]
+    started = time.process_time()
+    counts = count(assign(pictures, 0.2, 0.1, seed=1))
+    assert counts["000"] == {"train": 28, "val": 4, "test": 8}
+    same = {f"{name}/{number}.png": "same bytes" for name in ("a", "b") for number in range(20_000)}
+    _, contradictions = find_copies(same, {path: path[0] for path in same})
+    assert len(contradictions) == 40_000
+    assert time.process_time() - started < 4  # one look at all for each would take 20 s and more
+
+
+def test_many_classes_are_counted_in_a_list_which_dvc_does_not_take_for_metrics(project: Project) -> None:
+    names = tuple(f"class {number:02d}" for number in range(21))
+    shutil.rmtree(project.path("pictures"))
+    make_pictures(project.path("pictures"), names, count=4)
+    assert project.run("split") == 0
+    report = project.split_report()
+    assert report["parts"] == {"train": 42, "val": 21, "test": 21}
+    assert "classes" not in report
+    assert report["class_counts"][20] == {"class": "class 20", "train": 2, "val": 1, "test": 1}
+    assert class_counts(report) == {name: {"train": 2, "val": 1, "test": 1} for name in names}
 
 
 def test_an_index_reads_back_as_written(tmp_path: Path) -> None:

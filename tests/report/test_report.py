@@ -47,6 +47,7 @@ def split(val: int = 100) -> dict[str, Any]:
         "rejected": rejected,
         "duplicates": [["a", "b"], ["c", "d"]],
         "ignored": {},
+        "notes": ["3 pictures beside the class folders left out"],
     }
 
 
@@ -84,6 +85,7 @@ def test_it_says_what_was_trained_on_what() -> None:
     assert row(text, "cat") == ["cat", "1,000", "100", "100"]
     assert row(text, "**all**") == ["**all**", "**3,000**", "**300**", "**300**"]
     assert "1 file rejected, 2 groups of copies" in text
+    assert "- 3 pictures beside the class folders left out\n" in text
     assert row(text, "`finetune.lr`") == ["`finetune.lr`", "`1e-05`"]
     assert row(text, "`model.image_size`") == ["`model.image_size`", "`null`"]
 

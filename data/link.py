@@ -1,0 +1,49 @@
+"""Make a link to the file that a parameter names, so that DVC sees its bytes change.
+
+The parameter may also be null, or a name of torchvision's weights, and DVC has no dependency that may be absent: then a
+line of text stands there instead of the link.
+"""
+
+import argparse
+from pathlib import Path
+
+from stages.common.files import write_text
+from stages.common.params import Params, load_params
+from stages.common.stage import StageError, run
+from stages.network.weight_file import weight_file
+
+
+def named_file(key: str, params: Params) -> Path | None:
+    """Return the file that a parameter names, `None` where it names none.
+
+    Raises:
+        StageError: the file is not there.
+    """
+    if key == "data.labels":
+        file = None if params.data.labels is None else Path(params.data.labels)
+        wanted = "give a table of paths and labels (CSV), or null"
+    else:
+        file = weight_file(params.model.weights)
+        wanted = "give a .pth or .safetensors file, a name of torchvision's such as DEFAULT, or null"
+    if file is not None and not file.is_file():
+        raise StageError(f"{key}: {file}: no such file; {wanted}")
+    return file
+
+
+def main() -> None:
+    """Make the link, or the file that stands for none."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--params", type=Path, required=True)
+    parser.add_argument("--key", choices=["model.weights", "data.labels"], required=True)
+    parser.add_argument("--link", type=Path, required=True)
+    arguments = parser.parse_args()
+    file = named_file(arguments.key, load_params(arguments.params))
+    arguments.link.unlink(missing_ok=True)
+    if file is None:
+        write_text(arguments.link, f"{arguments.key} is not a file\n")
+    else:
+        arguments.link.symlink_to(file.resolve())
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,112 @@
+"""Reading each picture of a data set once: what it is, or why it cannot be used."""
+
+import hashlib
+import posixpath
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from stages.common.stage import StageError
+from stages.common.words import plural
+from stages.pictures.collection import Collection
+from stages.pictures.decode import NEEDS_HEIF, PictureError, decode_with_range, read_picture
+from stages.pictures.scan import extension, reason
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a picture is, or `problem`: why it cannot be used.
+
+    `sha256` of its file, in hex; its upright size in pixels; the `highest_grey` value, `None` unless it is 16-bit grey.
+    """
+
+    sha256: str = ""
+    width: int = 0
+    height: int = 0
+    highest_grey: int | None = None
+    problem: str | None = None
+
+
+def check_pictures(root: Path, paths: list[str], grey_max: int | None, workers: int) -> dict[str, Checked]:
+    """Read, hash and fully decode every picture, in `workers` processes (0: in this one); by path, in their order."""
+    check = partial(_check, root, grey_max)
+    return dict(zip(paths, _check_all(check, paths, workers), strict=True))
+
+
+def _check_all(check: Callable[[str], Checked], paths: list[str], workers: int) -> Iterator[Checked]:
+    progress = partial(tqdm, total=len(paths), desc="checking pictures", unit="picture", disable=None)
+    if workers == 0:
+        yield from progress(map(check, paths))
+        return
+    # Only the main process answers Ctrl-C: it ends the others.
+    with ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+        try:
+            yield from progress(pool.map(check, paths, chunksize=16))
+        except BrokenProcessPool as error:
+            raise StageError("workers: a process was killed, for want of memory most likely; use fewer") from error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _check(root: Path, grey_max: int | None, path: str) -> Checked:
+    try:
+        content = read_picture(root / path)
+        picture, highest_grey = decode_with_range(content, grey_max)
+    except OSError as error:
+        return Checked(problem=reason(error))
+    except PictureError as error:
+        return Checked(problem=str(error))
+    return Checked(hashlib.sha256(content).hexdigest(), *picture.size, highest_grey)
+
+
+def require_usable(root: Path, found: Collection, rejected: dict[str, str], limit: float) -> None:
+    """Refuse a data set of which too much is bad.
+
+    Args:
+        root: the folder of the data set.
+        found: what it holds.
+        rejected: path -> reason of all its bad files.
+        limit: the greatest fraction of files that may be bad.
+
+    Raises:
+        StageError: all pictures of a class are bad, or more than `limit` of all files.
+    """
+    for name, pictures in found.by_class().items():
+        bad = {picture.path: rejected[picture.path] for picture in pictures if picture.path in rejected}
+        if len(bad) == len(pictures):
+            _require_heif(root, bad)
+            raise StageError(
+                f"data.path: all {len(bad)} pictures of class {name!r} are bad, {_examples(bad)}; replace them"
+            )
+    files = len(rejected) + sum(picture.path not in rejected for picture in found.pictures)
+    if len(rejected) > limit * files:
+        _require_heif(root, rejected)
+        raise StageError(
+            f"split.rejected_limit: {len(rejected)} of {files} files are bad ({len(rejected) / files:.1%}, the "
+            f"limit is {limit:.1%}), {_examples(rejected)}; mend or remove them, or raise the limit"
+        )
+
+
+def _require_heif(root: Path, rejected: dict[str, str]) -> None:
+    """Where most of what is bad is HEIC that cannot be decoded here, say how it can."""
+    paths = [path for path, why in rejected.items() if why == NEEDS_HEIF]
+    if 2 * len(paths) > len(rejected):
+        kinds = Counter((posixpath.dirname(path), extension(path)) for path in paths)
+        (folder, kind), number = kinds.most_common(1)[0]
+        raise StageError(
+            f"data.path: {root / folder} holds {plural(number, f'{kind} file')} in HEIC, for which a package is "
+            f"missing ({len(paths):,} such files in all): pip install pillow-heif"
+        )
+
+
+def _examples(rejected: dict[str, str]) -> str:
+    shown = [f"{path!r} ({why})" for path, why in list(rejected.items())[:3]]
+    return f"such as {', '.join(shown)}"
