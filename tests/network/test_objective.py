@@ -1,6 +1,5 @@
 """The loss: smoothed labels, and classes that weigh more than others."""
 
-import json
 from collections.abc import Callable
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 from stages.common.stage import StageError
 from stages.network import objective
 from stages.pictures.index import Entry
+from stages.scores.classes import read_classes
 from stages.training.history import read_history
 
 
@@ -122,12 +122,12 @@ def test_a_rare_class_is_found_more_often_when_the_classes_weigh_the_same(
     rare: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert rare.run("split", "build_model") == 0
-    recalls: dict[object, float] = {}
+    recalls: dict[object, Any] = {}
     for weights in (None, "balanced"):
         rare.set("class_weights", weights)
         assert rare.run("train_head", "finetune", "evaluate", "plot") == 0
-        evaluation = json.loads(rare.path("metrics/evaluation.json").read_text())
-        recalls[weights] = evaluation["finetuned"]["classes"]["cat"]["recall"]
+        (cat,) = (scores for scores in read_classes(rare.path("metrics/classes.csv")) if scores.name == "cat")
+        recalls[weights] = cat.finetuned_recall
         said = "Training and validation losses are weighted by class (`class_weights`: `balanced`)"
         assert (said in rare.path("metrics/report.md").read_text()) is (weights == "balanced")
     assert recalls["balanced"] >= recalls[None] + 0.3
