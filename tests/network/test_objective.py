@@ -1,6 +1,7 @@
 """The loss: smoothed labels, and classes that weigh more than others."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
