@@ -34,7 +34,10 @@ def runs() -> Iterator[ParameterSet]:
     for number, arch in enumerate(FAMILIES.values()):
         for position, head in enumerate(HEADS):
             usual = number % len(HEADS) == position and arch not in LARGE
-            yield pytest.param(arch, head, marks=() if usual else pytest.mark.slow)
+            # In a usual run of the tests, one number of blocks.
+            yield pytest.param(arch, head, [2] if usual else [0, 2, None], marks=() if usual else pytest.mark.slow)
+            if usual:
+                yield pytest.param(arch, head, [0, None], marks=pytest.mark.slow)
 
 
 @pytest.fixture
@@ -85,7 +88,9 @@ def batchnorm_of(project: Project, name: str) -> list[bytes]:
 
 
 @pytest.mark.usefixtures("cold_cache")
-@pytest.mark.parametrize("arch", FAMILIES.values())
+@pytest.mark.parametrize(
+    "arch", [pytest.param(arch, marks=pytest.mark.slow if arch in LARGE else ()) for arch in FAMILIES.values()]
+)
 def test_kept_rows_and_the_tail_are_the_plain_network_at_every_cut(
     arch: str, tmp_path: Path, entries: list[Entry], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,19 +116,22 @@ def test_kept_rows_and_the_tail_are_the_plain_network_at_every_cut(
         assert (logits - plain).abs().max() <= 1e-5 * plain.abs().max() + 2 * rounding, unfreeze
 
 
-@pytest.mark.parametrize(("arch", "head"), list(runs()))
-def test_every_family_runs_with_every_head_and_any_number_of_blocks(tmp_path: Path, arch: str, head: str) -> None:
+@pytest.mark.parametrize(("arch", "head", "unfreeze"), list(runs()))
+def test_every_family_runs_with_every_head_and_any_number_of_blocks(
+    tmp_path: Path, arch: str, head: str, unfreeze: list[int | None]
+) -> None:
     make_pictures(tmp_path / "pictures", count=6, size=64)
     project = Project(tmp_path)
     project.set("model.arch", arch)
     project.set("model.head", head)
     project.set("model.image_size", image_size_of(arch))
-    project.set("finetune.unfreeze", 0)
+    project.set("finetune.unfreeze", unfreeze[0])
     project.set("train_head.epochs", 1)
     project.set("finetune.epochs", 1)
-    assert project.run(*STAGES[:5]) == 0
-    for unfreeze in (2, blocks(project)):
-        project.set("finetune.unfreeze", unfreeze)
+    assert project.run(*STAGES[:3]) == 0
+    for number in unfreeze:
+        trained = blocks(project) if number is None else number
+        project.set("finetune.unfreeze", trained)
         assert project.run("finetune", "evaluate") == 0
-        assert changed_blocks(project) <= set(range(blocks(project) - unfreeze, blocks(project)))
+        assert changed_blocks(project) <= set(range(blocks(project) - trained, blocks(project)))
         assert batchnorm_of(project, "finetuned") == batchnorm_of(project, "initial")

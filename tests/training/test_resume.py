@@ -152,7 +152,7 @@ def test_a_state_that_holds_nothing_is_ignored(content: bytes, capsys: pytest.Ca
 
 @pytest.mark.parametrize("select", ["best", "last"])
 def test_a_killed_fine_tuning_that_is_to_keep_its_start_still_does(built: Project, select: str) -> None:
-    built.set("finetune.lr", 0.3)
+    built.set("finetune.lr", 1.0)
     built.set("finetune.select", select)
     assert built.run("train_head", "finetune") == 0
     whole = outputs(built, "finetune")

@@ -336,7 +336,7 @@ def test_torchevals_scores_equal_scikit_learns_for_logits_near_the_threshold(out
     batches = list(zip(logits[..., None, None].split(40), labels.split(40), strict=True))
     scores = trainer.evaluate(batches)  # type: ignore[arg-type]
     probabilities = predict([trainer], batches)[0].numpy()  # type: ignore[arg-type]
-    expected = score(labels.numpy(), probabilities, [str(label) for label in range(probabilities.shape[1])])
+    expected = score(labels.numpy(), probabilities)
     assert scores.accuracy == pytest.approx(expected.accuracy, abs=1e-6)
     assert scores.loss == pytest.approx(expected.loss, abs=1e-6)
     assert ((probabilities.argmax(axis=1) == labels.numpy()).mean()) == pytest.approx(expected.accuracy)
