@@ -1,10 +1,14 @@
 """How a script ends: one line for what the user can put right, a traceback for a bug."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 from stages.common.stage import is_out_of_memory, run
 
@@ -48,3 +52,22 @@ def test_a_bug_keeps_its_traceback(error: Exception) -> None:
     assert not is_out_of_memory(error)
     with pytest.raises(type(error), match=str(error)):
         run(lambda: raise_(error))
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "None")],
+    ids=["nothing set", "a count of the user's", "a policy of the user's"],
+)
+def test_threads_hardly_spin_unless_the_user_says_otherwise(own: dict[str, str], expected: str) -> None:
+    program = "import os, sys, stages; print('torch' in sys.modules, os.environ.get('GOMP_SPINCOUNT'))"
+    environment = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    process = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**environment, **own},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert process.stdout == f"False {expected}\n"
