@@ -46,7 +46,7 @@ def main() -> None:
     test, predictions = read_index(index), read_predictions(arguments.predictions, arguments.probabilities)
     entries = count_once(test)
     if [entry.path for entry in entries] != predictions.paths:
-        raise StageError(f"{arguments.predictions}: not the pictures of {index}; `dvc repro` makes both anew")
+        raise StageError(f"{arguments.predictions}: not the pictures of {index}; `dvc repro` makes both again")
     evaluation, classes = read_evaluation(arguments.evaluation), read_classes(arguments.classes)
     pairs = read_near_duplicates(arguments.near_duplicates)
     split = json.loads(arguments.split.read_text("utf-8"))

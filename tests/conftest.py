@@ -15,6 +15,8 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from stages.common.stage import run
 from stages.pictures.index import PARTS, Entry, read_index, write_index
@@ -56,6 +58,16 @@ def image_size_of(arch: str) -> int:
     if arch == "vit_h_14":
         return 70
     return 96 if arch == "inception_v3" else 64
+
+
+def randomize_batchnorm(model: nn.Module, least_variance: float = 0.5) -> None:
+    """Give BatchNorm statistics and affine parameters as trained ones have: neither 0 nor 1."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            nn.init.uniform_(module.running_var, least_variance, 1.5)
 
 
 def make_pictures(root: Path, classes: tuple[str, ...] = ("cat", "dog"), count: int = 20, size: int = 40) -> Path:

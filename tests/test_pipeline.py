@@ -227,7 +227,7 @@ def test_with_many_classes_git_gets_a_short_table_and_plot_reads_the_rest_from_d
                 assert float(row[f"{model}_true_probability"]) == probabilities[number, labels[number]]
         text = table.read_text().splitlines(keepends=True)
         table.write_text("".join([text[0], *text[2:]]))
-        assert "`dvc repro evaluate` writes both anew" in refusal(finished, "plot")
+        assert "`dvc repro evaluate` writes both again" in refusal(finished, "plot")
         table.write_text("".join(text))
         archive.write_bytes(full[:-100])
         assert "predictions.npz: not a file of probabilities" in refusal(finished, "plot")
@@ -344,7 +344,7 @@ def test_predictions_of_other_pictures_are_refused(finished: Project, refusal: C
     header, first, *rest = kept.splitlines(keepends=True)
     try:
         path.write_text("".join([header, *rest, first]))
-        assert "`dvc repro` makes both anew" in refusal(finished, "plot")
+        assert "`dvc repro` makes both again" in refusal(finished, "plot")
         path.write_text("a,b\n1,2\n")
         assert "not a file of predictions" in refusal(finished, "plot")
     finally:

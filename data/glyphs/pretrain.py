@@ -112,10 +112,10 @@ class Pretrainer:
         except FileNotFoundError:
             return
         except (RuntimeError, EOFError, pickle.UnpicklingError):
-            print(f"{path}: damaged, starting anew", flush=True)
+            print(f"{path}: damaged, starting from the beginning", flush=True)
             return
         if state["params"] != self.params.model_dump() or state["characters"] != CHARACTERS:
-            print(f"{path}: of a run with other parameters, starting anew", flush=True)
+            print(f"{path}: of a run with other parameters, starting from the beginning", flush=True)
             return
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])

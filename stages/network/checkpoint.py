@@ -20,7 +20,7 @@ from stages.pictures.preprocessing import Preprocessing
 
 # One key only: safetensors writes several in an order that changes from run to run, and so would the file's bytes.
 _KEY = "checkpoint"
-_AGAIN = "`dvc repro` makes it anew"
+_AGAIN = "`dvc repro` makes it again"
 
 
 @dataclass(frozen=True)

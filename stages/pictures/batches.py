@@ -39,7 +39,7 @@ def read_entry(root: Path, entry: Entry, grey_max: int | None = None) -> Image.I
     except (OSError, PictureError) as error:
         problem = str(error)
     raise StageError(
-        f"{root / entry.path}: {problem} since the split was made; bring it back, or run `dvc repro` to split anew"
+        f"{root / entry.path}: {problem} since the split was made; bring it back, or run `dvc repro` to split again"
     )
 
 
@@ -74,7 +74,7 @@ class Pictures(Dataset[tuple[Tensor, int] | StageError]):
 
 
 class Order(Sampler[tuple[int, int]]):
-    """Positions, in order or shuffled anew each `epoch`, each with a seed of its own.
+    """Positions, in order or shuffled differently in each `epoch`, each with a seed of its own.
 
     Args:
         count: number of positions.

@@ -130,6 +130,6 @@ def _orientation(picture: Image.Image) -> int:
 
 
 def _turn(picture: Image.Image, orientation: int) -> Image.Image:
-    # Not ImageOps.exif_transpose: it also writes the metadata anew, and fails where that is odd.
+    # Not ImageOps.exif_transpose: it also rewrites the metadata, and fails where that is odd.
     turn = _TURNS.get(orientation)
     return picture if turn is None else picture.transpose(turn)

@@ -199,4 +199,4 @@ def _read_parts(root: Path, parts: dict[str, str], given: Given, found: Collecti
                 raise StageError(f"data.path: no pictures in {root / folder / name}; add some or remove the class")
     folders = _join(list(parts.values()))
     if given == "ignore":
-        found.notes.append(f"the pictures of {folders} put together and divided anew (split.given)")
+        found.notes.append(f"the pictures of {folders} put together and divided again (split.given)")

@@ -55,7 +55,7 @@ def read_index(path: Path) -> list[Entry]:
             raise ValueError("rows of another length than the header")
         return [Entry(name, int(label), *rest) for name, label, *rest in rows]
     except ValueError as error:
-        raise StageError(f"{path}: not an index file ({error}); `dvc repro split` writes it anew") from error
+        raise StageError(f"{path}: not an index file ({error}); `dvc repro split` writes it again") from error
 
 
 def read_watched(folder: Path) -> list[Entry]:

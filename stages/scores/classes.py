@@ -71,4 +71,4 @@ def read_classes(path: Path) -> list[ClassScores]:
             for label, name, support, *values in read_rows(path, _COLUMNS)
         ]
     except (ValueError, TypeError) as error:
-        raise StageError(f"{path}: not a table of classes ({error}); `dvc repro evaluate` writes it anew") from error
+        raise StageError(f"{path}: not a table of classes ({error}); `dvc repro evaluate` writes it again") from error

@@ -100,5 +100,5 @@ def read_near_duplicates(path: Path) -> list[Pair]:
         return [Pair(test, train, float(cosine)) for test, train, cosine in read_rows(path, _COLUMNS)]
     except ValueError as error:
         raise StageError(
-            f"{path}: not a file of near-duplicates ({error}); `dvc repro evaluate` writes it anew"
+            f"{path}: not a file of near-duplicates ({error}); `dvc repro evaluate` writes it again"
         ) from error

@@ -19,7 +19,7 @@ MOST_CLASSES = 20
 
 _MODELS = ("head", "finetuned")
 _SHORT_COLUMNS = ("prediction", "probability", "true_probability")
-_AGAIN = "`dvc repro evaluate` writes it anew"
+_AGAIN = "`dvc repro evaluate` writes it again"
 
 Positions = list[int]
 
@@ -120,7 +120,7 @@ def _read_probabilities(path: Path, table: Path, paths: list[str], labels: Label
     except (BadZipFile, ValueError, KeyError, EOFError, AttributeError) as error:
         raise StageError(f"{path}: not a file of probabilities ({error}); {_AGAIN}") from error
     if read.paths != paths or not np.array_equal(read.labels, labels):
-        raise StageError(f"{path}: not the pictures of {table}; `dvc repro evaluate` writes both anew")
+        raise StageError(f"{path}: not the pictures of {table}; `dvc repro evaluate` writes both again")
     return read
 
 

@@ -78,7 +78,7 @@ class StateFile:
             self._write({"epochs": epochs, "random": state.random, **values})
         except OSError as error:
             self._can_be_written = False
-            print(f"a stopped run will start anew, its state is not kept: {cache.explain(error)}", flush=True)
+            print(f"a run that is stopped will start again, its state is not kept: {cache.explain(error)}", flush=True)
         self._written = time.monotonic()
 
     def _write(self, values: dict[str, Any]) -> None:
@@ -103,7 +103,7 @@ class StateFile:
             return None
         except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            print(f"{self.path}: damaged ({reason}), starting anew", flush=True)
+            print(f"{self.path}: damaged ({reason}), starting from the beginning", flush=True)
             return None
 
     def remove(self) -> None:

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from conftest import FAMILIES, image_size_of
+from conftest import FAMILIES, image_size_of, randomize_batchnorm
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from stages.common.stage import StageError
 from stages.network.backbones import architectures, cut_into_blocks, stock_model, stock_shapes
@@ -17,12 +16,7 @@ ALL = architectures()
 def stock_with_statistics(arch: str, image_size: int) -> nn.Module:
     torch.manual_seed(0)
     stock = stock_model(arch, image_size).eval()
-    for module in stock.modules():
-        if isinstance(module, _BatchNorm):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.5, 0.5)
-            nn.init.uniform_(module.running_mean, -0.1, 0.1)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    randomize_batchnorm(stock)
     return stock
 
 

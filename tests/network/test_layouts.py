@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from conftest import randomize_batchnorm
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from stages.common.stage import StageError
 from stages.network.backbones import stock_model
@@ -16,12 +16,7 @@ from stages.network.weights import find_weights, load_into
 
 def randomize(model: nn.Module) -> nn.Module:
     torch.manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.5, 0.5)
-            nn.init.uniform_(module.running_mean, -0.1, 0.1)
-            nn.init.uniform_(module.running_var, 0.0, 1.5)
+    randomize_batchnorm(model, least_variance=0.0)
     return model.eval()
 
 

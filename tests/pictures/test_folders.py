@@ -192,7 +192,7 @@ def test_a_given_split_that_is_ignored_is_divided_as_if_there_were_none(project:
     for name in ("cat", "dog"):
         (pictures / name).rmdir()
     project.set("split.given", "ignore")
-    assert "the pictures of train and test put together and divided anew (split.given)" in line(project)
+    assert "the pictures of train and test put together and divided again (split.given)" in line(project)
     assert {part: {entry.sha256 for entry in entries} for part, entries in project.parts().items()} == before
 
 

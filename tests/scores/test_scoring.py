@@ -195,7 +195,7 @@ def test_what_is_undefined_is_null_and_never_zero_or_nan(tmp_path: Path) -> None
 def test_what_is_no_table_of_classes_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "classes.csv"
     path.write_text(text)
-    with pytest.raises(StageError, match=r"classes\.csv: not a table of classes .*`dvc repro evaluate` writes it anew"):
+    with pytest.raises(StageError, match=r"classes\.csv: not a table of classes .*dvc repro evaluate"):
         read_classes(path)
 
 
