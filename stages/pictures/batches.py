@@ -4,6 +4,7 @@ import hashlib
 import signal
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -137,7 +138,7 @@ class Batches:
             sampler=self._order,
             num_workers=workers,
             collate_fn=_collate,
-            worker_init_fn=_leave_interrupts_to_the_main_process,
+            worker_init_fn=leave_interrupts_to_the_main_process,
             persistent_workers=workers > 0,
             pin_memory=pinned,
             generator=torch.Generator(),  # else each pass takes a number from the one that dropout uses
@@ -157,26 +158,32 @@ class Batches:
         Raises:
             StageError: a picture is gone or changed since the index was made, or a decoding process was killed.
         """
-        for batch in self._batches():
+        for batch in loaded(self._loader):
             stop_if_interrupted()
             if isinstance(batch, StageError):
                 raise batch
             images, labels = batch
             yield images, labels
 
-    def _batches(self) -> Iterator[list[Tensor] | StageError]:
-        try:
-            yield from self._loader
-        except RuntimeError as error:
-            message = str(error)
-            if any(sign in message for sign in _SHARED_MEMORY_SIGNS):
-                raise StageError(
-                    "workers: /dev/shm, through which processes hand over pictures, is too small; enlarge it (docker: "
-                    "--shm-size=1g) or set workers to 0"
-                ) from error
-            if "DataLoader worker" not in message:
-                raise
-            raise StageError("workers: a process was killed, for want of memory most likely; use fewer") from error
+
+def loaded(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Yield what a loader does.
+
+    Raises:
+        StageError: a decoding process was killed, or cannot hand over its pictures.
+    """
+    try:
+        yield from loader
+    except RuntimeError as error:
+        message = str(error)
+        if any(sign in message for sign in _SHARED_MEMORY_SIGNS):
+            raise StageError(
+                "workers: /dev/shm, through which processes hand over pictures, is too small; enlarge it (docker: "
+                "--shm-size=1g) or set workers to 0"
+            ) from error
+        if "DataLoader worker" not in message:
+            raise
+        raise StageError("workers: a process was killed, for want of memory most likely; use fewer") from error
 
 
 def _collate(items: list[tuple[Tensor, int] | StageError]) -> list[Tensor] | StageError:
@@ -184,5 +191,6 @@ def _collate(items: list[tuple[Tensor, int] | StageError]) -> list[Tensor] | Sta
     return errors[0] if errors else default_collate(items)
 
 
-def _leave_interrupts_to_the_main_process(_: int) -> None:
+def leave_interrupts_to_the_main_process(_: int) -> None:
+    """Let only the main process of a loader answer Ctrl-C: it ends the others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

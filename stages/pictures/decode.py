@@ -99,7 +99,7 @@ def _decode(content: bytes, grey_max: int | None) -> tuple[Image.Image, int | No
                 _check_size(*picture.size)
                 picture.load()
                 return _turn(to_rgb(picture, grey_max), _orientation(picture)), highest_grey(picture)
-    except PictureError:
+    except (PictureError, MemoryError):
         raise
     except RangeError as error:
         raise PictureError(str(error)) from None

@@ -1,0 +1,71 @@
+"""What the finished network says of new pictures: files and folders -> a table of predictions."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import get_args
+
+from tqdm import tqdm
+
+from stages.common.device import resolve_device
+from stages.common.params import Precision
+from stages.common.seeds import make_deterministic
+from stages.common.stage import StageError, run
+from stages.common.workers import resolve_workers
+from stages.network.checkpoint import load_checkpoint
+from stages.network.network import set_trainable
+from stages.network.objective import probabilities
+from stages.pictures.unlabelled import find_files, load
+from stages.scores.answers import open_table
+from stages.training.trainer import Trainer
+
+
+def main() -> None:
+    """Predict the class of each picture; a picture that cannot be read has a row that says why."""
+    parser = argparse.ArgumentParser(prog="python -m stages.predict", description=__doc__)
+    parser.add_argument("pictures", type=Path, nargs="+", help="files, and folders at any depth")
+    parser.add_argument("--output", default="predictions.csv", help=".csv or .jsonl; - for the standard output")
+    parser.add_argument("--checkpoint", type=Path, default=Path("data/checkpoints/finetuned.safetensors"))
+    parser.add_argument("--top", type=int, default=3, help="classes with their probabilities; default: 3")
+    parser.add_argument("--all", action="store_true", help="the probability of every class")
+    parser.add_argument("--reject", type=float, default=0.0, help="below this probability, predict nothing")
+    parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:N | mps")
+    parser.add_argument("--precision", choices=get_args(Precision), default="float32")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--workers", type=int, help="decoding processes; default: one a core")
+    arguments = parser.parse_args()
+    for name, value in (("--top", arguments.top), ("--batch-size", arguments.batch_size)):
+        if value < 1:
+            raise StageError(f"{name}: should be 1 or more, is {value}")
+    if not 0 <= arguments.reject <= 1:
+        raise StageError(f"--reject: should be a probability from 0 to 1, is {arguments.reject:g}")
+
+    paths = find_files(arguments.pictures)
+    network, description = load_checkpoint(arguments.checkpoint)
+    device = resolve_device(arguments.device)
+    make_deterministic(0)
+    set_trainable(network, 0)
+    trainer = Trainer(network, device, arguments.precision)
+    workers = resolve_workers("auto" if arguments.workers is None else arguments.workers)
+    top, unreadable = None if arguments.all else arguments.top, 0
+    with (
+        open_table(arguments.output, description.classes, top, arguments.reject) as write,
+        tqdm(total=len(paths), desc="predicting", unit=" pictures", disable=None) as progress,
+    ):
+        for some in load(paths, description.preprocessing, arguments.batch_size, workers):
+            predicted = iter(
+                probabilities(trainer.logits(some.images).cpu().double()).numpy() if len(some.images) else ()
+            )
+            for path, problem in zip(some.paths, some.problems, strict=True):
+                write(path, next(predicted) if problem is None else problem)
+                unreadable += problem is not None
+            progress.update(len(some.paths))
+    print(f"{len(paths) - unreadable} pictures predicted", file=sys.stderr)
+    if unreadable:
+        raise StageError(
+            f"{unreadable} of {len(paths)} pictures cannot be read; `problem` in {arguments.output} says why"
+        )
+
+
+if __name__ == "__main__":
+    run(main)
