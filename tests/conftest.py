@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from _pytest.mark import ParameterSet
 from PIL import Image
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -49,6 +50,13 @@ FAMILIES = {
     "VGG": "vgg11_bn",
     "VisionTransformer": "vit_b_32",
 }
+# Seconds each: left out where `-m slow` is not given.
+LARGE = ("convnext_tiny", "densenet121", "inception_v3", "maxvit_t", "swin_t", "vgg11_bn", "vit_b_32")
+
+
+def families() -> list[ParameterSet]:
+    """One network of each family, the large ones marked as slow."""
+    return [pytest.param(arch, marks=pytest.mark.slow if arch in LARGE else ()) for arch in FAMILIES.values()]
 
 
 def image_size_of(arch: str) -> int:

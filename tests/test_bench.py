@@ -37,6 +37,7 @@ def cells(output: str) -> dict[str, list[str]]:
     return {title: values for title, *values in rows}
 
 
+@pytest.mark.slow
 def test_the_bench_compares_every_phase_and_leaves_nothing_behind(tmp_path: Path, scratch: Path) -> None:
     pictures = make_pictures(tmp_path / "pictures", count=12)
     command = [*BENCH, "--data", str(pictures), *TINY, "--limit", "12", "--scale"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAMILIES, image_size_of
+from conftest import families, image_size_of
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -94,7 +94,7 @@ def test_train_returns_the_network_and_leaves_batchnorm_and_frozen_blocks_in_eva
 
 
 @pytest.mark.parametrize("head", ["flatten", "pooled", "original"])
-@pytest.mark.parametrize("arch", FAMILIES.values())
+@pytest.mark.parametrize("arch", families())
 def test_a_new_head_fits_every_family(arch: str, head: str) -> None:
     size = image_size_of(arch)
     network = build_network(stock_model(arch, size), head, 8, outputs=3, image_size=size)  # type: ignore[arg-type]

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from conftest import FAMILIES
+from conftest import families
 from torch import Tensor, nn
 
 from stages.network.backbones import stock_model
 from stages.network.network import Network, build_network, calibrate_batchnorm
 from stages.report.gradcam import grad_cam
 
-LARGE = ("convnext_tiny", "densenet121", "inception_v3", "maxvit_t", "vgg11_bn")
 RED = torch.tensor([2.0, -2.0, 1.0])[:, None, None]
 
 
@@ -47,9 +46,7 @@ def sees_patches(arch: str, size: int, colored: bool, generator: torch.Generator
     return network
 
 
-@pytest.mark.parametrize(
-    "arch", [pytest.param(arch, marks=pytest.mark.slow if arch in LARGE else ()) for arch in FAMILIES.values()]
-)
+@pytest.mark.parametrize("arch", families())
 def test_a_patch_is_found_in_its_quarter_of_the_picture(arch: str) -> None:
     size = 299 if arch == "inception_v3" else 224
     colored = arch in ("convnext_tiny", "swin_t", "vit_b_32")  # LayerNorm takes away how strong noise is

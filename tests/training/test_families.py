@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 import torch
 from _pytest.mark import ParameterSet
-from conftest import FAMILIES, STAGES, Project, image_size_of, make_pictures
+from conftest import FAMILIES, LARGE, STAGES, Project, families, image_size_of, make_pictures
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -25,8 +25,6 @@ from stages.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 HEADS = get_args(Head)
-# Seconds, a tenth of a gigabyte and more.
-LARGE = ("vgg11_bn", "maxvit_t", "vit_b_32")
 
 
 def runs() -> Iterator[ParameterSet]:
@@ -88,9 +86,7 @@ def batchnorm_of(project: Project, name: str) -> list[bytes]:
 
 
 @pytest.mark.usefixtures("cold_cache")
-@pytest.mark.parametrize(
-    "arch", [pytest.param(arch, marks=pytest.mark.slow if arch in LARGE else ()) for arch in FAMILIES.values()]
-)
+@pytest.mark.parametrize("arch", families())
 def test_kept_rows_and_the_tail_are_the_plain_network_at_every_cut(
     arch: str, tmp_path: Path, entries: list[Entry], capsys: pytest.CaptureFixture[str]
 ) -> None:
