@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, STAGES, Project, make_pictures
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from stages import predict
 from stages.common.stage import run
@@ -147,17 +150,17 @@ def test_bad_input_is_one_line(
     assert message in line
 
 
-@pytest.mark.parametrize("content", [None, b"", b"PK", "other project"])
+@pytest.mark.parametrize("content", [None, b"", b"PK", {}, {"checkpoint": "[1"}, {"checkpoint": "{}"}, "no tensors"])
 def test_a_checkpoint_that_cannot_be_used_is_one_line(
     content: object, finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     path = tmp_path / "other.safetensors"
-    if content == "other project":
-        import torch
-        from safetensors.torch import save_file
-
-        save_file({"weight": torch.zeros(1)}, path)
+    if content == "no tensors":
+        with safe_open(finished.checkpoint("finetuned"), framework="pt") as file:
+            content = file.metadata()
+    if isinstance(content, dict):
+        save_file({"weight": torch.zeros(1)}, path, content)
     elif isinstance(content, bytes):
         path.write_bytes(content)
     picture = finished.path("pictures/cat/000.png")

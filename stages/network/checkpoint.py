@@ -20,7 +20,7 @@ from stages.pictures.preprocessing import Preprocessing
 
 # One key only: safetensors writes several in an order that changes from run to run, and so would the file's bytes.
 _KEY = "checkpoint"
-_AGAIN = "`dvc repro` makes it again"
+_AGAIN = "`dvc repro` makes the pipeline's own again"
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,18 @@ def load_checkpoint(path: Path) -> tuple[Network, Description]:
         raise StageError(f"{path}: damaged checkpoint ({error}); {_AGAIN}") from error
     if _KEY not in metadata:
         raise StageError(f"{path}: not a checkpoint of this pipeline; {_AGAIN}")
-    description = _read_description(metadata[_KEY])
+    try:
+        description = _read_description(metadata[_KEY])
+    except (ValueError, TypeError, KeyError) as error:
+        raise StageError(f"{path}: not a checkpoint of this pipeline, or of another version of it; {_AGAIN}") from error
     crop, outputs = description.preprocessing.crop, outputs_for(len(description.classes))
     stock = stock_shapes(description.arch, crop)
     with torch.device("meta"):  # without the time that random values take
         network = build_network(stock, description.head, description.hidden, outputs, crop)
-    network.to_empty(device="cpu").load_state_dict(tensors)
+    try:
+        network.to_empty(device="cpu").load_state_dict(tensors)
+    except RuntimeError as error:
+        raise StageError(f"{path}: its tensors are not those of its {description.arch}; {_AGAIN}") from error
     return network, description
 
 
