@@ -194,7 +194,8 @@ def test_without_a_checkpoint_it_refuses(project: Project, capsys: pytest.Captur
     capsys.readouterr()
     assert find_rate(project) == 1
     line = capsys.readouterr().err
-    assert line == "error: data/checkpoints/head.safetensors: no such checkpoint; `dvc repro` makes the pipeline's own again\n"
+    problem = "data/checkpoints/head.safetensors: no such checkpoint"
+    assert line == f"error: {problem}; `dvc repro` makes the pipeline's own again\n"
     assert not project.path("data/rate_finetune.png").exists()
 
 
