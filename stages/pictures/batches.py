@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from stages.common.memory import require_memory
 from stages.common.params import Augment
 from stages.common.seeds import generator_for
 from stages.common.stage import StageError, stop_if_interrupted
@@ -20,6 +21,8 @@ from stages.pictures.preprocessing import Preprocessing, make_transform
 
 Batch = tuple[Tensor, Tensor]
 
+# Batches that a decoding process prepares before they are asked for (torch's own number).
+_AHEAD = 2
 # How torch says that a file in /dev/shm cannot be made, or that there was no room for what was written to it.
 _SHARED_MEMORY_SIGNS = ("Bus error", "shared memory", "(shm)", "/torch_")
 
@@ -118,6 +121,9 @@ class Batches:
         augment: for training pictures only.
         order: of the pictures; `None`: the index's.
         pinned: in memory from which a GPU copies faster.
+
+    Raises:
+        StageError: the pictures in work at one time need more memory than there is.
     """
 
     def __init__(
@@ -132,6 +138,8 @@ class Batches:
         pinned: bool = False,
     ) -> None:
         self._order = order or Order(len(entries))
+        at_a_time = min(len(self._order), batch_size * (1 + _AHEAD * workers))
+        require_memory(at_a_time, 3 * preprocessing.crop**2 * 4, preprocessing.crop)
         self._loader: DataLoader[tuple[Tensor, int] | StageError] = DataLoader(
             Pictures(root, entries, preprocessing, augment),
             batch_size,

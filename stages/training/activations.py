@@ -23,8 +23,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from stages.common.device import autocast, dtype_of
+from stages.common.memory import require_memory
 from stages.common.params import Augment, Precision
 from stages.common.stage import stop_if_interrupted
+from stages.network.footprint import widest_layer
 from stages.pictures.batches import Batch, Batches, Order
 from stages.pictures.index import Entry
 from stages.pictures.preprocessing import Preprocessing
@@ -266,6 +268,10 @@ def _pad(images: Tensor) -> Tensor:
 
 def _make_forward(prefix: FrozenPrefix) -> Callable[[Tensor, Collection[int]], list[Tensor]]:
     """Return images, numbers of blocks -> what the prefix makes of them after so many blocks, contiguous."""
+    if prefix.device.type == "cpu":
+        crop = prefix.preprocessing.crop
+        # A batch stays there, as read and as padded, until its rows are computed.
+        require_memory(_BATCH, widest_layer(prefix.blocks, crop) + 2 * 3 * crop**2 * 4, crop)
     # Block by block: what leaves a block has to be what the plain network has there.
     blocks = [fold_batchnorm(block).eval().to(memory_format=torch.channels_last) for block in prefix.blocks]
 

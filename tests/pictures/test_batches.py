@@ -73,3 +73,15 @@ def test_processes_that_cannot_hand_over_pictures_are_told_from_killed_ones(
     with pytest.raises(StageError, match=advice) as error:
         list(batches)
     assert str(error.value).startswith("workers: ")
+
+
+@pytest.mark.parametrize(("batch_size", "workers", "at_a_time"), [(2, 0, 2), (4, 0, 4), (2, 1, 6), (1, 1, 3)])
+def test_pictures_that_cannot_all_lie_in_memory_are_refused_before_the_system_ends_the_process(
+    tmp_path: Path, entries: list[Entry], monkeypatch: pytest.MonkeyPatch, batch_size: int, workers: int, at_a_time: int
+) -> None:
+    needed = at_a_time * 3 * 32 * 32 * 4
+    monkeypatch.setattr("stages.common.memory.total_memory", lambda: needed)
+    Batches(tmp_path / "pictures", entries, Preprocessing(crop=32), batch_size, workers)
+    monkeypatch.setattr("stages.common.memory.total_memory", lambda: needed - 1)
+    with pytest.raises(StageError, match=rf"model.image_size: {at_a_time} pictures of 32 px"):
+        Batches(tmp_path / "pictures", entries, Preprocessing(crop=32), batch_size, workers)

@@ -421,3 +421,11 @@ def test_a_kept_row_is_checksummed_once_a_run(
     new = computed(capsys)
     assert new == len(read_index(index))
     assert checked == kept + 2 * new  # a new row: when it is written, and when it is read back
+
+
+def test_pictures_too_large_for_the_memory_are_refused_before_any_is_read(
+    built: Project, no_decoding: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("stages.common.memory.total_memory", lambda: 2**20)
+    assert built.run("train_head") == 1
+    assert re.fullmatch(r"error: model.image_size: .* pictures of .* lower it\n", capsys.readouterr().err)

@@ -1,0 +1,40 @@
+"""How much memory this machine, or the container around this process, has."""
+
+import os
+from pathlib import Path
+
+from stages.common.stage import StageError
+
+# Limits of a container: control groups version 2 and 1 (https://docs.kernel.org/admin-guide/cgroup-v2.html).
+_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def total_memory() -> float:
+    """Return the bytes of memory that all programs share here, or of the container where that is less."""
+    return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *map(_read_limit, _LIMITS))
+
+
+def require_memory(pictures: int, bytes_each: float, image_size: int) -> None:
+    """Refuse what cannot be done here: Linux would end the process without a word.
+
+    Args:
+        pictures: that are in work at one time.
+        bytes_each: that each takes at least.
+        image_size: height and width of the pictures, pixels.
+
+    Raises:
+        StageError: together they take more than there is.
+    """
+    needed, there = pictures * bytes_each, total_memory()
+    if needed > there:
+        raise StageError(
+            f"model.image_size: {pictures:,} pictures of {image_size:,} px at a time need {needed / 1e9:,.1f} GB, of "
+            f"{there / 1e9:,.1f} GB here; lower it"
+        )
+
+
+def _read_limit(file: Path) -> float:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):  # no such file, or "max"
+        return float("inf")
