@@ -30,9 +30,7 @@ class Collection:
     pictures: list[Picture] = field(default_factory=list)
     rejected: dict[str, str] = field(default_factory=dict)  # path -> reason
     ignored: Counter[str] = field(default_factory=Counter)  # extension -> number of files that are not pictures by name
-    left_out: Counter[str] = field(
-        default_factory=Counter
-    )  # kind -> number of pictures, or of system files and folders
+    left_out: Counter[str] = field(default_factory=Counter)  # kind -> number of pictures, or of files of the system
     notes: list[str] = field(default_factory=list)  # what was assumed
 
     def by_class(self) -> dict[str, list[Picture]]:
