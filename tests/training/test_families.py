@@ -21,6 +21,7 @@ from stages.pictures.batches import Batches
 from stages.pictures.index import Entry
 from stages.pictures.preprocessing import Preprocessing
 from stages.training.activations import FrozenPrefix
+from stages.training.history import Epoch, History
 from stages.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -28,14 +29,17 @@ HEADS = get_args(Head)
 
 
 def runs() -> Iterator[ParameterSet]:
-    """Every head on every family; in a usual run of the tests one of them each, and none on the largest networks."""
+    """Every head on every family with two and three classes; in a usual run of the tests one of them each.
+
+    None of them on the largest networks.
+    """
     for number, arch in enumerate(FAMILIES.values()):
-        for position, head in enumerate(HEADS):
-            usual = number % len(HEADS) == position and arch not in LARGE
-            # In a usual run of the tests, one number of blocks.
-            yield pytest.param(arch, head, [2] if usual else [0, 2, None], marks=() if usual else pytest.mark.slow)
-            if usual:
-                yield pytest.param(arch, head, [0, None], marks=pytest.mark.slow)
+        for classes in (2, 3):
+            for position, head in enumerate(HEADS):
+                usual = number % len(HEADS) == position and number % 2 == classes % 2 and arch not in LARGE
+                if usual:
+                    yield pytest.param(arch, classes, head, [2])
+                yield pytest.param(arch, classes, head, [0, None] if usual else [0, 2, None], marks=pytest.mark.slow)
 
 
 @pytest.fixture
@@ -112,16 +116,56 @@ def test_kept_rows_and_the_tail_are_the_plain_network_at_every_cut(
         assert (logits - plain).abs().max() <= 1e-5 * plain.abs().max() + 2 * rounding, unfreeze
 
 
-@pytest.mark.parametrize(("arch", "head", "unfreeze"), list(runs()))
-def test_every_family_runs_with_every_head_and_any_number_of_blocks(
-    tmp_path: Path, arch: str, head: str, unfreeze: list[int | None]
-) -> None:
-    make_pictures(tmp_path / "pictures", count=6, size=64)
-    project = Project(tmp_path)
+def small_project(folder: Path, arch: str, classes: int, unfreeze: int | None) -> Project:
+    make_pictures(folder / "pictures", classes=("cat", "dog", "owl")[:classes], count=6, size=64)
+    project = Project(folder)
     project.set("model.arch", arch)
-    project.set("model.head", head)
     project.set("model.image_size", image_size_of(arch))
-    project.set("finetune.unfreeze", unfreeze[0])
+    project.set("finetune.unfreeze", unfreeze)
+    return project
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cold_cache")
+@pytest.mark.parametrize("stage", ["train_head", "finetune"])
+@pytest.mark.parametrize("arch", FAMILIES.values())
+def test_a_stopped_stage_goes_on_and_ends_with_the_bytes_of_one_that_was_not_on_every_family(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arch: str, stage: str
+) -> None:
+    project = small_project(tmp_path, arch, 3, 2)
+    project.set("model.head", "original")  # with the dropout of networks that have it
+    project.set("finetune.select", "last")
+    for phase in ("train_head", "finetune"):
+        project.set(f"{phase}.epochs", 2)
+    assert project.run(*STAGES[: STAGES.index(stage) + 1]) == 0
+    output = project.checkpoint("head" if stage == "train_head" else "finetuned")
+    whole = output.read_bytes()
+    output.unlink()
+
+    monkeypatch.setattr("stages.training.resume.SECONDS", 0.0)
+    real, added = History.add, []
+
+    def stop_in_the_second_epoch(history: History, epoch: Epoch) -> None:
+        added.append(epoch)
+        if len(added) == 3:
+            raise KeyboardInterrupt
+        real(history, epoch)
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(History, "add", stop_in_the_second_epoch)
+        assert project.run(stage) == 130
+    capsys.readouterr()
+    assert project.run(stage) == 0
+    assert "going on after epoch 1 of a run that was stopped" in capsys.readouterr().out
+    assert output.read_bytes() == whole
+
+
+@pytest.mark.parametrize(("arch", "classes", "head", "unfreeze"), list(runs()))
+def test_every_family_runs_with_every_head_and_any_number_of_blocks(
+    tmp_path: Path, arch: str, classes: int, head: str, unfreeze: list[int | None]
+) -> None:
+    project = small_project(tmp_path, arch, classes, unfreeze[0])
+    project.set("model.head", head)
     project.set("train_head.epochs", 1)
     project.set("finetune.epochs", 1)
     assert project.run(*STAGES[:3]) == 0
