@@ -13,7 +13,7 @@ from typing import NoReturn
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-# torcheval 0.0.7 says it on import, of its own code.
+# torcheval 0.0.7 warns of its own code on import.
 warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
 
 

@@ -1,1 +1,1 @@
-"""What every script stands on."""
+"""What every script is built on."""

@@ -51,7 +51,7 @@ def stop_if_interrupted() -> None:
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a stage and exit: 0, or non-zero after one line on stderr.
 
-    `StageError`, errors of the file system, want of memory and Ctrl-C are answered with one line. Anything else is a
+    `StageError`, errors of the file system, lack of memory and Ctrl-C are answered with one line. Anything else is a
     bug, and keeps its traceback.
     """
     _Interrupt.seen = False
@@ -77,7 +77,7 @@ def run(main: Callable[[], None]) -> NoReturn:
 def is_out_of_memory(error: BaseException) -> bool:
     """Say whether an error means that memory ran out, or that what was asked for cannot be counted in bytes.
 
-    torch has no type of its own for it on the CPU: it raises a `RuntimeError`.
+    torch has no error type for it on the CPU: it raises a `RuntimeError`.
     """
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True

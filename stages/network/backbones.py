@@ -79,7 +79,7 @@ def _convnext(stock: _Model) -> Parts:
 
 def _densenet(stock: _Model) -> Parts:
     stem, (*stages, norm) = stock.features[:4], list(stock.features.named_children())[4:]
-    last = nn.Sequential(norm[1], nn.ReLU(inplace=True))  # the ReLU stands in torchvision's `forward`
+    last = nn.Sequential(norm[1], nn.ReLU(inplace=True))  # the ReLU is in torchvision's `forward`
     blocks = {f"features.{name}": stage for name, stage in stages}
     blocks = {"features.conv0": stem, **blocks, f"features.{norm[0]}": last}
     return Parts(blocks, [nn.AdaptiveAvgPool2d(1), nn.Flatten(), stock.classifier])

@@ -78,7 +78,7 @@ class Pictures(Dataset[tuple[Tensor, int] | StageError]):
 
 
 class Order(Sampler[tuple[int, int]]):
-    """Positions, in order or shuffled differently in each `epoch`, each with a seed of its own.
+    """Positions, in order or shuffled differently in each `epoch`, each with its own seed.
 
     Args:
         count: number of positions.
@@ -191,7 +191,7 @@ def loaded(loader: DataLoader[Any]) -> Iterator[Any]:
             ) from error
         if "DataLoader worker" not in message:
             raise
-        raise StageError("workers: a process was killed, for want of memory most likely; use fewer") from error
+        raise StageError("workers: a process was killed, probably out of memory; use fewer") from error
 
 
 def _collate(items: list[tuple[Tensor, int] | StageError]) -> list[Tensor] | StageError:

@@ -50,7 +50,7 @@ def _check_all(check: Callable[[str], Checked], paths: list[str], workers: int) 
         try:
             yield from progress(pool.map(check, paths, chunksize=16))
         except BrokenProcessPool as error:
-            raise StageError("workers: a process was killed, for want of memory most likely; use fewer") from error
+            raise StageError("workers: a process was killed, probably out of memory; use fewer") from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -91,7 +91,7 @@ def require_usable(root: Path, found: Collection, rejected: dict[str, str], limi
         _require_heif(root, rejected)
         raise StageError(
             f"split.rejected_limit: {len(rejected)} of {files} files are bad ({len(rejected) / files:.1%}, the "
-            f"limit is {limit:.1%}), {_examples(rejected)}; mend or remove them, or raise the limit"
+            f"limit is {limit:.1%}), {_examples(rejected)}; repair or remove them, or raise the limit"
         )
 
 

@@ -62,5 +62,5 @@ def require_classes(found: Collection, root: Path) -> None:
 
 
 def _spell(name: str) -> str:
-    """Write a name so that it can be told from one that looks like it."""
+    """Write a name so that it differs from one that looks like it."""
     return repr(name) if name.isascii() else f"{name!r} ({name!a})"

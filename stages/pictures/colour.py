@@ -18,7 +18,7 @@ class RangeError(Exception):
 def to_rgb(picture: Image.Image, grey_max: int | None = None) -> Image.Image:
     """Return a picture as 8-bit sRGB.
 
-    A colour profile is applied, but to 16-bit grey; one that cannot be read or is for another mode is passed by.
+    A colour profile is applied, except to 16-bit grey; one that cannot be read or is for another mode is ignored.
 
     Args:
         picture: decoded.

@@ -46,7 +46,7 @@ def find_copies(hashes: dict[str, str], class_of: dict[str, str]) -> tuple[list[
 
 
 def find_overlap(hashes: dict[str, str], part_of: dict[str, str], rejected: Container[str]) -> list[str]:
-    """Find the pictures whose bytes also stand in another part of a split that is given, to be left out.
+    """Find the pictures whose bytes are also in another part of a given split, to be left out.
 
     The copy for the test is kept, or else the one for validation.
 

@@ -68,7 +68,7 @@ def _list_top(root: Path, found: Collection) -> list[str]:
         loose = found.left_out["loose"]
         here = f" but {plural(loose, 'picture')}" if loose else ""
         raise StageError(
-            f"data.path: {root} holds no folders{here}; put the pictures of each class into one of its own"
+            f"data.path: {root} holds no folders{here}; put the pictures of each class into a folder"
             + (", or name a table of their labels as data.labels" if loose else "")
         )
     return folders
@@ -84,7 +84,7 @@ def _list_folders(root: Path, folder: str, found: Collection) -> list[str]:
         elif is_picture(name):
             found.left_out["loose"] += 1
         elif path.is_symlink() and not path.exists() and not extension(name):
-            raise StageError(f"data.path: {path} is a link to nothing; mend or remove it")
+            raise StageError(f"data.path: {path} is a broken link; repair or remove it")
         else:
             found.ignored[extension(name)] += 1
     return folders

@@ -16,7 +16,7 @@ _GROUP = "group"
 class Entry:
     """A picture: its path below `data.path` (with `/`), its class by number and name, and the SHA-256 of its file.
 
-    `group` names what it must not be parted from; empty: nothing but its copies.
+    `group` names what it must stay together with; empty: only its copies.
     """
 
     path: str

@@ -20,7 +20,7 @@ _JPEG_ADOBE_SIZE = 4 + 12
 def without_metadata(content: bytes) -> Iterator[bytes]:
     """Yield a PNG or JPEG with less and less metadata; nothing for another file.
 
-    First what may tell more of the pixels stays: a PNG's profile, EXIF and the like with right checksums, a JPEG's
+    First, what may matter for the pixels stays: a PNG's profile, EXIF and so on with correct checksums, a JPEG's
     EXIF. Then only what no decoder can do without.
     """
     if content.startswith(_PNG):

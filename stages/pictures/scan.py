@@ -38,7 +38,7 @@ _SYSTEM_NAMES = {
 
 _REASONS = {
     errno.ELOOP: "a link that loops",
-    errno.ENOENT: "a link to nothing",
+    errno.ENOENT: "a broken link",
     errno.EACCES: "permission denied",
 }
 
@@ -99,7 +99,7 @@ def list_names(folder: Path, found: Collection) -> list[str]:
 
 
 def identify(folder: Path) -> tuple[int, int]:
-    """Return what tells a folder from any other, by whichever path it is reached."""
+    """Return what identifies a folder, whichever path leads to it."""
     status = folder.stat()
     return status.st_dev, status.st_ino
 

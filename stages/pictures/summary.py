@@ -12,7 +12,7 @@ from stages.pictures.collection import Collection
 from stages.pictures.colour import GREY_RANGE
 from stages.pictures.index import PARTS, Entry, count
 
-# DVC takes each number in nested objects for a metric of its own and shows it in a row or a column; it passes lists by.
+# DVC shows each number in nested objects as a metric, in a row or a column; it ignores lists.
 _MOST_CLASSES = 20
 _MOST_SHOWN = 3
 
@@ -45,7 +45,7 @@ def summarize(
         part_of: path -> the part that is given, if any.
         rejected: path -> reason.
         duplicates: groups of paths with the same bytes.
-        overlap: paths left out because their bytes also stand in another part.
+        overlap: paths left out because their bytes are also in another part.
     """
     left_out = {**found.left_out, "overlap": len(overlap)}
     grouped = (
@@ -72,8 +72,8 @@ def summarize(
 def describe_classes(counts: ClassCounts) -> dict[str, Any]:
     """Return the number of pictures of each part, and of each class and part, as `split.json` has them.
 
-    Up to 20 classes they are DVC's metrics, `classes`; more are a list, `class_counts`, that `dvc metrics diff` and
-    `dvc exp show` pass by.
+    Up to 20 classes they are DVC's metrics, `classes`; more are a list, `class_counts`, which `dvc metrics diff` and
+    `dvc exp show` ignore.
     """
     parts = {part: sum(numbers[part] for numbers in counts.values()) for part in PARTS}
     if len(counts) <= _MOST_CLASSES:

@@ -175,7 +175,7 @@ def _limits(evaluation: Evaluation, parts: dict[str, int], copies: int, groups: 
     interval = f"{points_range(gain.accuracy_low, gain.accuracy_high)} points"
     lines = [
         f"The test set has {plural(count, 'picture')}: one of them is {100 / count:.2f} points of accuracy.",
-        f"With these pictures, a true gain of {interval} cannot be told from the one measured.",
+        f"With these pictures, a true gain of {interval} cannot be distinguished from the one measured.",
         "The intervals cover the choice of test pictures. They say nothing of what another seed's training would give, "
         "nor of pictures from elsewhere.",
     ]

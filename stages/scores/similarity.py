@@ -42,7 +42,7 @@ def find_similar(sample: Tensor, train: Iterable[Tensor], test: Tensor, precisio
     """Find the pairs of a test and a training picture whose whitened features have a cosine of `THRESHOLD` or more.
 
     Whitening: the mean of the training features is subtracted, and all directions in which they vary get about the same
-    weight. Features of different pictures have much in common; what tells two pictures of one kind apart is small in
+    weight. Features of different pictures have much in common; what distinguishes two pictures of one kind is small in
     comparison. Measured with MobileNetV3-Large, four fifths of the pictures being training pictures:
 
     | | 2,000 photos, ImageNet weights, 224 px | 1,797 digits, the bundled backbone, 64 px |

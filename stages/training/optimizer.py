@@ -42,7 +42,7 @@ def make_optimizer(network: Network, phase: Phase, layer_decay: float = 1.0) -> 
 
 
 def schedule_rate(optimizer: torch.optim.Optimizer, phase: Phase, steps: int, done: int = 0) -> LambdaLR:
-    """Let the rate of each group follow `rate_factor`; `step()` goes on to the next optimizer step.
+    """Let the rate of each group follow `rate_factor`; `step()` advances to the next optimizer step.
 
     Args:
         optimizer: a new one, or one that has loaded the state after `done` steps.

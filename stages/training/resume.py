@@ -1,4 +1,4 @@
-"""The state of a training that was stopped: it goes on after its last finished epoch, and ends with the same bytes.
+"""The state of a training that was stopped: it resumes after a finished epoch, and ends with the same bytes.
 
 The state is in the user's cache: DVC removes a stage's outputs before it runs. Its name is a hash of everything the
 training depends on, so a state that does not fit is not found.
@@ -88,7 +88,7 @@ class StateFile:
             try:
                 torch.save(values, file)
             except RuntimeError as error:
-                # On a full disk torch's writer fails once more, at its end, and that hides why it failed at first.
+                # On a full disk torch's writer fails once more, at its end, which hides why it failed at first.
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from None
                 raise

@@ -29,7 +29,7 @@ _CHECKED = 50
 
 @dataclass(frozen=True)
 class Scores:
-    """Means over the pictures of one pass: the loss, and the fraction that is classified rightly."""
+    """Means over the pictures of one pass: the loss, and the fraction that is classified correctly."""
 
     loss: float
     accuracy: float

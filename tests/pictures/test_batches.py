@@ -57,8 +57,8 @@ def test_augmentation_in_this_process_draws_from_no_generator_but_its_own(
         ),
         ("unable to write to file </torch_7_1_0>: No space left on device (28)", "/dev/shm"),
         ("unable to allocate shared memory(shm) for file </torch_7_1_0>: Success (0)", "/dev/shm"),
-        ("DataLoader worker (pid 7) is killed by signal: Killed. ", "want of memory"),
-        ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", "want of memory"),
+        ("DataLoader worker (pid 7) is killed by signal: Killed. ", "out of memory"),
+        ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", "out of memory"),
     ],
 )
 def test_processes_that_cannot_hand_over_pictures_are_told_from_killed_ones(

@@ -126,7 +126,7 @@ def test_names_that_a_reader_takes_for_one_class_are_refused(
 
 def test_a_class_that_is_a_link_to_nothing_is_not_passed_by(project: Project, refusal: Refusal) -> None:
     project.path("pictures/owl").symlink_to("nowhere")
-    assert "pictures/owl is a link to nothing" in refusal(project, "split")
+    assert "pictures/owl is a broken link" in refusal(project, "split")
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])

@@ -150,7 +150,7 @@ def test_bad_pictures_are_left_out_and_reported_and_the_run_goes_on(project: Pro
         "cat/empty.jpg": "empty file",
         "cat/text.jpg": "not a picture in a known format",
         "cat/loop.jpg": "a link that loops",
-        "cat/nothing.jpg": "a link to nothing",
+        "cat/nothing.jpg": "a broken link",
         "cat/up": "a link that loops",
         "cat/pipe.jpg": "not a regular file",
     }
