@@ -22,7 +22,7 @@ class Gain:
     `loss`: negative where fine-tuning lowered it;
     `fixed` and `broken`: the number of pictures that only the fine-tuned, or only the head checkpoint gets right;
     `mcnemar_p`: the exact two-sided p-value of McNemar's test (https://doi.org/10.1007/BF02295996): were both
-    checkpoints equally good, `fixed` would be as tosses of a coin. 1 where there is nothing to toss for;
+    checkpoints equally good, `fixed` would be distributed like coin tosses. 1 where nothing changed;
     `verdict`: `no evidence` where that p-value is not below 0.05, else `better` or `worse`.
     """
 
