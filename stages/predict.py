@@ -12,12 +12,9 @@ from stages.common.params import Precision
 from stages.common.seeds import make_deterministic
 from stages.common.stage import StageError, run
 from stages.common.workers import resolve_workers
-from stages.network.checkpoint import load_checkpoint
-from stages.network.network import set_trainable
-from stages.network.objective import probabilities
 from stages.pictures.unlabelled import find_files, load
 from stages.scores.answers import open_table
-from stages.training.trainer import Trainer
+from stages.training.classifier import open_classifier
 
 
 def main() -> None:
@@ -25,7 +22,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.predict", description=__doc__)
     parser.add_argument("pictures", type=Path, nargs="+", help="files, and folders at any depth")
     parser.add_argument("--output", default="predictions.csv", help=".csv or .jsonl; - for the standard output")
-    parser.add_argument("--checkpoint", type=Path, default=Path("data/checkpoints/finetuned.safetensors"))
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        default=Path("data/checkpoints/finetuned.safetensors"),
+        help=".safetensors, or .onnx as `stages.export` writes",
+    )
     parser.add_argument("--top", type=int, default=3, help="classes with their probabilities; default: 3")
     parser.add_argument("--all", action="store_true", help="the probability of every class")
     parser.add_argument("--reject", type=float, default=0.0, help="below this probability, predict nothing")
@@ -41,21 +43,20 @@ def main() -> None:
         raise StageError(f"--reject: should be a probability from 0 to 1, is {arguments.reject:g}")
 
     paths = find_files(arguments.pictures)
-    network, description = load_checkpoint(arguments.checkpoint)
-    device = resolve_device(arguments.device)
     make_deterministic(0)
-    set_trainable(network, 0)
-    trainer = Trainer(network, device, arguments.precision)
+    # "auto" may be a GPU, which is not for ONNX files.
+    device = (
+        "cpu" if arguments.device == "auto" and arguments.checkpoint.suffix.lower() == ".onnx" else arguments.device
+    )
+    classifier = open_classifier(arguments.checkpoint, resolve_device(device), arguments.precision)
     workers = resolve_workers("auto" if arguments.workers is None else arguments.workers)
     top, unreadable = None if arguments.all else arguments.top, 0
     with (
-        open_table(arguments.output, description.classes, top, arguments.reject) as write,
+        open_table(arguments.output, classifier.classes, top, arguments.reject) as write,
         tqdm(total=len(paths), desc="predicting", unit=" pictures", disable=None) as progress,
     ):
-        for some in load(paths, description.preprocessing, arguments.batch_size, workers):
-            predicted = iter(
-                probabilities(trainer.logits(some.images).cpu().double()).numpy() if len(some.images) else ()
-            )
+        for some in load(paths, classifier.transform, classifier.preprocessing.grey_max, arguments.batch_size, workers):
+            predicted = iter(classifier.probabilities(some.images) if len(some.images) else ())
             for path, problem in zip(some.paths, some.problems, strict=True):
                 write(path, next(predicted) if problem is None else problem)
                 unreadable += problem is not None

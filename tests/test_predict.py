@@ -3,8 +3,10 @@
 import csv
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, STAGES, Project, make_pictures
+from onnx import TensorProto, helper
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from stages import predict
 from stages.common.stage import run
+from stages.network.checkpoint import load_checkpoint
+from stages.network.onnx import write_onnx
 from stages.pictures.index import read_index
 
 CHECKPOINT = "data/checkpoints/finetuned.safetensors"
@@ -39,8 +44,8 @@ def call(finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Call the script in a folder of its own; its exit code."""
     monkeypatch.chdir(tmp_path)
 
-    def predicted(*arguments: object) -> int:
-        settings = ["--checkpoint", finished.checkpoint("finetuned"), "--device", "cpu", "--workers", 0]
+    def predicted(*arguments: object, checkpoint: Path | None = None) -> int:
+        settings = ["--checkpoint", checkpoint or finished.checkpoint("finetuned"), "--device", "cpu", "--workers", 0]
         monkeypatch.setattr(sys, "argv", ["predict", *map(str, [*arguments, *settings])])
         with pytest.raises(SystemExit) as exit_info:
             run(predict.main)
@@ -101,6 +106,20 @@ def test_top_says_how_many_classes_and_reject_empties_unsure_predictions(finishe
     assert call(picture, "--reject", 1.0) == 0
     assert rows()[0]["prediction"] == ""
     assert float(rows()[0]["probability"]) < 1
+
+
+def test_an_exported_network_predicts_the_same(finished: Project, call: Predict, tmp_path: Path) -> None:
+    network, description = load_checkpoint(finished.checkpoint("finetuned"))
+    write_onnx(tmp_path / "model.onnx", network, description, "")
+    picture, more = finished.path("pictures/owl/003.png"), [finished.path("pictures/cat"), "--all", "--batch-size", 5]
+    assert call(picture, *more) == 0
+    expected = rows()
+    assert call(picture, *more, checkpoint=tmp_path / "model.onnx") == 0
+    assert [list(row) for row in rows()] == [list(row) for row in expected]
+    for row, other in zip(rows(), expected, strict=True):
+        assert (row["path"], row["prediction"]) == (other["path"], other["prediction"])
+        for name in ("probability", "cat", "dog", "owl"):
+            assert float(row[name]) == pytest.approx(float(other[name]), abs=1e-5)
 
 
 def test_json_lines_have_an_object_a_picture(finished: Project, call: Predict, tmp_path: Path) -> None:
@@ -171,3 +190,55 @@ def test_a_checkpoint_that_cannot_be_used_is_one_line(
     assert exit_info.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {path}: ")
+
+
+def write_another_onnx(path: Path, metadata: dict[str, str]) -> None:
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "graph", [values[0]], [values[1]])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    helper.set_model_props(model, metadata)
+    path.write_bytes(model.SerializeToString())
+
+
+OTHERS: dict[str, tuple[bytes | dict[str, str] | None, str]] = {
+    "none.onnx": (None, "no such file"),
+    "empty.onnx": (b"", "damaged, or not an ONNX file"),
+    "damaged.onnx": (b"\x08\x0a\x12\x07pytorch", "damaged, or not an ONNX file"),
+    "other.onnx": ({}, "not an ONNX file of this project"),
+    "version.onnx": ({"project": "dvc-finetune", "classes": "[1"}, "of another version of this project"),
+    "network.pt": (b"", "should end in .safetensors (a checkpoint) or .onnx"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_an_exported_network_that_cannot_be_used_is_one_line(
+    name: str, finished: Project, call: Predict, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    content, message = OTHERS[name]
+    if isinstance(content, dict):
+        write_another_onnx(tmp_path / name, content)
+    elif content is not None:
+        (tmp_path / name).write_bytes(content)
+    assert call(finished.path("pictures/cat/000.png"), checkpoint=tmp_path / name) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path / name}: ")
+    assert message in line
+
+
+def test_after_an_interrupt_all_rows_are_whole(finished: Project, tmp_path: Path) -> None:
+    output, many = tmp_path / "predictions.csv", [finished.path("pictures/cat/000.png")] * 5000
+    command = [sys.executable, "-m", "stages.predict", *many, "--output", output, "--workers", "1", "--batch-size", "2"]
+    process = subprocess.Popen(
+        [*map(str, command), "--checkpoint", str(finished.checkpoint("finetuned"))], cwd=ROOT, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 60
+    while (not output.exists() or output.read_bytes().count(b"\n") < 10) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert error.decode() == "error: interrupted; run the same command again\n"
+    text = output.read_text()
+    assert text.endswith("\n")
+    assert {len(row) for row in csv.reader(text.splitlines())} == {8}
+    assert 10 <= len(text.splitlines()) < 5000

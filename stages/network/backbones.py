@@ -32,11 +32,13 @@ class Parts:
     """A stock model, cut: images -> `blocks`, one after the other -> features -> `head` -> logits of its own classes.
 
     `blocks` are by their names in torchvision, those of several layers by the first one's. What the stock model has
-    beside both, such as auxiliary classifiers, is not used.
+    beside both, such as auxiliary classifiers, is not used. `features` is torchvision's name of what leaves the last
+    block (`torchvision.models.feature_extraction`); of tokens, the class token.
     """
 
     blocks: dict[str, nn.Module]
     head: list[nn.Module]
+    features: str = "features"
 
 
 class ClassToken(nn.Module):
@@ -58,7 +60,7 @@ class Patches(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return tokens, (n, 1 + patches, channels)."""
         patches = self.conv_proj(images).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.class_token.expand(len(images), -1, -1), patches], dim=1)
+        tokens = torch.cat([self.class_token.expand(images.shape[0], -1, -1), patches], dim=1)
         dropped: Tensor = self.dropout(tokens + self.pos_embedding)
         return dropped
 
@@ -82,7 +84,7 @@ def _densenet(stock: _Model) -> Parts:
     last = nn.Sequential(norm[1], nn.ReLU(inplace=True))  # the ReLU is in torchvision's `forward`
     blocks = {f"features.{name}": stage for name, stage in stages}
     blocks = {"features.conv0": stem, **blocks, f"features.{norm[0]}": last}
-    return Parts(blocks, [nn.AdaptiveAvgPool2d(1), nn.Flatten(), stock.classifier])
+    return Parts(blocks, [nn.AdaptiveAvgPool2d(1), nn.Flatten(), stock.classifier], "relu")
 
 
 def _efficientnet(stock: _Model) -> Parts:
@@ -105,7 +107,7 @@ def _googlenet(stock: _Model) -> Parts:  # the auxiliary classifiers are left ou
         "inception5a": stock.inception5a,
         "inception5b": stock.inception5b,
     }
-    return Parts(blocks, [stock.avgpool, nn.Flatten(), stock.dropout, stock.fc])
+    return Parts(blocks, [stock.avgpool, nn.Flatten(), stock.dropout, stock.fc], "inception5b")
 
 
 def _inception(stock: _Model) -> Parts:  # the auxiliary classifier is left out
@@ -113,7 +115,7 @@ def _inception(stock: _Model) -> Parts:  # the auxiliary classifier is left out
     blocks = {name: getattr(stock, name) for name in names}
     blocks["Conv2d_2b_3x3"] = nn.Sequential(stock.Conv2d_2b_3x3, stock.maxpool1)
     blocks["Conv2d_4a_3x3"] = nn.Sequential(stock.Conv2d_4a_3x3, stock.maxpool2)
-    return Parts(blocks, [stock.avgpool, stock.dropout, nn.Flatten(), stock.fc])
+    return Parts(blocks, [stock.avgpool, stock.dropout, nn.Flatten(), stock.fc], "Mixed_7c")
 
 
 def _maxvit(stock: _Model) -> Parts:
@@ -122,7 +124,7 @@ def _maxvit(stock: _Model) -> Parts:
         for block, stage in enumerate(stock.blocks)
         for name, layer in stage.layers.named_children()
     }
-    return Parts({"stem": stock.stem, **layers}, list(stock.classifier))
+    return Parts({"stem": stock.stem, **layers}, list(stock.classifier), "blocks")
 
 
 def _mnasnet(stock: _Model) -> Parts:
@@ -133,7 +135,7 @@ def _mnasnet(stock: _Model) -> Parts:
         if isinstance(unit, _InvertedResidual)
     }
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), *stock.classifier]
-    return Parts({"layers.0": stem, **blocks, "layers.14": last}, head)
+    return Parts({"layers.0": stem, **blocks, "layers.14": last}, head, "layers")
 
 
 def _mobilenet(stock: _Model) -> Parts:
@@ -143,21 +145,22 @@ def _mobilenet(stock: _Model) -> Parts:
 
 def _regnet(stock: _Model) -> Parts:
     blocks = _units(stock.trunk_output, "trunk_output", ResBottleneckBlock)
-    return Parts({"stem": stock.stem, **blocks}, [stock.avgpool, nn.Flatten(), stock.fc])
+    return Parts({"stem": stock.stem, **blocks}, [stock.avgpool, nn.Flatten(), stock.fc], "trunk_output")
 
 
 def _resnet(stock: _Model) -> Parts:
     stem = nn.Sequential(stock.conv1, stock.bn1, stock.relu, stock.maxpool)
     stages = [f"layer{number}" for number in range(1, 5)]
     blocks = {f"{stage}.{name}": unit for stage in stages for name, unit in getattr(stock, stage).named_children()}
-    return Parts({"conv1": stem, **blocks}, [stock.avgpool, nn.Flatten(), stock.fc])
+    return Parts({"conv1": stem, **blocks}, [stock.avgpool, nn.Flatten(), stock.fc], "layer4")
 
 
 def _shufflenet(stock: _Model) -> Parts:
     stages = [f"stage{number}" for number in range(2, 5)]
     blocks = {f"{stage}.{name}": unit for stage in stages for name, unit in getattr(stock, stage).named_children()}
     stem = nn.Sequential(*stock.conv1, stock.maxpool)
-    return Parts({"conv1": stem, **blocks, "conv5": stock.conv5}, [nn.AdaptiveAvgPool2d(1), nn.Flatten(), stock.fc])
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), stock.fc]
+    return Parts({"conv1": stem, **blocks, "conv5": stock.conv5}, head, "conv5")
 
 
 def _squeezenet(stock: _Model) -> Parts:
@@ -167,15 +170,14 @@ def _squeezenet(stock: _Model) -> Parts:
 
 def _swin(stock: _Model) -> Parts:  # channels last inside, but maps leave the last block
     blocks = _units(stock.features, "features", SwinTransformerBlock, SwinTransformerBlockV2)
-    return Parts(
-        {**blocks, "norm": nn.Sequential(stock.norm, stock.permute)}, [stock.avgpool, stock.flatten, stock.head]
-    )
+    last = nn.Sequential(stock.norm, stock.permute)
+    return Parts({**blocks, "norm": last}, [stock.avgpool, stock.flatten, stock.head], "permute")
 
 
 def _vision_transformer(stock: _Model) -> Parts:
     layers = {f"encoder.layers.{name}": layer for name, layer in stock.encoder.layers.named_children()}
     blocks = {"conv_proj": Patches(stock), **layers, "encoder.ln": stock.encoder.ln}
-    return Parts(blocks, [ClassToken(), *stock.heads])
+    return Parts(blocks, [ClassToken(), *stock.heads], "getitem_5")
 
 
 _FAMILIES: dict[str, Callable[[_Model], Parts]] = {
@@ -241,17 +243,25 @@ def stock_model(arch: str, image_size: int = 224) -> nn.Module:
         StageError: no such classifier, or one that cannot take pictures of that size.
     """
     require_architecture(arch)
-    options: dict[str, Any] = {}
-    if arch in ("googlenet", "inception_v3"):
-        options = {"init_weights": False}  # truncated normals by scipy, which take half a minute
-    elif arch.startswith("vit_"):
-        _require_multiple(arch, image_size, int(arch.rpartition("_")[2]))
-        options = {"image_size": image_size}
-    elif arch.startswith("maxvit"):
-        _require_multiple(arch, image_size, 224)
-        options = {"input_size": (image_size, image_size)}
-    model: nn.Module = get_model(arch, weights=None, **options)
+    model: nn.Module = get_model(arch, weights=None, **stock_options(arch, image_size))
     return model
+
+
+def stock_options(arch: str, image_size: int) -> dict[str, Any]:
+    """Return what torchvision has to be told beside the name of a model.
+
+    Raises:
+        StageError: it cannot take pictures of that size.
+    """
+    if arch in ("googlenet", "inception_v3"):
+        return {"init_weights": False}  # truncated normals by scipy, which take half a minute
+    if arch.startswith("vit_"):
+        _require_multiple(arch, image_size, int(arch.rpartition("_")[2]))
+        return {"image_size": image_size}
+    if arch.startswith("maxvit"):
+        _require_multiple(arch, image_size, 224)
+        return {"input_size": (image_size, image_size)}
+    return {}
 
 
 def stock_shapes(arch: str, image_size: int = 224) -> nn.Module:
@@ -260,6 +270,18 @@ def stock_shapes(arch: str, image_size: int = 224) -> nn.Module:
         return stock_model(arch, image_size).to("meta")
     with torch.device("meta"):
         return stock_model(arch, image_size)
+
+
+def names_in_torchvision(parts: Parts, stock: nn.Module) -> dict[str, str]:
+    """Return the names of the backbone's tensors in a checkpoint, `backbone.NUMBER...` -> those in `stock`.
+
+    Args:
+        parts: of `stock`.
+        stock: the model before it was cut; its modules are in both.
+    """
+    original = {id(tensor): name for name, tensor in stock.state_dict(keep_vars=True).items()}
+    tensors = nn.Sequential(*parts.blocks.values()).state_dict(keep_vars=True)
+    return {f"backbone.{name}": original[id(tensor)] for name, tensor in tensors.items()}
 
 
 def _require_multiple(arch: str, image_size: int, step: int) -> None:

@@ -80,6 +80,23 @@ class _Pad(torch.nn.Module):
         return ImageOps.pad(picture, (self.size, self.size), self.method, self.colour)
 
 
+def make_framing(preprocessing: Preprocessing) -> v2.Compose:
+    """Return the first half of the transform: from an RGB picture to uint8, (3, crop, crop), not yet normalized."""
+    crop, interpolation = preprocessing.crop, InterpolationMode(preprocessing.interpolation)
+    resize = v2.Resize(preprocessing.resize or (crop, crop), interpolation)
+    return v2.Compose([*_margins(preprocessing), resize, v2.CenterCrop(crop), v2.ToImage()])
+
+
+def margin_colour(preprocessing: Preprocessing) -> tuple[int, ...]:
+    """Return the colour of the margins of `pad`, 0 to 255."""
+    return tuple(round(255 * value) for value in preprocessing.mean)
+
+
+def _margins(preprocessing: Preprocessing) -> list[torch.nn.Module]:
+    interpolation = InterpolationMode(preprocessing.interpolation)
+    return [_Pad(preprocessing.crop, margin_colour(preprocessing), interpolation)] if preprocessing.pad else []
+
+
 def make_transform(preprocessing: Preprocessing, augment: Augment) -> v2.Compose:
     """Return the transform from an RGB picture to a float32 tensor of shape (3, crop, crop).
 
@@ -87,28 +104,27 @@ def make_transform(preprocessing: Preprocessing, augment: Augment) -> v2.Compose
     mirrors half, and adds TrivialAugment (https://arxiv.org/abs/2103.10158) and random erasing.
     """
     crop, interpolation = preprocessing.crop, InterpolationMode(preprocessing.interpolation)
-    framing: list[torch.nn.Module]
-    margins: list[torch.nn.Module] = []
-    if preprocessing.pad:
-        margins = [_Pad(crop, tuple(round(255 * value) for value in preprocessing.mean), interpolation)]
-    erasing: list[torch.nn.Module] = []
+    normalize = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(preprocessing.mean, preprocessing.std)]
     if augment == "none":
-        framing = [v2.Resize(preprocessing.resize or (crop, crop), interpolation), v2.CenterCrop(crop)]
-    elif augment == "light":
-        framing = [
-            v2.RandomResizedCrop(crop, (0.8, 1.0), (0.9, 1.1), interpolation),
-            v2.RandomHorizontalFlip(),
-        ]
-    else:
-        framing = [
+        return v2.Compose([make_framing(preprocessing), *normalize])
+    if augment == "light":
+        return v2.Compose(
+            [
+                *_margins(preprocessing),
+                v2.RandomResizedCrop(crop, (0.8, 1.0), (0.9, 1.1), interpolation),
+                v2.RandomHorizontalFlip(),
+                v2.ToImage(),
+                *normalize,
+            ]
+        )
+    return v2.Compose(
+        [
+            *_margins(preprocessing),
             v2.RandomResizedCrop(crop, (0.35, 1.0), interpolation=interpolation),
             v2.RandomHorizontalFlip(),
             v2.TrivialAugmentWide(interpolation=interpolation),
+            v2.ToImage(),
+            *normalize,
+            v2.RandomErasing(p=0.25),
         ]
-        erasing = [v2.RandomErasing(p=0.25)]
-    normalize = [
-        v2.ToImage(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(preprocessing.mean, preprocessing.std),
-    ]
-    return v2.Compose([*margins, *framing, *normalize, *erasing])
+    )

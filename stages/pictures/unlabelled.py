@@ -1,10 +1,11 @@
 """Pictures that nobody has labelled, as they come: any files and folders, readable or not."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -12,13 +13,14 @@ from stages.common.stage import StageError, stop_if_interrupted
 from stages.pictures.batches import leave_interrupts_to_the_main_process, loaded
 from stages.pictures.collection import Collection
 from stages.pictures.decode import PictureError, decode, read_picture
-from stages.pictures.preprocessing import Preprocessing, make_transform
 from stages.pictures.scan import reason, walk
+
+Transform = Callable[[Image.Image], Tensor]
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """Some pictures: their paths; why one cannot be read, else `None`; the others, (n, 3, crop, crop), in order."""
+    """Some pictures: their paths; why one cannot be read, else `None`; the others, transformed, (n, ...), in order."""
 
     paths: list[str]
     problems: list[str | None]
@@ -48,11 +50,10 @@ def find_files(given: list[Path]) -> list[str]:
 
 
 class _Pictures(Dataset[tuple[Tensor | None, str | None]]):
-    """Each picture, (3, crop, crop), or why it cannot be read."""
+    """Each picture, transformed, or why it cannot be read."""
 
-    def __init__(self, paths: list[str], preprocessing: Preprocessing) -> None:
-        self.paths, self.grey_max = paths, preprocessing.grey_max
-        self.transform = make_transform(preprocessing, "none")
+    def __init__(self, paths: list[str], transform: Transform, grey_max: int | None) -> None:
+        self.paths, self.transform, self.grey_max = paths, transform, grey_max
 
     def __getitem__(self, position: int) -> tuple[Tensor | None, str | None]:
         try:
@@ -68,14 +69,23 @@ class _Pictures(Dataset[tuple[Tensor | None, str | None]]):
         return len(self.paths)
 
 
-def load(paths: list[str], preprocessing: Preprocessing, batch_size: int, workers: int) -> Iterator[Loaded]:
-    """Yield pictures in batches, in the order of `paths`; decoded in `workers` processes (0: in this one).
+def load(
+    paths: list[str], transform: Transform, grey_max: int | None, batch_size: int, workers: int
+) -> Iterator[Loaded]:
+    """Yield pictures in batches, in the order of `paths`.
+
+    Args:
+        paths: of the files.
+        transform: an RGB picture -> a tensor, always of the same shape.
+        grey_max: as in `decode`.
+        batch_size: pictures per batch.
+        workers: decoding processes; 0: in this one.
 
     Raises:
         StageError: a process was killed.
     """
     loader: DataLoader[tuple[Tensor | None, str | None]] = DataLoader(
-        _Pictures(paths, preprocessing),
+        _Pictures(paths, transform, grey_max),
         batch_size,
         num_workers=workers,
         collate_fn=_collate,

@@ -7,6 +7,7 @@ from stages.common.params import Params
 from stages.common.words import number, p_value, percent, percent_range, plural, points, points_range, signed
 from stages.pictures.index import PARTS
 from stages.pictures.summary import ClassCounts, class_counts
+from stages.report.markdown import bullets, cell, code, table
 from stages.scores.classes import ClassScores
 from stages.scores.evaluation import Evaluation
 from stages.scores.near_duplicates import Pair
@@ -85,9 +86,9 @@ def compose_report(
             _subject(len(counts), recipe["model"], counted),
             _scores(evaluation, len(classes)),
             "## How training went",
-            _list(training),
+            bullets(training),
             "## How far to trust this",
-            _limits(evaluation, counted, copies, split.get("groups")),
+            bullets(describe_limits(evaluation, counted, copies, split.get("groups"))),
             "## Figures",
             *(_figure(name, title, captions.get(name, note), figures) for name, title, note in FIGURES),
             "## Pictures",
@@ -131,17 +132,17 @@ def describe_training(head: list[Epoch], finetune: list[Epoch], selected: tuple[
         lines.append(line)
     if params.class_weights is not None:
         lines.append(
-            f"Training and validation losses are weighted by class (`class_weights`: {_code(params.class_weights)}); "
+            f"Training and validation losses are weighted by class (`class_weights`: {code(params.class_weights)}); "
             "the scores on the test pictures are not."
         )
     return lines
 
 
 def _subject(classes: int, model: dict[str, Any], parts: dict[str, int]) -> str:
-    weights = "random weights" if model["weights"] is None else f"the weights {_code(model['weights'])}"
+    weights = "random weights" if model["weights"] is None else f"the weights {code(model['weights'])}"
     others = f"watched on {parts['val']:,}, tested on" if parts["val"] else "watched and tested on the same"
     return (
-        f"A {_code(model['arch'])} that started from {weights}, trained on {plural(parts['train'], 'picture')} of "
+        f"A {code(model['arch'])} that started from {weights}, trained on {plural(parts['train'], 'picture')} of "
         f"{plural(classes, 'class', 'classes')}, {others} {parts['test']:,}."
     )
 
@@ -159,18 +160,28 @@ def _scores(evaluation: Evaluation, classes: int) -> str:
             intervals = [percent_range(scores.accuracy_low, scores.accuracy_high) for scores in (head, finetuned)]
             rows.append(["95% interval", *intervals, f"{points_range(gain.accuracy_low, gain.accuracy_high)} points"])
     counts = f"Fine-tuning fixed {plural(gain.fixed, 'picture')} and broke {gain.broken:,}"
-    table = _table(["on the test pictures", "head phase", "fine-tuned", "gain"], rows)
+    rows_as_text = table(["on the test pictures", "head phase", "fine-tuned", "gain"], rows)
     areas = "Area under ROC and average precision: one class against the rest, mean over the classes."
     return "\n\n".join(
         [
-            table,
+            rows_as_text,
             f"{counts} (exact McNemar test: {p_value(gain.mcnemar_p)}).",
             *([areas] if classes > 2 else []),
         ]
     )
 
 
-def _limits(evaluation: Evaluation, parts: dict[str, int], copies: int, groups: dict[str, int] | None) -> str:
+def describe_limits(
+    evaluation: Evaluation, parts: dict[str, int], copies: int, groups: dict[str, int] | None
+) -> list[str]:
+    """Say how far the scores can be trusted.
+
+    Args:
+        evaluation: what the test found.
+        parts: part -> number of its pictures that are counted.
+        copies: as for `compose_report`.
+        groups: part -> number of its groups, `None` where there are none.
+    """
     gain, count = evaluation.gain, parts["test"]
     interval = f"{points_range(gain.accuracy_low, gain.accuracy_high)} points"
     lines = [
@@ -192,22 +203,18 @@ def _limits(evaluation: Evaluation, parts: dict[str, int], copies: int, groups: 
         )
     if not parts["val"]:
         lines.append("There is no validation part: training watched the test pictures, so these numbers flatter.")
-    return _list(lines)
-
-
-def _list(lines: list[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+    return lines
 
 
 def _figure(name: str, title: str, caption: str, folder: str) -> str:
     lines = caption.splitlines()
-    text = _list(lines) if len(lines) > 1 else caption
+    text = bullets(lines) if len(lines) > 1 else caption
     return f"### {title}\n\n![{title}]({folder}/{name}.png)" + (f"\n\n{text}" if text else "")
 
 
 def _pictures(split: dict[str, Any], counts: ClassCounts, parts: dict[str, int]) -> str:
     rejected, duplicates = split["rejected"], split["duplicates"]
-    rows = [[_cell(name), *(f"{numbers[part]:,}" for part in parts)] for name, numbers in counts.items()]
+    rows = [[cell(name), *(f"{numbers[part]:,}" for part in parts)] for name, numbers in counts.items()]
     if len(rows) > _MOST_CLASSES:
         rows = [*rows[:_MOST_CLASSES], [f"... {len(rows) - _MOST_CLASSES:,} more", "", "", ""]]
     rows.append(["**all**", *(f"**{count:,}**" for count in parts.values())])
@@ -217,8 +224,8 @@ def _pictures(split: dict[str, Any], counts: ClassCounts, parts: dict[str, int])
         "(each kept in one part); `split.json` names them." if rejected or duplicates
         else "No file was rejected, and no two have the same bytes.",
     ]  # fmt: skip
-    notes = [_list([_cell(note) for note in split["notes"]])] if split["notes"] else []
-    return "\n\n".join([" ".join(lines), *notes, _table(["class", "train", "validation", "test"], rows)])
+    notes = [bullets([cell(note) for note in split["notes"]])] if split["notes"] else []
+    return "\n\n".join([" ".join(lines), *notes, table(["class", "train", "validation", "test"], rows)])
 
 
 def _near_duplicates(evaluation: Evaluation, pairs: list[Pair]) -> str:
@@ -226,7 +233,7 @@ def _near_duplicates(evaluation: Evaluation, pairs: list[Pair]) -> str:
     rule = f"a cosine of at least {found.threshold:g} between the backbone's whitened, pooled activations"
     if not found.pairs:
         return f"No test picture is nearly the same as a training or validation picture ({rule})."
-    shown = [[_cell(pair.test), _cell(pair.train), number(pair.cosine)] for pair in pairs[:_MOST_PAIRS]]
+    shown = [[cell(pair.test), cell(pair.train), number(pair.cosine)] for pair in pairs[:_MOST_PAIRS]]
     if len(pairs) > _MOST_PAIRS:
         shown.append([f"... {len(pairs) - _MOST_PAIRS:,} more in `near_duplicates.csv`", "", ""])
     if found.pairs > len(pairs):
@@ -241,8 +248,8 @@ def _near_duplicates(evaluation: Evaluation, pairs: list[Pair]) -> str:
         f"{plural(found.pairs, 'pair')} with {rule}. Look at them: such pictures test memory."
     )
     tables = (
-        _table(["accuracy", "head phase", "fine-tuned"], accuracy),
-        _table(["test", "training or validation", "cosine"], shown),
+        table(["accuracy", "head phase", "fine-tuned"], accuracy),
+        table(["test", "training or validation", "cosine"], shown),
     )
     return "\n\n".join([text, *tables])
 
@@ -251,8 +258,8 @@ def _recipe(recipe: dict[str, Any]) -> str:
     rows = []
     for name, value in recipe.items():
         inner = value.items() if isinstance(value, dict) else [("", value)]
-        rows += [[f"`{name}{'.' if key else ''}{key}`", _code(setting)] for key, setting in inner]
-    return _table(["parameter", "value"], rows)
+        rows += [[f"`{name}{'.' if key else ''}{key}`", code(setting)] for key, setting in inner]
+    return table(["parameter", "value"], rows)
 
 
 def _classes(classes: list[ClassScores]) -> str:
@@ -266,7 +273,7 @@ def _classes(classes: list[ClassScores]) -> str:
         )
     rows = [
         [
-            _cell(scores.name),
+            cell(scores.name),
             f"{scores.support:,}",
             *(_or_undefined(value, percent) for value in (scores.head_precision, scores.finetuned_precision)),
             *(_or_undefined(value, percent) for value in (scores.head_recall, scores.finetuned_recall)),
@@ -275,25 +282,8 @@ def _classes(classes: list[ClassScores]) -> str:
     ]
     header = ["class", "test pictures"]
     header += [f"{name}, {model}" for name in ("precision", "recall") for model in ("head phase", "fine-tuned")]
-    return note + _table(header, rows)
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return note + table(header, rows)
 
 
 def _or_undefined(value: float | None, write: Callable[[float], str]) -> str:
     return "undefined" if value is None else write(value)
-
-
-def _cell(text: str) -> str:
-    """Let no name of a class or a file be taken for Markdown or for the end of a table's cell."""
-    escaped = "".join(f"\\{character}" if character in r"\`*_{}[]<>#|~$&" else character for character in text)
-    return " ".join(escaped.split())
-
-
-def _code(value: object) -> str:
-    """Write a parameter's value as code; within a table's cell a bar has to be escaped even there."""
-    text = "null" if value is None else str(value)
-    return f"`` {text} ``".replace("|", "\\|") if "`" in text else f"`{text}`".replace("|", "\\|")

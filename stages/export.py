@@ -1,0 +1,118 @@
+"""The fine-tuned checkpoint -> a folder to hand over: ONNX, safetensors, labels and a model card."""
+
+import argparse
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stages.common.files import whole_folder, write_json, write_text
+from stages.common.params import Precision, load_params
+from stages.common.seeds import make_deterministic
+from stages.common.stage import StageError, run
+from stages.common.workers import resolve_workers
+from stages.network.backbones import cut_into_blocks, names_in_torchvision, stock_shapes
+from stages.network.checkpoint import load_checkpoint, require_classes
+from stages.network.onnx import require_packages, write_onnx
+from stages.pictures.index import Entry, read_index
+from stages.pictures.unlabelled import load
+from stages.report.card import compose_card
+from stages.scores.agreement import TOLERANCE, describe_agreement, measure_agreement
+from stages.scores.evaluation import read_evaluation
+from stages.scores.predictions import count_once, read_predictions
+from stages.training.classifier import Classifier, open_classifier
+
+BATCH = 64
+RECIPE = ("seed", "precision", "split", "model", "class_weights", "train_head", "finetune")
+
+
+def main() -> None:
+    """Export the network, and make sure on the test pictures that it is still the same."""
+    parser = argparse.ArgumentParser(prog="python -m stages.export", description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("exported"), help="folder; default: exported")
+    parser.add_argument("--checkpoint", type=Path, default=Path("data/checkpoints/finetuned.safetensors"))
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--index", type=Path, default=Path("data/index"), help="folder with test.csv")
+    parser.add_argument("--metrics", type=Path, default=Path("metrics"), help="folder that the stages wrote")
+    parser.add_argument("--probabilities", type=Path, default=Path("data/predictions.npz"))
+    arguments = parser.parse_args()
+    require_packages()
+    require_replaceable(arguments.output)
+    params = load_params(arguments.params)
+    make_deterministic(params.seed)
+
+    network, description = load_checkpoint(arguments.checkpoint)
+    test = count_once(read_index(arguments.index / "test.csv"))
+    require_classes(arguments.checkpoint, description, test)
+    evaluation = read_evaluation(arguments.metrics / "evaluation.json")
+    split = json.loads((arguments.metrics / "split.json").read_text("utf-8"))
+    root, workers, cpu = Path(params.data.path), resolve_workers(params.workers), torch.device("cpu")
+    original = classify(open_classifier(arguments.checkpoint, cpu, "float32"), root, test, workers)
+    evaluated = read_predictions(arguments.metrics / "predictions.csv", arguments.probabilities)
+    if evaluated.paths != [entry.path for entry in test] or not is_same_run(
+        original, evaluated.finetuned, params.precision
+    ):
+        raise StageError(f"{arguments.metrics}: the scores are not those of {arguments.checkpoint}; run `dvc repro`")
+
+    with whole_folder(arguments.output) as folder:
+        shutil.copyfile(arguments.checkpoint, folder / "model.safetensors")
+        sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        write_onnx(folder / "model.onnx", network, description, sha256)
+        stock = stock_shapes(description.arch, description.preprocessing.crop)
+        write_json(folder / "torchvision_names.json", names_in_torchvision(cut_into_blocks(stock), stock))
+        write_text(folder / "labels.txt", "".join(f"{' '.join(name.split())}\n" for name in description.classes))
+        exported = classify(open_classifier(folder / "model.onnx", cpu, "float32"), root, test, workers)
+        agreement = measure_agreement(np.array([entry.label for entry in test]), original, exported)
+        if not agreement.is_close:
+            raise StageError(f"not exported, for it would be another network: {describe_agreement(agreement)}")
+        recipe = flatten({name: params.model_dump()[name] for name in RECIPE})
+        card = compose_card(network, description, root.name, split, recipe, evaluation, agreement)
+        write_text(folder / "README.md", card)
+    print(describe_agreement(agreement))
+    print(f"exported to {arguments.output}; README.md there says how to use it")
+
+
+def require_replaceable(folder: Path) -> None:
+    """Refuse to write over what is no earlier export."""
+    if folder.exists() and not (folder.is_dir() and ((folder / "model.onnx").exists() or not any(folder.iterdir()))):
+        raise StageError(f"--output: {folder} is there, and is no earlier export; choose another name")
+
+
+def classify(classifier: Classifier, root: Path, test: list[Entry], workers: int) -> NDArray[np.float64]:
+    """Return the probabilities, (n, classes), of the pictures on disk.
+
+    Raises:
+        StageError: one of them cannot be read.
+    """
+    paths, grey_max = [str(root / entry.path) for entry in test], classifier.preprocessing.grey_max
+    batches = []
+    for some in load(paths, classifier.transform, grey_max, BATCH, workers):
+        for path, problem in zip(some.paths, some.problems, strict=True):
+            if problem is not None:
+                raise StageError(f"{path}: {problem}; bring it back, or run `dvc repro`")
+        batches.append(classifier.probabilities(some.images))
+    return np.concatenate(batches)
+
+
+def is_same_run(now: NDArray[np.float64], evaluated: NDArray[np.float64], precision: Precision) -> bool:
+    """Whether float32 probabilities are those of the network that was evaluated in `precision`."""
+    tolerance = TOLERANCE if precision == "float32" else 100 * TOLERANCE
+    return now.shape == evaluated.shape and float(np.abs(now - evaluated).mean()) <= tolerance
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested dictionaries as one, with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        flat |= inner
+    return flat
+
+
+if __name__ == "__main__":
+    run(main)
