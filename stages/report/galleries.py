@@ -44,9 +44,14 @@ class Album:
 
     def pixels(self, images: torch.Tensor) -> Pixels:
         """Return preprocessed pictures as they look, (n, crop, crop, 3) in [0, 1]."""
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.preprocessing.mean, self.preprocessing.std))
-        seen: Pixels = (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-        return seen
+        return as_pixels(images, self.preprocessing)
+
+
+def as_pixels(images: torch.Tensor, preprocessing: Preprocessing) -> Pixels:
+    """Return preprocessed pictures (n, 3, crop, crop) as they look, (n, crop, crop, 3) in [0, 1]."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    seen: Pixels = (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    return seen
 
 
 def draw_pictures(predictions: Predictions, album: Album, network: Network) -> dict[str, Figure]:
@@ -83,7 +88,7 @@ def draw_wrong(predictions: Predictions, album: Album, network: Network) -> Figu
     for cell, position, pixels, warmth, label in zip(
         sheet.cells, positions, album.pixels(images), heat, predicted, strict=True
     ):
-        cell.imshow(_side_by_side(pixels, _lay_over(pixels, warmth)))
+        cell.imshow(_side_by_side(pixels, lay_over(pixels, warmth)))
         surety = probability(float(predictions.finetuned[position, label]))
         _caption(cell, f"predicted {names[label]}, {surety}", f"true: {names[predictions.labels[position]]}",
                  shorten(predictions.paths[position], 42))  # fmt: skip
@@ -181,7 +186,7 @@ def _side_by_side(left: Pixels, right: Pixels) -> Pixels:
     return np.concatenate([left, gap, right], axis=1)
 
 
-def _lay_over(pixels: Pixels, heat: NDArray[np.float32]) -> Pixels:
+def lay_over(pixels: Pixels, heat: NDArray[np.float32]) -> Pixels:
     """Let the picture show in grey through its heat map, whose colours rise in lightness: it reads in greyscale too."""
     grey = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     colors = colormaps["inferno"](heat)[..., :3]
