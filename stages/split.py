@@ -53,7 +53,7 @@ def main() -> None:
         for one in found.pictures
         if one.path not in rejected and one.path not in overlap
     ]
-    parts = divide(entries, part_of, split.test_size, split.val_size, params.seed)
+    parts = divide(entries, part_of, split, params.seed if split.seed is None else split.seed)
     for part, pictures in parts.items():
         write_index(arguments.index / f"{part}.csv", pictures, grouped=split.group is not None)
     chosen = [checked[entry.path] for entry in entries]

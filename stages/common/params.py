@@ -50,19 +50,36 @@ def _check_group(group: str | None) -> str | None:
     raise ValueError(f"should be null, {', '.join(GROUP_RULES)} or a regular expression that {problem}")
 
 
+SeedNumber = Annotated[int, Field(ge=0, lt=2**32)]
+
+
 class Split(Section):
-    """How the pictures are divided; fractions of each class."""
+    """How the pictures are divided; fractions of each class.
+
+    With `folds`, the test part is the one of so many equal parts that `fold` names, in place of `test_size`. `seed` is
+    that of the division, `None`: the seed of everything.
+    """
 
     test_size: Annotated[float, Field(gt=0, lt=1)]
     val_size: Annotated[float, Field(ge=0, lt=1)]
     rejected_limit: Annotated[float, Field(ge=0, le=1)]
     given: Given = "auto"
     group: Annotated[str | None, AfterValidator(_check_group)] = None
+    folds: Annotated[int, Field(ge=2)] | None = None
+    fold: Annotated[int, Field(ge=0)] = 0
+    seed: SeedNumber | None = None
 
     @model_validator(mode="after")
     def _leave_something_to_train_on(self) -> "Split":
-        if self.test_size + self.val_size >= 1:
-            raise ValueError(f"test_size + val_size should be less than 1, is {self.test_size + self.val_size:g}")
+        test, name = (self.test_size, "test_size") if self.folds is None else (1 / self.folds, "1 / folds")
+        if test + self.val_size >= 1:
+            raise ValueError(f"{name} + val_size should be less than 1, is {test + self.val_size:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _have_the_fold(self) -> "Split":
+        if self.folds is not None and self.fold >= self.folds:
+            raise ValueError(f"fold should be less than folds, {self.folds}, is {self.fold}")
         return self
 
 
@@ -136,7 +153,7 @@ class Evaluate(Section):
 class Params(Section):
     """The whole of `params.yaml`. Stages read only the keys that their entry in `dvc.yaml` names."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    seed: SeedNumber
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
     workers: Annotated[int, Field(ge=0)] | Literal["auto"]
     precision: Precision

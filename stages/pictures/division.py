@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from stages.common.params import Split
 from stages.common.stage import StageError
 from stages.common.words import plural
 from stages.pictures.index import PARTS, Entry
@@ -63,7 +64,7 @@ def find_overlap(hashes: dict[str, str], part_of: dict[str, str], rejected: Cont
 
 
 @dataclass
-class _Unit:
+class Unit:
     """Pictures that go into one part together: copies, and those of a group."""
 
     key: str
@@ -72,6 +73,7 @@ class _Unit:
     part: str = "train"
 
     def add(self, entry: Entry) -> None:
+        """Take a picture in."""
         self.entries.append(entry)
         self.classes[entry.class_name] = self.classes.get(entry.class_name, 0) + 1
 
@@ -84,18 +86,18 @@ class _Division:
         self.pictures: dict[str, Counter[str]] = {part: Counter() for part in PARTS}
         self.units: dict[str, Counter[str]] = {part: Counter() for part in PARTS}
 
-    def put(self, unit: _Unit, part: str, number: int = 1) -> None:
+    def put(self, unit: Unit, part: str, number: int = 1) -> None:
         """Put a unit into a part; `number` -1 takes it out."""
         unit.part = part
         for name, pictures in unit.classes.items():
             self.pictures[part][name] += number * pictures
             self.units[part][name] += number
 
-    def move(self, unit: _Unit, part: str) -> None:
+    def move(self, unit: Unit, part: str) -> None:
         self.put(unit, unit.part, -1)
         self.put(unit, part)
 
-    def has_room(self, unit: _Unit, part: str) -> bool:
+    def has_room(self, unit: Unit, part: str) -> bool:
         """Whether a part lacks a class of the unit, and would have hardly too much of any with it."""
         lacks = False
         for name, pictures in unit.classes.items():
@@ -105,11 +107,11 @@ class _Division:
                 return False
         return lacks
 
-    def can_spare(self, unit: _Unit) -> bool:
+    def can_spare(self, unit: Unit) -> bool:
         """Whether each class of the unit stays in the unit's part without it."""
         return all(self.units[unit.part][name] > 1 for name in unit.classes)
 
-    def improvement(self, unit: _Unit, part: str) -> float:
+    def improvement(self, unit: Unit, part: str) -> float:
         """How much nearer a part comes to what is wanted with a unit, summed over classes relative to their size."""
         total = 0.0
         for name, pictures in unit.classes.items():
@@ -144,7 +146,7 @@ def assign(entries: list[Entry], test_size: float, val_size: float, seed: int) -
     division = _Division(
         {part: {name: max(1, round(size * total)) for name, total in totals.items()} for part, size in sizes.items()}
     )
-    units = sorted(_units(entries), key=lambda unit: hashlib.sha256(f"{seed}:{unit.key}".encode()).digest())
+    units = order_units(entries, seed)
     left = Counter(name for unit in units for name in unit.classes)
     _require_enough(left, len(sizes) + 1, any(entry.group for entry in entries))
     for unit in units:
@@ -168,23 +170,21 @@ def assign(entries: list[Entry], test_size: float, val_size: float, seed: int) -
     return {part: sorted(chosen, key=lambda entry: entry.path) for part, chosen in parts.items()}
 
 
-def divide(
-    entries: list[Entry], part_of: dict[str, str], test_size: float, val_size: float, seed: int
-) -> dict[str, list[Entry]]:
+def divide(entries: list[Entry], part_of: dict[str, str], split: Split, seed: int) -> dict[str, list[Entry]]:
     """Put pictures into the parts that are given; cut those that are missing from train, or all where none is.
 
     Args:
         entries: all pictures.
         part_of: path -> its part; empty where none is given.
-        test_size: as in `assign`.
-        val_size: as in `assign`.
+        split: the sizes of the other parts, or the fold that is the test part.
         seed: as in `assign`.
 
     Returns:
         part -> its entries, sorted by path.
 
     Raises:
-        StageError: a class has no training pictures, or too few to cut a part from them.
+        StageError: a class has no training pictures, or too few to cut a part from them; there are folds, and a test
+            part is given.
     """
     given: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
@@ -198,16 +198,71 @@ def divide(
                     f"data.path: class {entry.class_name!r} has no training pictures, but {entry.path} for {part}; "
                     "add some, remove the class, or set split.given=ignore"
                 )
-    parts = assign(train, 0 if "test" in given else test_size, 0 if "val" in given else val_size, seed)
+    test_size, val_size = 0 if "test" in given else split.test_size, 0 if "val" in given else split.val_size
+    if split.folds is None:
+        parts = assign(train, test_size, val_size, seed)
+    elif "test" in given:
+        raise StageError("split.folds: the test part is given; set split.folds=null, or split.given=ignore")
+    else:
+        tested = find_fold(order_units(train, seed), split.folds, split.fold)
+        rest = [entry for entry in train if entry.sha256 not in tested]
+        # Fractions of all, not of the rest.
+        parts = assign(rest, 0, val_size * split.folds / (split.folds - 1), seed)
+        parts["test"] = sorted((entry for entry in train if entry.sha256 in tested), key=lambda entry: entry.path)
     return parts | {part: sorted(chosen, key=lambda entry: entry.path) for part, chosen in given.items()}
 
 
-def _units(entries: list[Entry]) -> Iterable[_Unit]:
-    units: dict[str, _Unit] = {}
+def find_fold(units: list[Unit], folds: int, fold: int) -> set[str]:
+    """Return the SHA-256 of the pictures of one of so many equal parts of each class.
+
+    In the order of `units`, the first part of a class is the first fold and so on: each picture is in one fold, and a
+    few more pictures move hardly any other. A unit of several classes goes where the mean of its places is.
+
+    Args:
+        units: as `order_units` returns them.
+        folds: number of parts.
+        fold: from 0.
+
+    Raises:
+        StageError: a class is in fewer units than there are folds, or lacks pictures in one.
+    """
+    totals: Counter[str] = Counter()
+    for unit in units:
+        totals.update(unit.classes)
+    _require_enough(
+        Counter(name for unit in units for name in unit.classes),
+        folds,
+        any(unit.key.startswith("group ") for unit in units),
+    )
+    seen: Counter[str] = Counter()
+    found: list[set[str]] = [set() for _ in range(folds)]
+    classes: list[set[str]] = [set() for _ in range(folds)]
+    for unit in units:
+        places = [(seen[name] + count / 2) / totals[name] for name, count in unit.classes.items()]
+        seen.update(unit.classes)
+        number = int(folds * sum(places) / len(places))
+        found[number].update(entry.sha256 for entry in unit.entries)
+        classes[number].update(unit.classes)
+    for number, names in enumerate(classes):
+        if missing := sorted(totals.keys() - names):
+            raise StageError(
+                f"split.folds: fold {number} of {folds} has no picture of {missing[0]!r}, whose groups are too large; "
+                "take fewer folds, or form smaller groups"
+            )
+    return found[fold]
+
+
+def order_units(entries: list[Entry], seed: int) -> list[Unit]:
+    """Return what has to go into one part together, in an order that depends on the seed and on what it is alone."""
+    return sorted(_units(entries), key=lambda unit: hashlib.sha256(f"{seed}:{unit.key}".encode()).digest())
+
+
+def _units(entries: list[Entry]) -> Iterable[Unit]:
+    units: dict[str, Unit] = {}
     keys = _group_keys(entries)
     for entry in entries:
         key = keys.get(entry.sha256, entry.sha256)
-        units.setdefault(key, _Unit(key)).add(entry)
+        units.setdefault(key, Unit(key)).add(entry)
     return units.values()
 
 
@@ -239,7 +294,7 @@ def _require_enough(units: Counter[str], needed: int, grouped: bool) -> None:
             )
 
 
-def _complete(division: _Division, units: list[_Unit], part: str) -> None:
+def _complete(division: _Division, units: list[Unit], part: str) -> None:
     """Bring each class that a part lacks into it, by the smallest unit that another part can spare."""
     lacking = {name for unit in units for name in unit.classes if not division.units[part][name]}
     for name in sorted(lacking):
@@ -254,7 +309,7 @@ def _complete(division: _Division, units: list[_Unit], part: str) -> None:
         division.move(min(spare, key=lambda unit: len(unit.entries)), part)
 
 
-def _top_up(division: _Division, units: list[_Unit], part: str) -> None:
+def _top_up(division: _Division, units: list[Unit], part: str) -> None:
     """Where all units left were too large for a part, give it those of train that bring it nearer to what is wanted."""
     while any(
         wanted - division.pictures[part][name] > max(1, _OVERSHOOT * wanted)
