@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # setuptools warns of every editable installation.
 PIP := PYTHONWARNINGS=ignore python -m pip install --quiet
 
-.PHONY: repro test bench lock clean
+.PHONY: repro test bench folds lock clean
 
 repro: .venv/installed
 	dvc repro
@@ -16,6 +16,10 @@ test: .venv/installed-test
 	ruff format --check .
 	mypy
 	pytest --numprocesses auto
+
+# Every picture a test picture, in experiments of DVC; a stopped one goes on: make folds ARGS="--folds 5"
+folds: .venv/installed
+	@python -m stages.folds $(ARGS)
 
 # Against a tutorial's loop; what to measure goes in ARGS: make bench ARGS="--data photos --weights weights.pth"
 bench: .venv/installed

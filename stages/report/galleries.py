@@ -70,7 +70,7 @@ def draw_wrong(predictions: Predictions, album: Album, network: Network) -> Figu
     """
     wrong, total = find_wrong(predictions), plural(len(predictions.labels), "picture")
     if not wrong:
-        return _say(f"The fine-tuned network makes no mistakes on {total}.")
+        return say(f"The fine-tuned network makes no mistakes on {total}.")
     positions = wrong[:_MOST_WRONG]
     predicted = predicted_labels(predictions.finetuned)[positions]
     images = album.load(positions)
@@ -84,13 +84,13 @@ def draw_wrong(predictions: Predictions, album: Album, network: Network) -> Figu
         f"none), from {rows} x {columns} values."
     )
     names = short_names(predictions.classes, 24)
-    sheet = _Sheet([(title, note, len(positions))], columns=3, ratio=2, lines=3)
+    sheet = Sheet([(title, note, len(positions))], columns=3, ratio=2, lines=3)
     for cell, position, pixels, warmth, label in zip(
         sheet.cells, positions, album.pixels(images), heat, predicted, strict=True
     ):
         cell.imshow(_side_by_side(pixels, lay_over(pixels, warmth)))
         surety = probability(float(predictions.finetuned[position, label]))
-        _caption(cell, f"predicted {names[label]}, {surety}", f"true: {names[predictions.labels[position]]}",
+        caption(cell, f"predicted {names[label]}, {surety}", f"true: {names[predictions.labels[position]]}",
                  shorten(predictions.paths[position], 42))  # fmt: skip
     return sheet.figure
 
@@ -105,13 +105,13 @@ def draw_changed(predictions: Predictions, album: Album) -> Figure:
     """
     groups, total = find_changed(predictions), plural(len(predictions.labels), "picture")
     if not any(groups):
-        return _say(f"Fine-tuning neither fixed nor broke a picture, of {total}.")
+        return say(f"Fine-tuning neither fixed nor broke a picture, of {total}.")
     sections = []
     for name, group in zip(("fixed", "broke"), groups, strict=True):
         shown = f"; the {_MOST_CHANGED} that changed most" if len(group) > _MOST_CHANGED else ""
         many = plural(len(group), "picture") if group else "no picture"
         sections.append((f"Fine-tuning {name} {many}{shown}", "", min(len(group), _MOST_CHANGED)))
-    sheet = _Sheet(sections, columns=5, ratio=1, lines=4)
+    sheet = Sheet(sections, columns=5, ratio=1, lines=4)
     positions = [position for group in groups for position in group[:_MOST_CHANGED]]
     names = short_names(predictions.classes, 14)
     guesses = {name: predicted_labels(values) for name, values in predictions.models.items()}
@@ -122,13 +122,11 @@ def draw_changed(predictions: Predictions, album: Album) -> Figure:
             for name, values in predictions.models.items()
         )
         true = names[predictions.labels[position]]
-        _caption(
-            cell, f"true: {true}", f"before: {before}", f"after: {after}", shorten(predictions.paths[position], 26)
-        )
+        caption(cell, f"true: {true}", f"before: {before}", f"after: {after}", shorten(predictions.paths[position], 26))
     return sheet.figure
 
 
-class _Sheet:
+class Sheet:
     """A figure with sections of pictures under titles; `cells` has their axes in order.
 
     Args:
@@ -163,7 +161,7 @@ class _Sheet:
             top -= row_count * (picture + caption)
 
 
-def _caption(axes: Axes, first: str, *others: str) -> None:
+def caption(axes: Axes, first: str, *others: str) -> None:
     """Write lines under a picture: the first in bold, the last, its path, small and grey."""
     for number, line in enumerate((first, *others)):
         last = number == len(others)
@@ -194,7 +192,8 @@ def lay_over(pixels: Pixels, heat: NDArray[np.float32]) -> Pixels:
     return mixed
 
 
-def _say(text: str) -> Figure:
+def say(text: str) -> Figure:
+    """Return a figure of one sentence."""
     figure = new_figure(8, 1.6, layout=None)
     figure.text(0.5, 0.5, text, ha="center", va="center", size=13)
     return figure

@@ -95,17 +95,23 @@ def paired_interval(both: int, fixed: int, broken: int, count: int) -> tuple[flo
     return difference - join(q - q_low, p_high - p), difference + join(q_high - q, p - p_low)
 
 
-def describe_gain(gain: Gain) -> str:
-    """Put the verdict into one plain sentence."""
-    if not (gain.loss or gain.fixed or gain.broken):
-        return "No evidence that fine-tuning helped: both checkpoints make the same predictions."
-    words = {
+def describe_verdict(verdict: Verdict) -> str:
+    """Put a verdict into words."""
+    words: dict[Verdict, str] = {
         "better": "Fine-tuning helped",
         "worse": "Fine-tuning made it worse",
         "no evidence": "No evidence that fine-tuning helped",
     }
+    return words[verdict]
+
+
+def describe_gain(gain: Gain) -> str:
+    """Put the verdict into one plain sentence."""
+    if not (gain.loss or gain.fixed or gain.broken):
+        return "No evidence that fine-tuning helped: both checkpoints make the same predictions."
     interval = points_range(gain.accuracy_low, gain.accuracy_high)
     return (
-        f"{words[gain.verdict]}: {points(gain.accuracy)} (95% interval {interval}, {p_value(gain.mcnemar_p)}): "
+        f"{describe_verdict(gain.verdict)}: {points(gain.accuracy)} "
+        f"(95% interval {interval}, {p_value(gain.mcnemar_p)}): "
         f"{plural(gain.fixed, 'picture')} fixed, {gain.broken:,} broken."
     )

@@ -1,0 +1,84 @@
+"""Running experiments of DVC, one after the other, and reading what they left in git and in DVC's cache."""
+
+import hashlib
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+from stages.common.stage import StageError
+
+# What a run writes, and so no sign of another run.
+_WRITTEN = (":!metrics", ":!dvc.lock", ":!data/dvc.lock")
+
+
+def find_commit() -> str:
+    """Return the commit that the working tree is based on.
+
+    Raises:
+        StageError: there is none, or no git.
+    """
+    return _git("rev-parse", "HEAD", why="experiments need git with a commit").strip()
+
+
+def fingerprint(settings: str, inputs: Iterable[Path]) -> str:
+    """Return a short hash of what experiments depend on: the commit, changes since, settings, inputs by their dates.
+
+    Args:
+        settings: text.
+        inputs: files, and folders with all that is in them.
+    """
+    digest = hashlib.sha256(f"{find_commit()}\n{_git('diff', 'HEAD', '--', '.', *_WRITTEN)}\n{settings}\n".encode())
+    for path in inputs:
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        for file in files:
+            status = file.stat()
+            digest.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:8]
+
+
+def find_experiment(name: str) -> str | None:
+    """Return the commit of an experiment that began from the present commit, `None` if there is none of that name."""
+    base = find_commit()
+    found = _git("for-each-ref", "--format=%(objectname)", f"refs/exps/{base[:2]}/{base[2:]}/{name}")
+    return found.strip() or None
+
+
+def run_experiment(name: str, settings: dict[str, object]) -> str:
+    """Run the pipeline with other parameters in a copy of the repository, and return the experiment's commit.
+
+    Raises:
+        StageError: a stage failed; its own line says why.
+    """
+    options = [option for key, value in settings.items() for option in ("-S", f"{key}={value}")]
+    process = subprocess.run(["dvc", "exp", "run", "--quiet", "--temp", "--name", name, *options], check=False)
+    commit = find_experiment(name)
+    if process.returncode != 0 or commit is None:
+        shown = " ".join(options)
+        raise StageError(f"`dvc exp run {shown}` failed; see above, and run the same command again to go on")
+    return commit
+
+
+def read_result(commit: str, path: str) -> bytes:
+    """Return a file of an experiment, from git or from DVC's cache.
+
+    Raises:
+        StageError: it has no such file, or the cache has lost it.
+    """
+    import dvc.api
+    from dvc.exceptions import DvcException
+
+    try:
+        content: bytes = dvc.api.read(path, rev=commit, mode="rb")
+    except (DvcException, OSError) as error:
+        raise StageError(
+            f"{path} of experiment {commit[:7]} cannot be read ({error}); remove it: dvc exp remove"
+        ) from error
+    return content
+
+
+def _git(*arguments: str, why: str = "experiments need a git repository") -> str:
+    try:
+        process = subprocess.run(["git", *arguments], capture_output=True, text=True, errors="replace", check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise StageError(f"git {arguments[0]} failed: {why}") from error
+    return process.stdout

@@ -1,0 +1,114 @@
+"""Labels that are probably wrong, by confident learning (Northcutt et al. 2021, https://arxiv.org/abs/1911.00068).
+
+It needs the probabilities of pictures on which the network was not trained.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stages.common.files import read_rows, write_csv
+from stages.common.stage import StageError
+from stages.scores.metrics import Labels, Probabilities
+
+_COLUMNS = ["path", "label", "label_probability", "suggestion", "suggestion_probability"]
+_MOST_LISTED = 1000
+_DECIMALS = 4
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A picture whose label is hardly believed, with the class that is believed instead; both with probabilities."""
+
+    path: str
+    label: str
+    label_probability: float
+    suggestion: str
+    suggestion_probability: float
+
+
+def find_suspects(
+    paths: Sequence[str], labels: Labels, probabilities: Probabilities, classes: Sequence[str]
+) -> list[Suspect]:
+    """Return the pictures of which another class is more probable than their label, the least believed label first.
+
+    They are ranked by how much more probable it is, which is confident learning's normalized margin; 1,000 at most.
+
+    Args:
+        paths: of the pictures, (n,).
+        labels: as given, (n,).
+        probabilities: out of training, (n, classes).
+        classes: names by label.
+    """
+    every = np.arange(len(labels))
+    others = probabilities.copy()
+    others[every, labels] = -np.inf
+    suggestions = others.argmax(axis=1)
+    margins = probabilities[every, labels] - probabilities[every, suggestions]
+    order = [int(position) for position in np.argsort(margins, kind="stable") if margins[position] < 0]
+    return [
+        Suspect(
+            paths[position],
+            classes[labels[position]],
+            float(probabilities[position, labels[position]]),
+            classes[suggestions[position]],
+            float(probabilities[position, suggestions[position]]),
+        )
+        for position in order[:_MOST_LISTED]
+    ]
+
+
+def estimate_wrong_labels(labels: Labels, probabilities: Probabilities) -> float:
+    """Return how many labels are probably wrong: what lies off the diagonal of the confident joint, scaled to all.
+
+    A picture counts for a class if its probability is at least the mean probability of that class among the pictures
+    with that label, which makes up for classes of which a network is surer than of others; if for several, for the
+    most probable of them. Each label's row is scaled to the number of its pictures.
+
+    Args:
+        labels: as given, (n,).
+        probabilities: out of training, (n, classes).
+    """
+    count = probabilities.shape[1]
+    thresholds = np.array(
+        [probabilities[labels == label, label].mean() if (labels == label).any() else np.inf for label in range(count)]
+    )
+    confident = np.where(probabilities >= thresholds, probabilities, -np.inf)
+    counted = np.isfinite(confident.max(axis=1))
+    joint = np.zeros((count, count))
+    np.add.at(joint, (labels[counted], confident[counted].argmax(axis=1)), 1)
+    rows = joint.sum(axis=1)
+    sizes = np.bincount(labels, minlength=count)
+    wrong = np.where(rows > 0, (rows - joint.diagonal()) / np.maximum(rows, 1), 0.0)
+    return float((wrong * sizes).sum())
+
+
+def write_suspects(path: Path, suspects: list[Suspect]) -> None:
+    """Write `path,label,label_probability,suggestion,suggestion_probability`, whole or not at all."""
+    write_csv(
+        path,
+        _COLUMNS,
+        (
+            [one.path, one.label, f"{one.label_probability:.{_DECIMALS}f}",
+             one.suggestion, f"{one.suggestion_probability:.{_DECIMALS}f}"]
+            for one in suspects
+        ),
+    )  # fmt: skip
+
+
+def read_suspects(path: Path) -> list[Suspect]:
+    """Read what `write_suspects` wrote.
+
+    Raises:
+        StageError: not such a file.
+        OSError: not there.
+    """
+    try:
+        return [
+            Suspect(name, label, float(believed), suggestion, float(probability))
+            for name, label, believed, suggestion, probability in read_rows(path, _COLUMNS)
+        ]
+    except ValueError as error:
+        raise StageError(f"{path}: not a table of suspects ({error}); `dvc repro evaluate` writes it again") from error
