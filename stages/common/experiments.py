@@ -44,13 +44,14 @@ def find_experiment(name: str) -> str | None:
 
 
 def run_experiment(name: str, settings: dict[str, object]) -> str:
-    """Run the pipeline with other parameters in a copy of the repository, and return the experiment's commit.
+    """Run the pipeline up to `evaluate` with other parameters in a copy of the repository; return the new commit.
 
     Raises:
         StageError: a stage failed; its own line says why.
     """
     options = [option for key, value in settings.items() for option in ("-S", f"{key}={value}")]
-    process = subprocess.run(["dvc", "exp", "run", "--quiet", "--temp", "--name", name, *options], check=False)
+    command = ["dvc", "exp", "run", "--quiet", "--temp", "--name", name, *options, "evaluate"]
+    process = subprocess.run(command, check=False)
     commit = find_experiment(name)
     if process.returncode != 0 or commit is None:
         shown = " ".join(options)
