@@ -42,7 +42,7 @@ def main() -> None:
         suspects = find_suspects(pooled.paths, pooled.labels, pooled.finetuned, pooled.classes)
         write_suspects(arguments.output / "suspects.csv", suspects)
         save_figure(arguments.output / "suspects.png", draw_suspects(suspects, Path(params.data.path)))
-        print(f"about {wrong:.0f} of {len(pooled.paths):,} labels are probably wrong: {arguments.output}/suspects.csv")
+        print(f"about {wrong:.0f} of {len(pooled.paths):,} labels may be wrong: {arguments.output}/suspects.csv")
         page = compose_page("folds", together, describe_folds(together), wrong, suspects)
     else:
         own = params.seed if params.split.seed is None else params.split.seed

@@ -27,7 +27,12 @@ def draw_runs(together: Together) -> Figure:
     left.hlines(rows, heads, finetuned, color=GREY, linewidth=1)
     left.plot(heads, rows, "o", mfc="white", mec="black", label="head phase")
     left.plot(finetuned, rows, "o", color="black", label="fine-tuned")
-    left.set(yticks=rows, yticklabels=names, xlabel="accuracy on the test pictures", ylim=(len(names) + 0.6, -0.6))
+    left.set(
+        yticks=[*rows, len(names)],
+        yticklabels=[*names, "together"],
+        xlabel="accuracy on the test pictures",
+        ylim=(len(names) + 0.6, -0.6),
+    )
     left.xaxis.set_major_formatter(lambda value, _: percent(value))
     left.locator_params(axis="x", nbins=5)
     left.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
@@ -37,7 +42,7 @@ def draw_runs(together: Together) -> Figure:
     last, middle = len(names), 100 * together.gain
     margins = [[middle - 100 * together.gain_low], [100 * together.gain_high - middle]]
     right.errorbar([middle], [last], xerr=margins, fmt="D", color="black", capsize=3)
-    right.set(xlabel="gain, points (last row: together, 95% interval)")
+    right.set(xlabel="gain, points; together with 95% interval")
     return figure
 
 
@@ -102,7 +107,7 @@ def compose_page(kind: str, together: Together, summary: str, wrong: float | Non
         if len(suspects) > _MOST_LISTED:
             listed.append([f"... {len(suspects) - _MOST_LISTED:,} more in `suspects.csv`", "", "", "", ""])
         parts += [
-            "## Labels that are probably wrong",
+            "## Labels that may be wrong",
             f"About {wrong:.0f} of {together.pictures:,}, by [confident learning](https://arxiv.org/abs/1911.00068) on "
             "the fine-tuned networks' probabilities. The pictures whose label is believed least come first: look at "
             "them, for a mistake of the network ranks as high as one of the label.",

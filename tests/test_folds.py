@@ -1,0 +1,135 @@
+"""`python -m stages.folds`, as its users call it, on a pipeline of one stage that makes predictions up."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT, make_pictures
+
+from stages import folds as stages_folds
+from stages.common.stage import run
+
+# Each fold tests its own pictures; with a file `broken` there, fold 1 fails.
+MAKE = """
+import csv, pathlib, sys, yaml
+params = yaml.safe_load(open("params.yaml"))
+fold, seed = params["split"]["fold"], params["seed"]
+if fold == 1 and pathlib.Path(sys.argv[1], "broken").exists():
+    sys.exit("error: no luck")
+pathlib.Path("metrics").mkdir(exist_ok=True)
+with open("metrics/predictions.csv", "w", newline="") as file:
+    rows = csv.writer(file)
+    rows.writerow(["path", "label", "head.cat", "head.dog", "finetuned.cat", "finetuned.dog"])
+    for number in range(10):
+        label = number % 2
+        before, after = number % 5 != 0, number % (7 + fold + seed % 2) != 0
+        values = [abs(0.8 - (label == column if right else label != column)) for right in (before, after)
+                  for column in (1, 0)]
+        path = f"{('cat', 'dog')[label]}/{10 * fold + number:03d}.png"
+        rows.writerow([path, label, *(round(value, 3) for value in values)])
+pathlib.Path("data").mkdir(exist_ok=True)
+pathlib.Path("data/predictions.npz").write_bytes(b"not needed with two classes")
+"""
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = tmp_path / "repository"
+    pictures = make_pictures(tmp_path / "pictures", count=15)
+    folder.mkdir()
+    params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["data"]["path"] = str(pictures)
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    (folder / "make.py").write_text(MAKE)
+    stage = {
+        "cmd": f"{sys.executable} make.py {tmp_path}",
+        "deps": ["make.py"],
+        "params": ["seed", "split"],
+        "outs": ["data/predictions.npz", {"metrics/predictions.csv": {"cache": False}}],
+    }
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"evaluate": stage}}))
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["git", "add", "-A"], ["git", "commit", "-qm", "1"]):
+        subprocess.run(command, cwd=folder, env=environment(), check=True)
+    return folder
+
+
+def environment() -> dict[str, str]:
+    names = {f"GIT_{role}_{what}": "test@example.com" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    return {**os.environ, **names, "PYTHONPATH": str(ROOT), "DVC_NO_ANALYTICS": "1"}
+
+
+def folds(repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "stages.folds", *arguments]
+    return subprocess.run(
+        command, cwd=repository, env=environment(), capture_output=True, text=True, check=False, timeout=200
+    )
+
+
+def test_folds_go_on_with_what_is_missing_and_end_in_one_answer(repository: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.write_text("")
+    stopped = folds(repository, "--folds", "3")
+    assert stopped.returncode == 1
+    assert stopped.stderr.splitlines()[-1].startswith("error: `dvc exp run -S split.folds=3 -S split.fold=1` failed")
+    assert "error: no luck" in stopped.stderr
+
+    broken.unlink()
+    finished = folds(repository, "--folds", "3")
+    assert finished.returncode == 0, finished.stderr
+    assert [line.split()[2] for line in finished.stdout.splitlines()[:3]] == ["found", "running", "running"]
+    together = json.loads((repository / "metrics/folds.json").read_text())
+    assert [run["name"] for run in together["runs"]] == ["fold 0", "fold 1", "fold 2"]
+    assert (together["pictures"], together["fixed"], together["broken"]) == (30, 3, 3)
+    with (repository / "metrics/folds/suspects.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 6
+    page = (repository / "metrics/folds/README.md").read_text()
+    assert finished.stdout.splitlines()[-3] in page
+    for name in ("gain.png", "suspects.png"):
+        assert (repository / "metrics/folds" / name).stat().st_size > 5000
+    # The user's own files are as they were.
+    status = subprocess.run(["git", "status", "--short"], cwd=repository, capture_output=True, text=True, check=True)
+    assert status.stdout.split() == ["??", "metrics/"]
+
+
+@pytest.mark.slow
+def test_seeds_are_compared_on_one_split(repository: Path) -> None:
+    finished = folds(repository, "--seeds", "42, 43")
+    assert finished.returncode == 0, finished.stderr
+    assert "2 seeds, the same 10 test pictures" in finished.stdout
+    together = json.loads((repository / "metrics/folds.json").read_text())
+    assert [run["name"] for run in together["runs"]] == ["seed 42", "seed 43"]
+    assert together["mcnemar_p"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--folds", "1"], "--folds: should be 2 or more, is 1"),
+        (["--seeds", "42"], "--seeds: should be two or more numbers"),
+        (["--seeds", "42,x"], "--seeds: should be two or more numbers"),
+        (["--params", "none.yaml"], "none.yaml"),
+        ([], "git rev-parse failed: experiments need git with a commit"),
+    ],
+)
+def test_what_cannot_be_run_is_one_line(
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["folds", *arguments])
+    with pytest.raises(SystemExit) as exit_info:
+        run(stages_folds.main)
+    assert exit_info.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
