@@ -1,6 +1,7 @@
 """Step 5: both checkpoints -> their scores on the test pictures, every prediction, and whether the test is clean."""
 
 import argparse
+import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,6 @@ from stages.common.device import resolve_device
 from stages.common.params import Params, load_params
 from stages.common.seeds import make_deterministic
 from stages.common.stage import run
-from stages.common.words import plural
 from stages.common.workers import resolve_workers
 from stages.network.checkpoint import Description, load_checkpoint, require_classes
 from stages.network.network import Network, count_shared_blocks, cut, pool_features
@@ -30,6 +30,7 @@ from stages.scores.near_duplicates import (
     write_near_duplicates,
 )
 from stages.scores.predictions import Predictions, count_once, write_predictions, write_probabilities
+from stages.scores.remarks import compare_balanced, find_remarks
 from stages.scores.similarity import THRESHOLD, find_similar, thin
 from stages.scores.verdict import compare
 from stages.training.activations import FrozenPrefix
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--index", type=Path, required=True, help="folder with train.csv, val.csv and test.csv")
     parser.add_argument("--head", type=Path, required=True, help="checkpoint")
     parser.add_argument("--finetuned", type=Path, required=True, help="checkpoint")
+    parser.add_argument("--split", type=Path, required=True, help="JSON file with the counts")
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--classes", type=Path, required=True, help="CSV file to write, of each class's scores")
     parser.add_argument("--predictions", type=Path, required=True, help="CSV file to write")
@@ -61,21 +63,23 @@ def main() -> None:
     different, known = count_once(test), count_once([*train, *val])
     predictions, features = predict_with_both(head, finetuned, description, different, params)
     similar = find_among(known, features, head, description, params)
+    classes, balanced = score_classes(predictions), compare_balanced(predictions)
+    split = json.loads(arguments.split.read_text("utf-8"))
     evaluation = Evaluation(
         score(predictions.labels, predictions.head),
         score(predictions.labels, predictions.finetuned),
         compare(predictions.labels, predictions.head, predictions.finetuned),
         summarize(similar, THRESHOLD, predictions),
+        balanced,
+        find_remarks(classes, balanced, split, len(test) - len(different)),
     )
     write_probabilities(arguments.probabilities, predictions)
     write_predictions(arguments.predictions, predictions)
-    write_classes(arguments.classes, score_classes(predictions))
+    write_classes(arguments.classes, classes)
     write_near_duplicates(arguments.near_duplicates, name_pairs(similar, known, different))
     write_evaluation(arguments.metrics, evaluation)
     print(describe(evaluation))
     print(describe_near_duplicates(evaluation.near_duplicates, len(different)))
-    if copies := len(test) - len(different):
-        print(f"{plural(copies, 'test picture')} not counted: the bytes are those of another.")
 
 
 def predict_with_both(

@@ -357,7 +357,8 @@ def test_evaluate_ends_with_a_table_and_the_verdict(finished: Project, capsys: p
     evaluation = json.loads(finished.path("metrics/evaluation.json").read_text())
     printed = capsys.readouterr()
     assert printed.err == ""
-    titles, head, finetuned, gain, sentence, duplicates = printed.out.splitlines()
+    titles, head, finetuned, gain, sentence, *remarks, duplicates = printed.out.splitlines()
+    assert remarks == evaluation["remarks"]
     assert titles.split() == ["95%", "interval", "loss"]
     for line, model in ((head, "head"), (finetuned, "finetuned")):
         scores = evaluation[model]
@@ -366,7 +367,7 @@ def test_evaluate_ends_with_a_table_and_the_verdict(finished: Project, capsys: p
         assert line.endswith(f"{scores['loss']:.4f}")
     assert f"{100 * evaluation['gain']['accuracy']:+z.2f} points" in gain
     assert sentence == describe_gain(read_evaluation(finished.path("metrics/evaluation.json")).gain)
-    assert duplicates == "No test picture is nearly the same as a training picture."
+    assert duplicates.startswith("No test picture was found to be nearly the same as a training picture. Looked for: ")
 
 
 @pytest.fixture

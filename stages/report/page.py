@@ -10,7 +10,7 @@ from stages.pictures.summary import ClassCounts, class_counts
 from stages.report.markdown import bullets, cell, code, table
 from stages.scores.classes import ClassScores
 from stages.scores.evaluation import Evaluation
-from stages.scores.near_duplicates import Pair
+from stages.scores.near_duplicates import LOOKED_FOR, Pair
 from stages.scores.verdict import describe_gain
 from stages.training.history import Epoch, out_of_patience, still_falling
 
@@ -84,6 +84,7 @@ def compose_report(
             "# Did fine-tuning help?",
             f"**{describe_gain(evaluation.gain)}**",
             _subject(len(counts), recipe["model"], counted),
+            *([bullets([cell(remark) for remark in evaluation.remarks])] if evaluation.remarks else []),
             _scores(evaluation, len(classes)),
             "## How training went",
             bullets(training),
@@ -224,15 +225,17 @@ def _pictures(split: dict[str, Any], counts: ClassCounts, parts: dict[str, int])
         "(each kept in one part); `split.json` names them." if rejected or duplicates
         else "No file was rejected, and no two have the same bytes.",
     ]  # fmt: skip
-    notes = [bullets([cell(note) for note in split["notes"]])] if split["notes"] else []
-    return "\n\n".join([" ".join(lines), *notes, table(["class", "train", "validation", "test"], rows)])
+    return "\n\n".join([" ".join(lines), table(["class", "train", "validation", "test"], rows)])
 
 
 def _near_duplicates(evaluation: Evaluation, pairs: list[Pair]) -> str:
     found, models = evaluation.near_duplicates, (evaluation.head, evaluation.finetuned)
     rule = f"a cosine of at least {found.threshold:g} between the backbone's whitened, pooled activations"
     if not found.pairs:
-        return f"No test picture is nearly the same as a training or validation picture ({rule})."
+        return (
+            f"No test picture was found to be nearly the same as a training or validation picture ({rule}). "
+            f"{LOOKED_FOR}"
+        )
     shown = [[cell(pair.test), cell(pair.train), number(pair.cosine)] for pair in pairs[:_MOST_PAIRS]]
     if len(pairs) > _MOST_PAIRS:
         shown.append([f"... {len(pairs) - _MOST_PAIRS:,} more in `near_duplicates.csv`", "", ""])
@@ -245,7 +248,7 @@ def _near_duplicates(evaluation: Evaluation, pairs: list[Pair]) -> str:
     ]
     text = (
         f"{plural(found.test_pictures, 'test picture')} may be nearly the same as a training or validation picture: "
-        f"{plural(found.pairs, 'pair')} with {rule}. Look at them: such pictures test memory."
+        f"{plural(found.pairs, 'pair')} with {rule}. Look at them: such pictures test memory. {LOOKED_FOR}"
     )
     tables = (
         table(["accuracy", "head phase", "fine-tuned"], accuracy),

@@ -5,7 +5,7 @@
 
 import argparse
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from stages.common.files import write_json
@@ -13,17 +13,23 @@ from stages.common.stage import run
 from stages.common.words import number, percent, percent_range, points, points_range, signed
 from stages.scores.metrics import Scores
 from stages.scores.near_duplicates import NearDuplicates
+from stages.scores.remarks import BalancedGain
 from stages.scores.verdict import Gain, describe_gain
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The content of `evaluation.json`."""
+    """The content of `evaluation.json`.
+
+    `balanced` is `None` where the classes are not very unequal; `remarks` are sentences.
+    """
 
     head: Scores
     finetuned: Scores
     gain: Gain
     near_duplicates: NearDuplicates
+    balanced: BalancedGain | None = None
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def scores(self) -> dict[str, Scores]:
@@ -44,11 +50,13 @@ def read_evaluation(path: Path) -> Evaluation:
     """
     values = json.loads(path.read_text(encoding="utf-8"))
     head, finetuned = (Scores(**values[model]) for model in ("head", "finetuned"))
-    return Evaluation(head, finetuned, Gain(**values["gain"]), NearDuplicates(**values["near_duplicates"]))
+    balanced = None if values["balanced"] is None else BalancedGain(**values["balanced"])
+    gain, near_duplicates = Gain(**values["gain"]), NearDuplicates(**values["near_duplicates"])
+    return Evaluation(head, finetuned, gain, near_duplicates, balanced, values["remarks"])
 
 
 def describe(evaluation: Evaluation) -> str:
-    """Return the scores and the gain as lines of aligned text, and the verdict below them."""
+    """Return the scores and the gain as lines of aligned text, the verdict below them, and what else to know."""
     rows = [("", "", "95% interval", "loss")]
     for name, scores in (("head", evaluation.head), ("fine-tuned", evaluation.finetuned)):
         interval = percent_range(scores.accuracy_low, scores.accuracy_high)
@@ -60,7 +68,7 @@ def describe(evaluation: Evaluation) -> str:
         "  ".join([name.ljust(name_width), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))])
         for name, *cells in rows
     ]
-    return "\n".join([*lines, describe_gain(gain)])
+    return "\n".join([*lines, describe_gain(gain), *evaluation.remarks])
 
 
 def main() -> None:

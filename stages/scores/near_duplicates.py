@@ -15,6 +15,11 @@ from stages.scores.predictions import Predictions
 
 _DECIMALS = 4
 _COLUMNS = ["test", "train", "cosine"]
+# What `similarity.find_similar` finds and what it does not, as measured there.
+LOOKED_FOR = (
+    "Looked for: copies that were saved again or made a little smaller; not: mirrored, turned or cropped ones, "
+    "thumbnails."
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ def summarize(similar: Similar, threshold: float, predictions: Predictions) -> N
 def describe_near_duplicates(found: NearDuplicates, count: int) -> str:
     """Put the result into one line; `count` is the number of all test pictures."""
     if not found.pairs:
-        return "No test picture is nearly the same as a training picture."
+        return f"No test picture was found to be nearly the same as a training picture. {LOOKED_FOR}"
     verb = "is" if found.test_pictures == 1 else "are"
     line = f"{found.test_pictures} of {count} test pictures {verb} nearly the same as a training picture"
     if found.head_accuracy is None or found.finetuned_accuracy is None:

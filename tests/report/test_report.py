@@ -35,7 +35,9 @@ def scores(accuracy: float, **more: float | None) -> Scores:
 def evaluation(**changes: Any) -> Evaluation:
     gain = Gain(0.03, 0.01, 0.06, -0.1, 12, 3, 0.035, "better")
     near = NearDuplicates(0.9, 0, 0, 0.9, 0.93)
-    return replace(Evaluation(scores(0.9, auroc=None, loss=0.2345), scores(0.93), gain, near), **changes)
+    remarks = ["3 pictures beside the class folders left out."]
+    found = Evaluation(scores(0.9, auroc=None, loss=0.2345), scores(0.93), gain, near, None, remarks)
+    return replace(found, **changes)
 
 
 def split(val: int = 100) -> dict[str, Any]:
@@ -85,7 +87,7 @@ def test_it_says_what_was_trained_on_what() -> None:
     assert row(text, "cat") == ["cat", "1,000", "100", "100"]
     assert row(text, "**all**") == ["**all**", "**3,000**", "**300**", "**300**"]
     assert "1 file rejected, 2 groups of copies" in text
-    assert "- 3 pictures beside the class folders left out\n" in text
+    assert "- 3 pictures beside the class folders left out.\n" in text
     assert row(text, "`finetune.lr`") == ["`finetune.lr`", "`1e-05`"]
     assert row(text, "`model.image_size`") == ["`model.image_size`", "`null`"]
 
@@ -170,7 +172,7 @@ def test_at_most_twenty_near_duplicates_are_listed(count: int, tmp_path: Path) -
 
 
 def test_a_clean_test_set_is_said_to_be_one() -> None:
-    assert "No test picture is nearly the same as a training or validation picture" in report()
+    assert "No test picture was found to be nearly the same as a training or validation picture" in report()
 
 
 def test_a_number_is_written_in_one_way_and_no_zero_has_a_minus() -> None:

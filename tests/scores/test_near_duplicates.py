@@ -16,7 +16,7 @@ from stages.network.checkpoint import load_checkpoint
 from stages.network.network import cut, pool_features
 from stages.pictures.index import Entry, read_index
 from stages.scores import near_duplicates, similarity
-from stages.scores.near_duplicates import Similar
+from stages.scores.near_duplicates import LOOKED_FOR, Similar
 from stages.scores.predictions import Predictions
 from stages.scores.similarity import find_similar
 from stages.training.activations import FrozenPrefix, Inputs
@@ -243,7 +243,11 @@ def test_the_most_similar_pair_comes_first_then_paths_decide(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("paired", "expected", "line"),
     [
-        (set(), (0, 0, 2 / 3, 1.0), "No test picture is nearly the same as a training picture."),
+        (
+            set(),
+            (0, 0, 2 / 3, 1.0),
+            f"No test picture was found to be nearly the same as a training picture. {LOOKED_FOR}",
+        ),
         (
             {"a"},
             (2, 1, 0.5, 1.0),

@@ -1,0 +1,74 @@
+"""What a reader has to know beside the scores."""
+
+import numpy as np
+import pytest
+
+from stages.scores.classes import score_classes
+from stages.scores.predictions import Predictions
+from stages.scores.remarks import compare_balanced, find_remarks
+
+NOTHING = {"rejected": [], "notes": []}
+
+
+def predictions(counts: dict[str, int], head: dict[str, int], finetuned: dict[str, int]) -> Predictions:
+    """`head` and `finetuned`: how many pictures of each class are classified correctly; the others as the first."""
+    labels = np.repeat(np.arange(len(counts)), list(counts.values()))
+
+    def probabilities(correct: dict[str, int]) -> np.ndarray:
+        chosen = [
+            label if number < correct[name] else 0
+            for label, (name, count) in enumerate(counts.items())
+            for number in range(count)
+        ]
+        return np.eye(len(counts))[chosen] * 0.9 + 0.1 / len(counts)
+
+    paths = [str(number) for number in range(len(labels))]
+    return Predictions(paths, labels, list(counts), probabilities(head), probabilities(finetuned))
+
+
+def remarks(run: Predictions, split: dict[str, list[object]] = NOTHING, copies: int = 0) -> list[str]:
+    return find_remarks(score_classes(run), compare_balanced(run), split, copies)
+
+
+def test_equal_classes_that_are_all_predicted_need_no_remark() -> None:
+    counts = {"cat": 50, "dog": 60}
+    assert remarks(predictions(counts, counts, counts)) == []
+
+
+def test_unequal_classes_are_judged_by_balanced_accuracy() -> None:
+    counts = {"good": 440, "flaw": 40}
+    run = predictions(counts, {"good": 440, "flaw": 20}, {"good": 440, "flaw": 30})
+    found = compare_balanced(run)
+    assert found is not None
+    assert (found.head, found.finetuned, found.gain) == pytest.approx((0.75, 0.875, 0.125))
+    # 10 of 40 fixed: half of the interval of a share of 0.25, by the normal approximation.
+    half = 1.96 * np.sqrt(0.25 * 0.75 / 40) / 2
+    assert (found.gain_low, found.gain_high) == pytest.approx((0.125 - half, 0.125 + half), abs=0.01)
+    (line,) = remarks(run)
+    assert line.startswith(
+        "The classes are unequal, 440 test pictures to 40: look at the balanced accuracy, 75.00% before"
+    )
+    assert compare_balanced(predictions({"good": 400, "flaw": 40}, counts, counts)) is None
+
+
+def test_rare_untested_and_never_predicted_classes_are_named() -> None:
+    counts = {"cat": 40, "dog": 30, "owl": 19, "fox": 0}
+    lines = remarks(predictions(counts, counts, {"cat": 40, "dog": 0, "owl": 5, "fox": 0}))
+    assert lines == [
+        "Never predicted by the fine-tuned network: dog.",
+        "Fewer than 20 test pictures, which say little of a class: owl.",
+        "Without test pictures: fox.",
+    ]
+    many = {f"class {number}": 5 for number in range(30)}
+    (few,) = remarks(predictions(many, many, many))
+    assert few.endswith(": class 0, class 1, class 2 ... (30 in all).")
+
+
+def test_what_was_left_out_is_said_where_the_scores_are() -> None:
+    counts = {"cat": 50, "dog": 60}
+    split: dict[str, list[object]] = {"rejected": [{}, {}], "notes": ["5 pictures beside the class folders left out"]}
+    assert remarks(predictions(counts, counts, counts), split, 3) == [
+        "3 test pictures not counted: the bytes are those of another.",
+        "2 files rejected by split: see split.json.",
+        "Split: 5 pictures beside the class folders left out.",
+    ]
