@@ -67,6 +67,7 @@ def test_the_bench_compares_every_phase_and_leaves_nothing_behind(tmp_path: Path
     assert not list(scratch.glob("bench-*"))
 
 
+@pytest.mark.slow
 def test_the_simulation_measures_every_rule_without_pictures_and_leaves_nothing_behind(scratch: Path) -> None:
     command = [*BENCH, "--simulate", "500"]
     bench = subprocess.run(command, env=environment_for(scratch), capture_output=True, text=True)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ BELOW = {"scores": {"common", "pictures"}} | {
 }
 
 
+@cache
 def imports(path: Path) -> set[Path]:
     """The project's own modules that a module imports, directly or not."""
     found: set[Path] = set()
@@ -320,6 +322,7 @@ def test_an_experiment_runs_in_a_copy_of_the_repository(tmp_path: Path) -> None:
     assert not (tmp_path / "data" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_refused_experiment_shows_the_stages_own_line_and_loses_nothing(tmp_path: Path) -> None:
     repository = Repository(tmp_path)
 

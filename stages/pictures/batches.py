@@ -2,8 +2,10 @@
 
 import hashlib
 import signal
+import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -200,5 +202,14 @@ def _collate(items: list[tuple[Tensor, int] | StageError]) -> list[Tensor] | Sta
 
 
 def leave_interrupts_to_the_main_process(_: int) -> None:
-    """Let only the main process of a loader answer Ctrl-C: it ends the others."""
+    """Let only the main process of a loader answer Ctrl-C: it ends the others.
+
+    What hands pictures over in another thread may find that process gone, and would print a traceback.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _ignore_a_gone_process
+
+
+def _ignore_a_gone_process(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)

@@ -24,6 +24,7 @@ from stages.scores import evaluation, metrics, verdict
 from stages.scores.classes import ClassScores, read_classes, score_classes, write_classes
 from stages.scores.near_duplicates import NearDuplicates
 from stages.scores.predictions import Predictions, read_predictions, write_predictions, write_probabilities
+from stages.scores.remarks import BalancedGain
 
 NAMES = ("ant", "bee", "cat", "dog")
 
@@ -317,8 +318,10 @@ def test_the_table_is_aligned_and_the_verdict_stands_below() -> None:
 
 
 def test_an_evaluation_is_read_as_it_was_written(tmp_path: Path) -> None:
-    evaluation.write_evaluation(tmp_path / "evaluation.json", made_up_evaluation())
-    assert evaluation.read_evaluation(tmp_path / "evaluation.json") == made_up_evaluation()
+    balanced = BalancedGain(0.5, 0.6, 0.1, -0.1, 0.3)
+    for made_up in (made_up_evaluation(), replace(made_up_evaluation(), balanced=balanced, remarks=["Never: owl."])):
+        evaluation.write_evaluation(tmp_path / "evaluation.json", made_up)
+        assert evaluation.read_evaluation(tmp_path / "evaluation.json") == made_up
     assert list(json.loads((tmp_path / "evaluation.json").read_text())) == [
-        "head", "finetuned", "gain", "near_duplicates"
+        "head", "finetuned", "gain", "near_duplicates", "balanced", "remarks"
     ]  # fmt: skip

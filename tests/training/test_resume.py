@@ -99,7 +99,9 @@ def test_a_killed_stage_goes_on_and_ends_with_the_bytes_of_one_that_was_not(
 
 
 @pytest.mark.parametrize("stage", ["train_head", "finetune"])
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize(
+    "optimizer", [pytest.param("adam"), *(pytest.param(name, marks=pytest.mark.slow) for name in ("adamw", "sgd"))]
+)
 def test_a_killed_stage_goes_on_with_every_optimizer_schedule_and_weight(
     built: Project, capsys: pytest.CaptureFixture[str], stage: str, optimizer: str
 ) -> None:
