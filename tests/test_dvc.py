@@ -313,6 +313,7 @@ def test_the_table_of_labels_is_followed(tmp_path: Path) -> None:
     assert "error: data.labels: nowhere.csv: no such file" in output
 
 
+@pytest.mark.slow
 def test_an_experiment_runs_in_a_copy_of_the_repository(tmp_path: Path) -> None:
     repository = Repository(tmp_path)
     changes = settings(**{"data.path": tmp_path / "my pictures", "model.weights": tmp_path / "weights.pth"})

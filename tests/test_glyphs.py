@@ -165,6 +165,7 @@ def test_the_bundled_file_is_the_one_that_its_parameters_and_the_lock_tell_of() 
     assert yaml.safe_load((ROOT / "params.yaml").read_text())["model"]["image_size"] == said["image_size"]
 
 
+@pytest.mark.slow
 def test_nobody_pretrains_by_accident_and_who_asks_for_it_can(tmp_path: Path) -> None:
     repository = Repository(tmp_path)
     backbone = tmp_path / "data" / "glyphs" / "backbone.safetensors"

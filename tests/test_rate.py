@@ -155,7 +155,7 @@ def content(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("augment", ["none", "light"])
+@pytest.mark.parametrize("augment", ["none", pytest.param("light", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("phase", "stages"), [("train_head", ()), ("finetune", ("train_head",))])
 def test_it_prints_what_to_paste_draws_a_figure_and_leaves_all_else_as_it_was(
     project: Project, capsys: pytest.CaptureFixture[str], phase: str, stages: tuple[str, ...], augment: str

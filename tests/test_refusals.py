@@ -323,6 +323,7 @@ def fail_on_a_full_disk(project: Project, stage: str) -> str:
     return error
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_every_output_whole(project: Project) -> None:
     assert project.run(*STAGES) == 0
     before = snapshot(project)

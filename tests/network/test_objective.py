@@ -119,6 +119,7 @@ def test_the_loss_that_is_watched_is_weighted_alike(project: Project) -> None:
     assert abs(starts[2] - starts[0]) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_rare_class_is_found_more_often_when_the_classes_weigh_the_same(
     rare: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
