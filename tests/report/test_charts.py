@@ -1,0 +1,26 @@
+"""DVC's page of plots without a network."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from dvc_render.html import HTML
+from dvc_render.vega import VegaRenderer
+
+from stages.common.stage import run
+from stages.report import charts
+
+
+def test_dvcs_page_loads_nothing_and_has_its_charts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["charts", str(tmp_path / "plots.html")])
+    with pytest.raises(SystemExit) as exit_info:
+        run(charts.main)
+    assert exit_info.value.code == 0
+    template = (tmp_path / "plots.html").read_text()
+    assert template.count("{plot_divs}") == template.count("{refresh_tag}") == template.count("</script") == 1
+    page = HTML(template).with_scripts(VegaRenderer.SCRIPTS).with_element("<div id='chart'></div>").embed()
+    assert "<div id='chart'></div>" in page
+    assert "window.vegaEmbed=" in page
+    assert not re.search(r"<(script|link|img)[^>]*(src|href)=", page)
+    assert "cdn.jsdelivr.net/npm/vega@5.20.2" not in page
