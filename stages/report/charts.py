@@ -1,7 +1,7 @@
 """DVC's pages of plots without a network: a template with Vega's scripts in it.
 
-`python -m stages.report.charts .dvc/plots.html` writes it; `plots.html_template` in DVC's configuration names it. DVC's own
-template loads the scripts from a server.
+`python -m stages.report.charts .dvc/plots.html` writes it; `plots.html_template` in DVC's configuration names it. DVC's
+own template loads the scripts from a server.
 """
 
 import argparse
@@ -31,7 +31,7 @@ _PAGE = """<!DOCTYPE html>
 def make_template() -> str:
     """Return a template for `plots.html_template`: DVC fills in `{plot_divs}` and `{refresh_tag}`."""
     # The end of a script's element, wherever it is, would end this one.
-    return _PAGE % vl_convert.javascript_bundle().replace("</script", "<\\/script")
+    return _PAGE % vl_convert.javascript_bundle(None).replace("</script", "<\\/script")
 
 
 def main() -> None:
