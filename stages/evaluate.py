@@ -32,6 +32,7 @@ from stages.scores.near_duplicates import (
 from stages.scores.predictions import Predictions, count_once, write_predictions, write_probabilities
 from stages.scores.remarks import compare_balanced, find_remarks
 from stages.scores.similarity import THRESHOLD, find_similar, thin
+from stages.scores.suspects import find_suspects, write_suspects
 from stages.scores.verdict import compare
 from stages.training.activations import FrozenPrefix
 from stages.training.trainer import Trainer, predict
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--predictions", type=Path, required=True, help="CSV file to write")
     parser.add_argument("--probabilities", type=Path, required=True, help="NumPy archive to write: all predictions")
     parser.add_argument("--near-duplicates", type=Path, required=True, help="CSV file to write")
+    parser.add_argument("--suspects", type=Path, required=True, help="CSV file to write: labels that may be wrong")
     arguments = parser.parse_args()
     params = load_params(arguments.params)
 
@@ -77,6 +79,10 @@ def main() -> None:
     write_predictions(arguments.predictions, predictions)
     write_classes(arguments.classes, classes)
     write_near_duplicates(arguments.near_duplicates, name_pairs(similar, known, different))
+    write_suspects(
+        arguments.suspects,
+        find_suspects(predictions.paths, predictions.labels, predictions.finetuned, predictions.classes),
+    )
     write_evaluation(arguments.metrics, evaluation)
     print(describe(evaluation))
     print(describe_near_duplicates(evaluation.near_duplicates, len(different)))

@@ -13,13 +13,14 @@ from stages.network.checkpoint import load_checkpoint, require_classes
 from stages.pictures.index import read_index
 from stages.report.figures import describe_losses, draw_numbers
 from stages.report.galleries import Album, draw_pictures
-from stages.report.page import compose_report, describe_training
+from stages.report.page import compose_report, describe_suspects, describe_training
 from stages.report.style import save_figure
 from stages.scores.classes import read_classes
 from stages.scores.curves import write_curves
 from stages.scores.evaluation import read_evaluation
 from stages.scores.near_duplicates import read_near_duplicates
 from stages.scores.predictions import count_once, read_predictions
+from stages.scores.suspects import estimate_wrong_labels, read_suspects
 from stages.training.history import read_history, read_selected
 
 
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--predictions", type=Path, required=True, help="CSV file")
     parser.add_argument("--probabilities", type=Path, required=True, help="NumPy archive with all predictions")
     parser.add_argument("--near-duplicates", type=Path, required=True, help="CSV file")
+    parser.add_argument("--suspects", type=Path, required=True, help="CSV file")
     parser.add_argument("--figures", type=Path, required=True, help="folder to write to")
     parser.add_argument("--curves", type=Path, required=True, help="folder to write DVC's tables to")
     parser.add_argument("--report", type=Path, required=True, help="Markdown file to write")
@@ -77,7 +79,9 @@ def main() -> None:
     captions = {"losses": describe_losses(predictions)}
     training = describe_training(head, finetune, selected, params)
     copies = len(test) - len(entries)
-    report = compose_report(evaluation, classes, copies, split, recipe, pairs, training, folder, captions)
+    wrong = estimate_wrong_labels(predictions.labels, predictions.finetuned)
+    suspects = describe_suspects(read_suspects(arguments.suspects), wrong, len(entries))
+    report = compose_report(evaluation, classes, copies, split, recipe, pairs, suspects, training, folder, captions)
     write_text(arguments.report, report)
     print(f"figures in {arguments.figures}, report in {arguments.report}")
 

@@ -5,15 +5,16 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from stages.common.words import number, percent, plural, points
+from stages.common.words import percent, plural, points
 from stages.pictures.decode import PictureError, decode, read_picture
 from stages.report.galleries import Sheet, caption, say
-from stages.report.markdown import cell, table
+from stages.report.markdown import table
+from stages.report.page import tabulate_suspects
 from stages.report.style import GREY, house_style, new_figure, shorten
 from stages.scores.folds import Together
 from stages.scores.suspects import Suspect
 
-_MOST_LISTED, _MOST_DRAWN = 60, 20
+_MOST_DRAWN = 20
 
 
 @house_style()
@@ -99,19 +100,12 @@ def compose_page(kind: str, together: Together, summary: str, wrong: float | Non
     parts = ["# Did fine-tuning help, over all runs?", f"**{verdict}**", table(header, rows), methods[kind]]
     parts.append("![Accuracy and gain of each run](gain.png)")
     if wrong is not None:
-        listed = [
-            [cell(one.path), cell(one.label), number(one.label_probability), cell(one.suggestion),
-             number(one.suggestion_probability)]
-            for one in suspects[:_MOST_LISTED]
-        ]  # fmt: skip
-        if len(suspects) > _MOST_LISTED:
-            listed.append([f"... {len(suspects) - _MOST_LISTED:,} more in `suspects.csv`", "", "", "", ""])
         parts += [
             "## Labels that may be wrong",
             f"About {wrong:.0f} of {together.pictures:,}, by [confident learning](https://arxiv.org/abs/1911.00068) on "
             "the fine-tuned networks' probabilities. The pictures whose label is believed least come first: look at "
             "them, for a mistake of the network ranks as high as one of the label.",
             "![Labels that are believed least](suspects.png)",
-            table(["picture", "label", "probability", "rather", "probability"], listed),
+            tabulate_suspects(suspects, "suspects.csv"),
         ]
     return "\n\n".join(parts) + "\n"

@@ -11,6 +11,7 @@ from stages.report.markdown import bullets, cell, code, table
 from stages.scores.classes import ClassScores
 from stages.scores.evaluation import Evaluation
 from stages.scores.near_duplicates import LOOKED_FOR, Pair
+from stages.scores.suspects import Suspect
 from stages.scores.verdict import describe_gain
 from stages.training.history import Epoch, out_of_patience, still_falling
 
@@ -18,6 +19,7 @@ _MOST_CLASSES = 100
 # With more classes, so many with the lowest recall are shown.
 _MOST_SCORED_CLASSES, _WORST_CLASSES = 40, 20
 _MOST_PAIRS = 20
+_MOST_SUSPECTS = 20
 
 # In the order in which they are read: file name without its ending, title, what to see in it.
 FIGURES = (
@@ -59,6 +61,7 @@ def compose_report(
     split: dict[str, Any],
     recipe: dict[str, Any],
     pairs: list[Pair],
+    suspects: str,
     training: list[str],
     figures: str,
     captions: dict[str, str],
@@ -72,6 +75,7 @@ def compose_report(
         split: `split.json`.
         recipe: the parameters to list, by their names; a section's are a dictionary.
         pairs: the near-duplicates, the most similar pair first.
+        suspects: the labels that may be wrong, as `describe_suspects` says it.
         training: how both phases went, as `describe_training` says it.
         figures: the figures' folder, relative to the report, with `/`.
         captions: what to say of a figure in place of what `FIGURES` says, by its name; a line becomes a list's item.
@@ -96,12 +100,50 @@ def compose_report(
             _pictures(split, counts, parts),
             "## Is the test set clean?",
             _near_duplicates(evaluation, pairs),
+            "## Labels that may be wrong",
+            suspects,
             "## Recipe",
             _recipe(recipe),
             "## Every class",
             _classes(classes),
         ]
     ) + "\n"  # fmt: skip
+
+
+def describe_suspects(suspects: list[Suspect], wrong: float, pictures: int) -> str:
+    """Return the pictures whose labels are believed least, as Markdown.
+
+    Args:
+        suspects: the least believed first.
+        wrong: the number of labels that are probably wrong.
+        pictures: of the test part.
+    """
+    of = "Of the test pictures alone; `make folds` looks at all pictures."
+    if not suspects:
+        return f"Of no picture is another class more probable than its label. {of}"
+    text = (
+        f"{plural(len(suspects), 'picture')} for which the fine-tuned network believes another class; about "
+        f"{wrong:.0f} of {pictures:,} labels may be wrong, by [confident learning](https://arxiv.org/abs/1911.00068). "
+        f"Look at the first ones: a mistake of the network ranks as high as one of the label. {of}"
+    )
+    return f"{text}\n\n{tabulate_suspects(suspects, 'suspects.csv')}"
+
+
+def tabulate_suspects(suspects: list[Suspect], file: str) -> str:
+    """Return the first of them as a table; `file` has the others."""
+    rows = [
+        [
+            cell(one.path),
+            cell(one.label),
+            number(one.label_probability),
+            cell(one.suggestion),
+            number(one.suggestion_probability),
+        ]
+        for one in suspects[:_MOST_SUSPECTS]
+    ]
+    if len(suspects) > _MOST_SUSPECTS:
+        rows.append([f"... {len(suspects) - _MOST_SUSPECTS:,} more in `{file}`", "", "", "", ""])
+    return table(["picture", "label", "probability", "rather", "probability"], rows)
 
 
 def describe_training(head: list[Epoch], finetune: list[Epoch], selected: tuple[int, int], params: Params) -> list[str]:

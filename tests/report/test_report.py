@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from stages.report.page import FIGURES, compose_report
+from stages.report.page import FIGURES, compose_report, describe_suspects
 from stages.scores.classes import ClassScores
 from stages.scores.evaluation import Evaluation
 from stages.scores.metrics import Scores
 from stages.scores.near_duplicates import NearDuplicates, Pair, read_near_duplicates, write_near_duplicates
+from stages.scores.suspects import Suspect
 from stages.scores.verdict import Gain, describe_gain
 
 NAMES = ["cat", "dog|wolf", "a_b*c"]
@@ -63,8 +64,9 @@ def report(
     classes = classes or [ClassScores(label, name, 100, None, 0.75, 0.5, 0.8) for label, name in enumerate(NAMES)]
     captions = {"losses": "First.\nSecond."}
     return compose_report(
-        found or evaluation(), classes, copies, split(val), RECIPE, pairs or [], ["How it went."], "figures", captions
-    )
+        found or evaluation(), classes, copies, split(val), RECIPE, pairs or [], "Suspects.",
+        ["How it went."], "figures", captions,
+    )  # fmt: skip
 
 
 def cells(line: str) -> list[str]:
@@ -173,6 +175,17 @@ def test_at_most_twenty_near_duplicates_are_listed(count: int, tmp_path: Path) -
 
 def test_a_clean_test_set_is_said_to_be_one() -> None:
     assert "No test picture was found to be nearly the same as a training or validation picture" in report()
+
+
+def test_the_labels_that_are_believed_least_are_listed() -> None:
+    assert "## Labels that may be wrong\n\nSuspects.\n" in report()
+    suspects = [Suspect(f"cat/{number}|.jpg", "cat", 0.01, "dog", 0.99) for number in range(25)]
+    text = describe_suspects(suspects, 3.4, 400)
+    assert text.startswith("25 pictures for which the fine-tuned network believes another class; about 3 of 400 labels")
+    assert "`make folds` looks at all pictures" in text
+    assert row(text, "cat/0") == ["cat/0\\|.jpg", "cat", "0.0100", "dog", "0.9900"]
+    assert row(text, "... ")[0] == "... 5 more in `suspects.csv`"
+    assert "no picture" in describe_suspects([], 0.0, 400)
 
 
 def test_a_number_is_written_in_one_way_and_no_zero_has_a_minus() -> None:
