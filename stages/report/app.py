@@ -24,7 +24,7 @@ from stages.network.objective import probabilities
 from stages.pictures.decode import MAX_BYTES, PictureError, decode
 from stages.pictures.preprocessing import make_transform
 from stages.report.galleries import Pixels, as_pixels, lay_over
-from stages.report.gradcam import enlarge, grad_cam
+from stages.report.gradcam import enlarge, find_block, grad_cam
 from stages.scores.metrics import predicted_labels
 
 _PAGE = Path(__file__).with_name("app.html")
@@ -82,6 +82,7 @@ def _make_explain(network: Network, description: Description) -> Callable[[bytes
     preprocessing = description.preprocessing
     transform = make_transform(preprocessing, "none")
     network.eval()
+    block = find_block(network, preprocessing.crop)
     # One picture at a time: Grad-CAM hangs a hook into the network, and a large picture takes much memory.
     turn = threading.Lock()
 
@@ -91,7 +92,10 @@ def _make_explain(network: Network, description: Description) -> Callable[[bytes
             with torch.inference_mode():
                 values = probabilities(network(images).double()).numpy()
             label = predicted_labels(values)
-            heat = enlarge(grad_cam(network, images, torch.from_numpy(label)), images.shape[-1]).numpy()[0]
+            heat = None
+            if block is not None:
+                maps = grad_cam(network, images, torch.from_numpy(label), block)
+                heat = enlarge(maps, images.shape[-1]).numpy()[0]
         order = sorted(range(len(values[0])), key=lambda other: (other != label[0], -values[0, other]))
         (seen,) = as_pixels(images, preprocessing)
         return {
@@ -101,7 +105,7 @@ def _make_explain(network: Network, description: Description) -> Callable[[bytes
             ],
             "others": max(len(order) - _MOST_SHOWN, 0),
             "picture": _as_url(seen),
-            "heat": _as_url(lay_over(seen, heat)),
+            "heat": None if heat is None else _as_url(lay_over(seen, heat)),
         }
 
     return explain

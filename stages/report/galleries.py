@@ -15,7 +15,7 @@ from stages.network.network import Network
 from stages.pictures.batches import read_entry
 from stages.pictures.index import Entry
 from stages.pictures.preprocessing import Preprocessing, make_transform
-from stages.report.gradcam import enlarge, grad_cam
+from stages.report.gradcam import enlarge, find_block, grad_cam
 from stages.report.style import GREY, house_style, new_figure, short_names, shorten, wrap
 from stages.scores.metrics import predicted_labels
 from stages.scores.predictions import Positions, Predictions, find_changed, find_wrong
@@ -74,21 +74,27 @@ def draw_wrong(predictions: Predictions, album: Album, network: Network) -> Figu
     positions = wrong[:_MOST_WRONG]
     predicted = predicted_labels(predictions.finetuned)[positions]
     images = album.load(positions)
-    maps = grad_cam(network.eval(), images, torch.from_numpy(predicted))
-    heat = enlarge(maps, images.shape[-1]).numpy()
+    block = find_block(network, images.shape[-1])
+    maps = None if block is None else grad_cam(network.eval(), images, torch.from_numpy(predicted), block)
     shown = "" if len(wrong) == len(positions) else f"; the {len(positions)} most confident of them"
     title = f"The fine-tuned network's {plural(len(wrong), 'mistake')} on {total}{shown}"
-    rows, columns = maps.shape[1:]
-    note = (
-        "Right of each picture: Grad-CAM, where the network saw evidence for its prediction (bright: most, dark: "
-        f"none), from {rows} x {columns} values."
-    )
+    if maps is None:
+        note = "Without Grad-CAM: at this size of the pictures, no block has maps of 7 x 7 values."
+    else:
+        note = (
+            "Right of each picture: Grad-CAM, where the network saw evidence for its prediction (bright: most, dark: "
+            f"none), from {maps.shape[1]} x {maps.shape[2]} values after block {(block or 0) + 1} "
+            f"of {len(network.backbone)}."
+        )
     names = short_names(predictions.classes, 24)
-    sheet = Sheet([(title, note, len(positions))], columns=3, ratio=2, lines=3)
-    for cell, position, pixels, warmth, label in zip(
-        sheet.cells, positions, album.pixels(images), heat, predicted, strict=True
-    ):
-        cell.imshow(_side_by_side(pixels, lay_over(pixels, warmth)))
+    sheet = Sheet([(title, note, len(positions))], columns=3, ratio=1 if maps is None else 2, lines=3)
+    shown_pixels = album.pixels(images)
+    if maps is not None:
+        heat = enlarge(maps, images.shape[-1]).numpy()
+        pairs = zip(shown_pixels, heat, strict=True)
+        shown_pixels = np.stack([_side_by_side(pixels, lay_over(pixels, warmth)) for pixels, warmth in pairs])
+    for cell, position, pixels, label in zip(sheet.cells, positions, shown_pixels, predicted, strict=True):
+        cell.imshow(pixels)
         surety = probability(float(predictions.finetuned[position, label]))
         caption(cell, f"predicted {names[label]}, {surety}", f"true: {names[predictions.labels[position]]}",
                  shorten(predictions.paths[position], 42))  # fmt: skip

@@ -1,5 +1,6 @@
 """Grad-CAM: where in a picture the evidence for a class lies."""
 
+import copy
 import math
 
 import torch
@@ -9,20 +10,48 @@ from torch.nn import functional
 from stages.network.backbones import ClassToken
 from stages.network.network import Network
 
+# Rows and columns below which a heat map says nothing of where the evidence is.
+_LEAST = 7
 
-def grad_cam(network: Network, images: Tensor, classes: Tensor) -> Tensor:
+
+def find_block(network: Network, size: int) -> int | None:
+    """Return the number of the last block whose maps have 7 x 7 values or more, `None` if there is none.
+
+    Of a network of tokens, that is the block before its last layer of attention: behind it, only the class token
+    counts.
+
+    Args:
+        network: of which nothing is computed but shapes.
+        size: height and width of the pictures, pixels.
+    """
+    features, found = torch.empty(1, 3, size, size, device="meta"), None
+    with torch.no_grad():
+        for number, block in enumerate(list(copy.deepcopy(network.backbone).to("meta").eval())[: _last(network) + 1]):
+            features = block(features)
+            if _as_maps(features).shape[-1] >= _LEAST:
+                found = number
+    return found
+
+
+def _last(network: Network) -> int:
+    """Return the number of the last block with maps."""
+    # The last two blocks of a network of tokens are its last layer of attention and a LayerNorm.
+    return len(network.backbone) - (3 if isinstance(network.classifier[0], ClassToken) else 1)
+
+
+def grad_cam(network: Network, images: Tensor, classes: Tensor, block: int | None = None) -> Tensor:
     """Return heat maps, (n, rows, columns) in [0, 1]: 1 where the evidence for the class is strongest in its picture.
 
-    The maps that leave the backbone, each channel weighted by the mean gradient of the class's logit with respect to
-    it; what speaks against the class is cut off (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391). Of a network
-    of tokens, those of patches that enter its last layer of attention: behind it, only the class token counts. A heat
-    map is as coarse as these maps. All 0 where nothing speaks for the class.
+    The maps that leave a block, each channel weighted by the mean gradient of the class's logit with respect to it;
+    what speaks against the class is cut off (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391). A heat map is as
+    coarse as these maps. All 0 where nothing speaks for the class.
 
     Args:
         network: in evaluation mode, float32, on the CPU.
         images: (n, 3, height, width), preprocessed.
         classes: (n,), the class to explain in each picture; of one output, 1 is what raises the logit, 0 what lowers
             it.
+        block: number of the block, as `find_block` returns it; `None`: the last that has maps.
     """
     caught: list[Tensor] = []
 
@@ -31,9 +60,7 @@ def grad_cam(network: Network, images: Tensor, classes: Tensor) -> Tensor:
         caught.append(output.detach().requires_grad_())
         return caught[-1]
 
-    tokens = isinstance(network.classifier[0], ClassToken)
-    # The last two blocks of a network of tokens are its last layer of attention and a LayerNorm.
-    hook = network.backbone[-3 if tokens else -1].register_forward_hook(catch)
+    hook = network.backbone[_last(network) if block is None else block].register_forward_hook(catch)
     try:
         with torch.enable_grad():
             logits = network(images)
@@ -44,20 +71,23 @@ def grad_cam(network: Network, images: Tensor, classes: Tensor) -> Tensor:
             (gradients,) = torch.autograd.grad(chosen.sum(), caught)
     finally:
         hook.remove()
-    maps = caught[0].detach()
-    if tokens:
-        maps, gradients = (_patches_as_maps(values) for values in (maps, gradients))
+    maps, gradients = _as_maps(caught[0].detach()), _as_maps(gradients)
     weights = gradients.mean(dim=(2, 3), keepdim=True)
     heat = functional.relu((weights * maps).sum(dim=1))
     peaks = heat.amax(dim=(1, 2), keepdim=True)
     return heat / torch.where(peaks > 0, peaks, torch.ones_like(peaks))
 
 
-def _patches_as_maps(tokens: Tensor) -> Tensor:
-    """(n, 1 + rows * columns, channels) -> (n, channels, rows, columns), as many rows as columns."""
-    patches = tokens[:, 1:]
-    side = math.isqrt(patches.shape[1])
-    return patches.transpose(1, 2).reshape(len(patches), -1, side, side)
+def _as_maps(features: Tensor) -> Tensor:
+    """Return what leaves a block as (n, channels, rows, columns), as many rows as columns.
+
+    Tokens are (n, 1 + rows * columns, channels), and Swin's blocks have their channels last.
+    """
+    if features.dim() == 3:
+        patches = features[:, 1:]
+        side = math.isqrt(patches.shape[1])
+        return patches.transpose(1, 2).reshape(len(patches), -1, side, side)
+    return features if features.shape[2] == features.shape[3] else features.permute(0, 3, 1, 2)
 
 
 def enlarge(maps: Tensor, size: int) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from stages.network.backbones import stock_model
 from stages.network.network import Network, build_network, calibrate_batchnorm
-from stages.report.gradcam import grad_cam
+from stages.report.gradcam import find_block, grad_cam
 
 RED = torch.tensor([2.0, -2.0, 1.0])[:, None, None]
 
@@ -67,3 +67,33 @@ def test_a_patch_is_found_in_its_quarter_of_the_picture(arch: str) -> None:
     ]
     strongest = torch.stack(quarters, dim=1).argmax(dim=1)
     assert (strongest == torch.arange(4)).sum() >= 3  # by chance in 5 of 100 cases
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "block", "side"),
+    [
+        ("mobilenet_v3_large", 224, 16, 7),
+        ("mobilenet_v3_large", 64, 6, 8),  # the last block has 2 x 2
+        ("resnet18", 64, 4, 8),
+        ("vit_b_32", 224, 11, 7),
+        ("vit_b_32", 64, None, None),
+        ("alexnet", 64, 0, 7),
+    ],
+)
+def test_the_last_block_with_maps_that_tell_places_apart_is_taken(
+    arch: str, size: int, block: int | None, side: int | None
+) -> None:
+    network = build_network(stock_model(arch, size), "pooled", 8, 1, size).eval()
+    assert find_block(network, size) == block
+    if block is not None:
+        maps = grad_cam(network, torch.randn(2, 3, size, size), torch.tensor([0, 1]), block)
+        assert maps.shape == (2, side, side)
+
+
+def test_of_small_pictures_a_patch_is_found_in_its_quarter_by_an_earlier_block() -> None:
+    generator = torch.Generator().manual_seed(1)
+    network = sees_patches("mobilenet_v3_large", 64, False, generator)
+    corners = torch.tensor([[8, 8], [8, 40], [40, 8], [40, 40]])
+    maps = grad_cam(network, planted(corners, 64, False, generator), torch.ones(4, dtype=torch.int64), 6)
+    quarters = maps.unflatten(1, (2, 4)).unflatten(3, (2, 4)).mean(dim=(2, 4)).flatten(1)
+    assert (quarters.argmax(dim=1) == torch.arange(4)).sum() >= 3
