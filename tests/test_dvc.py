@@ -298,6 +298,7 @@ def test_the_weight_file_is_followed_and_never_touched(tmp_path: Path) -> None:
     assert weights.read_bytes() == second
 
 
+@pytest.mark.slow
 def test_the_table_of_labels_is_followed(tmp_path: Path) -> None:
     repository = Repository(tmp_path)
     table, changes = tmp_path / "labels.csv", settings(**{"data.labels": "labels.csv"})

@@ -76,8 +76,15 @@ def built(project: Project) -> Project:
     return project
 
 
-@pytest.mark.parametrize("stage", ["train_head", "finetune"])
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("stage", "place"),
+    [
+        ("train_head", "inside an epoch"),
+        ("finetune", "between two epochs"),
+        pytest.param("train_head", "between two epochs", marks=pytest.mark.slow),
+        pytest.param("finetune", "inside an epoch", marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_stage_goes_on_and_ends_with_the_bytes_of_one_that_was_not(
     built: Project, capsys: pytest.CaptureFixture[str], stage: str, place: str
 ) -> None:
@@ -152,7 +159,7 @@ def test_a_state_that_holds_nothing_is_ignored(content: bytes, capsys: pytest.Ca
     state.remove()
 
 
-@pytest.mark.parametrize("select", ["best", "last"])
+@pytest.mark.parametrize("select", ["best", pytest.param("last", marks=pytest.mark.slow)])
 def test_a_killed_fine_tuning_that_is_to_keep_its_start_still_does(built: Project, select: str) -> None:
     built.set("finetune.lr", 1.0)
     built.set("finetune.select", select)
