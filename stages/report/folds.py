@@ -86,8 +86,9 @@ def compose_page(kind: str, together: Together, summary: str, wrong: float | Non
     methods = {
         "folds": "Each picture was tested once, by networks that were not trained on it. Folds share most of their "
         "training pictures, so their gains vary less than chance alone would have it: the interval of the gain is "
-        "[Nadeau and Bengio's](https://doi.org/10.1023/A:1024068626366), which allows for that. The verdict asks for "
-        "an interval without 0 and for McNemar's p below 0.05.",
+        "[Nadeau and Bengio's](https://doi.org/10.1023/A:1024068626366), which allows for that, and at least as wide "
+        "as the one that takes all pictures for one test. The verdict asks for an interval without 0 and for "
+        "McNemar's p below 0.05.",
         "seeds": "One split, several trainings. The interval is of the mean over seeds: what the chance of training "
         "makes of the gain. The choice of test pictures is not in it.",
     }

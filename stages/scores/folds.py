@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binomtest, t
 
 from stages.common.files import write_json
@@ -13,7 +14,7 @@ from stages.common.stage import StageError
 from stages.common.words import p_value, percent, percent_range, plural, points, points_range
 from stages.scores.metrics import CONFIDENCE, predicted_labels, wilson_interval
 from stages.scores.predictions import Predictions
-from stages.scores.verdict import Verdict, describe_verdict
+from stages.scores.verdict import Verdict, describe_verdict, paired_interval
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,10 @@ class Together:
     their 95% intervals by Wilson; of seeds, whose test pictures are the same, the means over the runs, and the lowest
     and the highest of them.
 
-    `gain` is the mean over the runs; its 95% interval is `corrected_interval`; `fixed` and `broken` are sums over the
-    runs, `mcnemar_p` is of folds alone. `verdict`: `no evidence` where the interval holds 0, or that p-value is not
-    below 0.05.
+    `gain` is the mean over the runs; its 95% interval is `corrected_interval`, for folds at least as wide as
+    `verdict.paired_interval` on all pictures, which has a width where all folds gain the same, too. `fixed` and
+    `broken` are sums over the runs, `mcnemar_p` is of folds alone. `verdict`: `no evidence` where the interval holds 0,
+    or that p-value is not below 0.05.
     """
 
     runs: list[Run]
@@ -103,9 +105,12 @@ def combine_folds(predictions: dict[str, Predictions], test_to_train: float) -> 
     gain = (fixed - broken) / len(paths)
     # Around the gain on all pictures; folds differ in size by a picture or so, hence the means hardly.
     shift = gain - (low + high) / 2
+    both = sum(int(np.count_nonzero(_right(run, 0) & _right(run, 1))) for run in predictions.values())
+    paired = paired_interval(both, fixed, broken, len(paths))
+    low, high = min(low + shift, paired[0]), max(high + shift, paired[1])
     return Together(
         runs, len(paths), right[0] / len(paths), *intervals[0], right[1] / len(paths), *intervals[1],
-        gain, low + shift, high + shift, fixed, broken, p, _judge(low + shift, high + shift, p),
+        gain, low, high, fixed, broken, p, _judge(low, high, p),
     )  # fmt: skip
 
 
@@ -134,7 +139,7 @@ def combine_seeds(predictions: dict[str, Predictions]) -> Together:
 def _runs(predictions: dict[str, Predictions]) -> list[Run]:
     runs = []
     for name, run in predictions.items():
-        before, after = (predicted_labels(values) == run.labels for values in run.models.values())
+        before, after = _right(run, 0), _right(run, 1)
         runs.append(
             Run(
                 name,
@@ -146,6 +151,12 @@ def _runs(predictions: dict[str, Predictions]) -> list[Run]:
             )
         )
     return runs
+
+
+def _right(run: Predictions, model: int) -> NDArray[np.bool_]:
+    """Whether the head (0) or the fine-tuned checkpoint (1) gets each picture right, (n,)."""
+    right: NDArray[np.bool_] = predicted_labels((run.head, run.finetuned)[model]) == run.labels
+    return right
 
 
 def _judge(low: float, high: float, p: float) -> Verdict:
