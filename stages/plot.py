@@ -13,7 +13,7 @@ from stages.network.checkpoint import load_checkpoint, require_classes
 from stages.pictures.index import read_index
 from stages.report.figures import describe_losses, draw_numbers
 from stages.report.galleries import Album, draw_pictures
-from stages.report.page import compose_report, describe_suspects, describe_training
+from stages.report.page import Results, compose_report, describe_suspects, describe_training
 from stages.report.style import save_figure
 from stages.scores.classes import read_classes
 from stages.scores.curves import write_curves
@@ -81,8 +81,8 @@ def main() -> None:
     copies = len(test) - len(entries)
     wrong = estimate_wrong_labels(predictions.labels, predictions.finetuned)
     suspects = describe_suspects(read_suspects(arguments.suspects), wrong, len(entries))
-    report = compose_report(evaluation, classes, copies, split, recipe, pairs, suspects, training, folder, captions)
-    write_text(arguments.report, report)
+    results = Results(evaluation, classes, copies, split, recipe, pairs, suspects, training)
+    write_text(arguments.report, compose_report(results, folder, captions))
     print(f"figures in {arguments.figures}, report in {arguments.report}")
 
 

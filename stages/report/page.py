@@ -1,6 +1,7 @@
 """The report: the whole run on one page of Markdown, for a git host."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from stages.common.params import Params
@@ -54,21 +55,11 @@ _ROWS: tuple[tuple[str, str, Callable[[float], str], Callable[[float], str]], ..
 _LOWER_IS_BETTER = {"loss", "brier", "ece"}
 
 
-def compose_report(
-    evaluation: Evaluation,
-    classes: list[ClassScores],
-    copies: int,
-    split: dict[str, Any],
-    recipe: dict[str, Any],
-    pairs: list[Pair],
-    suspects: str,
-    training: list[str],
-    figures: str,
-    captions: dict[str, str],
-) -> str:
-    """Return the report, as Markdown.
+@dataclass(frozen=True)
+class Results:
+    """What the report is about.
 
-    Args:
+    Attributes:
         evaluation: what the test found.
         classes: the scores of every class.
         copies: files of the test part that are not counted, since their bytes are those of another one.
@@ -77,9 +68,27 @@ def compose_report(
         pairs: the near-duplicates, the most similar pair first.
         suspects: the labels that may be wrong, as `describe_suspects` says it.
         training: how both phases went, as `describe_training` says it.
+    """
+
+    evaluation: Evaluation
+    classes: list[ClassScores]
+    copies: int
+    split: dict[str, Any]
+    recipe: dict[str, Any]
+    pairs: list[Pair]
+    suspects: str
+    training: list[str]
+
+
+def compose_report(results: Results, figures: str, captions: dict[str, str]) -> str:
+    """Return the report, as Markdown.
+
+    Args:
+        results: of the run.
         figures: the figures' folder, relative to the report, with `/`.
         captions: what to say of a figure in place of what `FIGURES` says, by its name; a line becomes a list's item.
     """
+    evaluation, split, copies = results.evaluation, results.split, results.copies
     counts = class_counts(split)
     parts = {part: sum(numbers[part] for numbers in counts.values()) for part in PARTS}
     counted = parts | {"test": parts["test"] - copies}
@@ -87,11 +96,11 @@ def compose_report(
         [
             "# Did fine-tuning help?",
             f"**{describe_gain(evaluation.gain)}**",
-            _subject(len(counts), recipe["model"], counted),
+            _subject(len(counts), results.recipe["model"], counted),
             *([bullets([cell(remark) for remark in evaluation.remarks])] if evaluation.remarks else []),
-            _scores(evaluation, len(classes)),
+            _scores(evaluation, len(results.classes)),
             "## How training went",
-            bullets(training),
+            bullets(results.training),
             "## How far to trust this",
             bullets(describe_limits(evaluation, counted, copies, split.get("groups"))),
             "## Figures",
@@ -99,13 +108,13 @@ def compose_report(
             "## Pictures",
             _pictures(split, counts, parts),
             "## Is the test set clean?",
-            _near_duplicates(evaluation, pairs),
+            _near_duplicates(evaluation, results.pairs),
             "## Labels that may be wrong",
-            suspects,
+            results.suspects,
             "## Recipe",
-            _recipe(recipe),
+            _recipe(results.recipe),
             "## Every class",
-            _classes(classes),
+            _classes(results.classes),
         ]
     ) + "\n"  # fmt: skip
 
@@ -222,7 +231,7 @@ def describe_limits(
     Args:
         evaluation: what the test found.
         parts: part -> number of its pictures that are counted.
-        copies: as for `compose_report`.
+        copies: as for `Results`.
         groups: part -> number of its groups, `None` where there are none.
     """
     gain, count = evaluation.gain, parts["test"]

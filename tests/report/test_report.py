@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from stages.report.page import FIGURES, compose_report, describe_suspects
+from stages.report.page import FIGURES, Results, compose_report, describe_suspects
 from stages.scores.classes import ClassScores
 from stages.scores.evaluation import Evaluation
 from stages.scores.metrics import Scores
@@ -63,10 +63,10 @@ def report(
 ) -> str:
     classes = classes or [ClassScores(label, name, 100, None, 0.75, 0.5, 0.8) for label, name in enumerate(NAMES)]
     captions = {"losses": "First.\nSecond."}
-    return compose_report(
-        found or evaluation(), classes, copies, split(val), RECIPE, pairs or [], "Suspects.",
-        ["How it went."], "figures", captions,
-    )  # fmt: skip
+    results = Results(
+        found or evaluation(), classes, copies, split(val), RECIPE, pairs or [], "Suspects.", ["How it went."]
+    )
+    return compose_report(results, "figures", captions)
 
 
 def cells(line: str) -> list[str]:
