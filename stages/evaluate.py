@@ -1,7 +1,6 @@
 """Step 5: both checkpoints -> their scores on the test pictures, every prediction, and whether the test is clean."""
 
 import argparse
-import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from stages.common.workers import resolve_workers
 from stages.network.checkpoint import Description, load_checkpoint, require_classes
 from stages.network.network import Network, count_shared_blocks, cut, pool_features
 from stages.pictures.index import Entry, read_index
+from stages.pictures.summary import read_summary
 from stages.scores.classes import score_classes, write_classes
 from stages.scores.evaluation import Evaluation, describe, write_evaluation
 from stages.scores.metrics import score
@@ -66,7 +66,7 @@ def main() -> None:
     predictions, features = predict_with_both(head, finetuned, description, different, params)
     similar = find_among(known, features, head, description, params)
     classes, balanced = score_classes(predictions), compare_balanced(predictions)
-    split = json.loads(arguments.split.read_text("utf-8"))
+    split = read_summary(arguments.split)
     evaluation = Evaluation(
         score(predictions.labels, predictions.head),
         score(predictions.labels, predictions.finetuned),

@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from stages.network.backbones import cut_into_blocks, names_in_torchvision, stoc
 from stages.network.checkpoint import load_checkpoint, require_classes
 from stages.network.onnx import require_packages, write_onnx
 from stages.pictures.index import Entry, read_index
+from stages.pictures.summary import read_summary
 from stages.pictures.unlabelled import load
 from stages.report.card import compose_card
 from stages.scores.agreement import TOLERANCE, describe_agreement, measure_agreement
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--metrics", type=Path, default=Path("metrics"), help="folder that the stages wrote")
     parser.add_argument("--probabilities", type=Path, default=Path("data/predictions.npz"))
     arguments = parser.parse_args()
-    require_packages()
+    require_packages("onnx", "onnxruntime", "onnxscript")
     require_replaceable(arguments.output)
     params = load_params(arguments.params)
     make_deterministic(params.seed)
@@ -50,7 +50,7 @@ def main() -> None:
     test = count_once(read_index(arguments.index / "test.csv"))
     require_classes(arguments.checkpoint, description, test)
     evaluation = read_evaluation(arguments.metrics / "evaluation.json")
-    split = json.loads((arguments.metrics / "split.json").read_text("utf-8"))
+    split = read_summary(arguments.metrics / "split.json")
     root, workers, cpu = Path(params.data.path), resolve_workers(params.workers), torch.device("cpu")
     original = classify(open_classifier(arguments.checkpoint, cpu, "float32"), root, test, workers)
     evaluated = read_predictions(arguments.metrics / "predictions.csv", arguments.probabilities)

@@ -1,7 +1,6 @@
 """Step 6: histories, predictions and test pictures -> figures, tables for DVC's plots, and the report."""
 
 import argparse
-import json
 import os
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from stages.common.seeds import make_deterministic
 from stages.common.stage import StageError, run
 from stages.network.checkpoint import load_checkpoint, require_classes
 from stages.pictures.index import read_index
+from stages.pictures.summary import read_summary
 from stages.report.figures import describe_losses, draw_numbers
 from stages.report.galleries import Album, draw_pictures
 from stages.report.page import Results, compose_report, describe_suspects, describe_training
@@ -51,7 +51,7 @@ def main() -> None:
         raise StageError(f"{arguments.predictions}: not the pictures of {index}; `dvc repro` makes both again")
     evaluation, classes = read_evaluation(arguments.evaluation), read_classes(arguments.classes)
     pairs = read_near_duplicates(arguments.near_duplicates)
-    split = json.loads(arguments.split.read_text("utf-8"))
+    split = read_summary(arguments.split)
     histories = (arguments.head_history, arguments.finetune_history)
     head, finetune = map(read_history, histories)
     selected = (read_selected(histories[0]), read_selected(histories[1]))

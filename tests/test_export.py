@@ -17,6 +17,7 @@ from conftest import STAGES, Project, families, image_size_of, make_pictures, ra
 from PIL import Image
 
 from stages import export
+from stages.common.files import whole_folder
 from stages.common.params import Head
 from stages.common.stage import StageError, run
 from stages.network.backbones import cut_into_blocks, names_in_torchvision, stock_model, stock_shapes
@@ -162,6 +163,43 @@ def test_what_cannot_be_exported_is_one_line(
     assert "ONNX needs onnxscript: pip install" in error
     assert error.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.safetensors", "mine"]
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "split.json", "predictions.csv"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_damaged_result_is_named_in_one_line(
+    name: str, content: str, finished: Project, call: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = finished.path(f"metrics/{name}")
+    whole = file.read_bytes()
+    try:
+        file.write_text(content)
+        assert call("--output", tmp_path / "exported") == 1
+    finally:
+        file.write_bytes(whole)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: metrics/{name}: not ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder_may_be_named_by_a_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with whole_folder(Path()) as folder:
+        (folder / "file").write_text("content")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["here", "here/file"]
+
+
+def test_an_exported_network_needs_onnxruntime_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    (tmp_path / "model.onnx").write_bytes(b"")
+    with pytest.raises(StageError, match="damaged, or not an ONNX file"):
+        OnnxNetwork(tmp_path / "model.onnx")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(StageError, match="no such file"):
+        OnnxNetwork(tmp_path / "none.onnx")
+    with pytest.raises(StageError, match="ONNX needs onnxruntime: pip install"):
+        OnnxNetwork(tmp_path / "model.onnx")
 
 
 FRAMINGS = {

@@ -40,6 +40,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the folder cannot be made, or not be put there; `path` is then as it was before.
     """
+    path = path.absolute() if path.name not in ("", "..") else path.resolve()  # such as `.`, which has no name
     temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{name}") for name in ("tmp", "old"))
     try:
         try:

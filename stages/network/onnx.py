@@ -42,10 +42,10 @@ class _FromBytes(nn.Module):
         return probabilities(self.network((images.float() / 255 - self.mean) / self.std))
 
 
-def require_packages() -> None:
-    """Refuse to go on without the packages of the extra `export`."""
+def require_packages(*names: str) -> None:
+    """Refuse to go on without packages of the extra `export`."""
     missing = []
-    for name in ("onnx", "onnxruntime", "onnxscript"):
+    for name in names:
         try:
             __import__(name)
         except ImportError:
@@ -139,11 +139,11 @@ class OnnxNetwork:
     """
 
     def __init__(self, path: Path) -> None:
-        require_packages()
-        import onnxruntime
-
         if not path.is_file():
             raise StageError(f"{path}: no such file; `python -m stages.export` writes exported/model.onnx")
+        require_packages("onnxruntime")
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         # Threads that wait for work would take it from the processes that decode pictures.

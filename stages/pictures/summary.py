@@ -1,11 +1,13 @@
 """`split.json`: what the split made of the pictures, and what was left out or assumed."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from stages.common.stage import StageError
 from stages.common.words import plural
 from stages.pictures.check import Checked
 from stages.pictures.collection import Collection
@@ -87,6 +89,25 @@ def class_counts(split: dict[str, Any]) -> ClassCounts:
         return dict(split["classes"])
     rows: Sequence[dict[str, Any]] = split["class_counts"]
     return {row["class"]: {part: row[part] for part in PARTS} for row in rows}
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """Read a `split.json`.
+
+    Raises:
+        StageError: it is damaged, or of another version of this project.
+        OSError: it is not there.
+    """
+    try:
+        split = dict(json.loads(path.read_text(encoding="utf-8")))
+        class_counts(split)
+        if not all(isinstance(split[name], list) for name in ("rejected", "duplicates", "notes")):
+            raise ValueError("a list is missing")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise StageError(
+            f"{path}: not what split writes ({error}); `dvc repro --force split` writes it again"
+        ) from error
+    return split
 
 
 def describe_shapes(pictures: list[Checked]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from stages.common.files import write_json
-from stages.common.stage import run
+from stages.common.stage import StageError, run
 from stages.common.words import number, percent, percent_range, points, points_range, signed
 from stages.scores.metrics import Scores
 from stages.scores.near_duplicates import NearDuplicates
@@ -46,13 +46,17 @@ def read_evaluation(path: Path) -> Evaluation:
     """Read what `write_evaluation` wrote.
 
     Raises:
+        StageError: it is damaged, or of another version of this project.
         OSError: it is not there.
     """
-    values = json.loads(path.read_text(encoding="utf-8"))
-    head, finetuned = (Scores(**values[model]) for model in ("head", "finetuned"))
-    balanced = None if values["balanced"] is None else BalancedGain(**values["balanced"])
-    gain, near_duplicates = Gain(**values["gain"]), NearDuplicates(**values["near_duplicates"])
-    return Evaluation(head, finetuned, gain, near_duplicates, balanced, values["remarks"])
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        head, finetuned = (Scores(**values[model]) for model in ("head", "finetuned"))
+        balanced = None if values["balanced"] is None else BalancedGain(**values["balanced"])
+        gain, near_duplicates = Gain(**values["gain"]), NearDuplicates(**values["near_duplicates"])
+        return Evaluation(head, finetuned, gain, near_duplicates, balanced, list(values["remarks"]))
+    except (ValueError, TypeError, KeyError) as error:
+        raise StageError(f"{path}: not an evaluation ({error}); `dvc repro evaluate` writes it again") from error
 
 
 def describe(evaluation: Evaluation) -> str:
