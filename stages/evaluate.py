@@ -1,29 +1,23 @@
 """Step 5: both checkpoints -> their scores on the test pictures, every prediction, and whether the test is clean."""
 
 import argparse
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
-from stages.common.device import resolve_device
-from stages.common.params import Params, load_params
+from stages.common.params import load_params
 from stages.common.seeds import make_deterministic
 from stages.common.stage import run
-from stages.common.workers import resolve_workers
-from stages.network.checkpoint import Description, load_checkpoint, require_classes
-from stages.network.network import Network, count_shared_blocks, cut, pool_features
-from stages.pictures.index import Entry, read_index
+from stages.network.checkpoint import load_checkpoint, require_classes
+from stages.network.objective import probabilities
+from stages.pictures.index import read_index
 from stages.pictures.summary import read_summary
+from stages.scores.calibration import describe_calibrations, measure_calibrations, write_calibrations
 from stages.scores.classes import score_classes, write_classes
 from stages.scores.evaluation import Evaluation, describe, write_evaluation
 from stages.scores.metrics import score
 from stages.scores.near_duplicates import (
-    Similar,
     describe_near_duplicates,
     name_pairs,
     summarize,
@@ -34,8 +28,7 @@ from stages.scores.remarks import compare_balanced, find_remarks
 from stages.scores.similarity import THRESHOLD, find_similar, thin
 from stages.scores.suspects import find_suspects, write_suspects
 from stages.scores.verdict import compare
-from stages.training.activations import FrozenPrefix
-from stages.training.trainer import Trainer, predict
+from stages.training.inference import open_features, predict_with_both
 
 
 def main() -> None:
@@ -48,6 +41,7 @@ def main() -> None:
     parser.add_argument("--split", type=Path, required=True, help="JSON file with the counts")
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--classes", type=Path, required=True, help="CSV file to write, of each class's scores")
+    parser.add_argument("--calibration", type=Path, required=True, help="JSON file to write: what probabilities mean")
     parser.add_argument("--predictions", type=Path, required=True, help="CSV file to write")
     parser.add_argument("--probabilities", type=Path, required=True, help="NumPy archive to write: all predictions")
     parser.add_argument("--near-duplicates", type=Path, required=True, help="CSV file to write")
@@ -58,13 +52,23 @@ def main() -> None:
     make_deterministic(params.seed)
     train, val, test = (read_index(arguments.index / f"{part}.csv") for part in ("train", "val", "test"))
     head, description = load_checkpoint(arguments.head)
-    finetuned, same_description = load_checkpoint(arguments.finetuned)
+    finetuned, finetuned_description = load_checkpoint(arguments.finetuned)
     require_classes(arguments.head, description, test)
-    require_classes(arguments.finetuned, same_description, test)
+    require_classes(arguments.finetuned, finetuned_description, test)
 
     different, known = count_once(test), count_once([*train, *val])
-    predictions, features = predict_with_both(head, finetuned, description, different, params)
-    similar = find_among(known, features, head, description, params)
+    logits, features = predict_with_both(head, finetuned, description, different, params)
+    temperatures = (description.temperature, finetuned_description.temperature)
+    predictions = Predictions(
+        [entry.path for entry in different],
+        np.array([entry.label for entry in different]),
+        description.classes,
+        *(probabilities(own, divisor).numpy() for own, divisor in zip(logits, temperatures, strict=True)),
+    )
+    read_features, some = open_features(head, description, params, known), thin(known)
+    sample = torch.cat(list(read_features(some, "features")))
+    whole = [sample] if len(some) == len(known) else read_features(known, "looking for near-duplicates")
+    similar = find_similar(sample, whole, features, params.precision)
     classes, balanced = score_classes(predictions), compare_balanced(predictions)
     split = read_summary(arguments.split)
     evaluation = Evaluation(
@@ -83,64 +87,12 @@ def main() -> None:
         arguments.suspects,
         find_suspects(predictions.paths, predictions.labels, predictions.finetuned, predictions.classes),
     )
+    calibrations = measure_calibrations(predictions, *temperatures)
+    write_calibrations(arguments.calibration, calibrations)
     write_evaluation(arguments.metrics, evaluation)
     print(describe(evaluation))
+    print(describe_calibrations(calibrations))
     print(describe_near_duplicates(evaluation.near_duplicates, len(different)))
-
-
-def predict_with_both(
-    head: Network, finetuned: Network, description: Description, test: list[Entry], params: Params
-) -> tuple[Predictions, Tensor]:
-    """Predict with both networks in one pass, behind the blocks that they share.
-
-    Returns:
-        The predictions, and what enters the classifier of `head`, pooled: (n, channels).
-    """
-    unfrozen = len(head.backbone) - count_shared_blocks(head, finetuned)
-    device = resolve_device(params.device)
-    blocks, tail = cut(head.to(device), unfrozen)
-    prefix = put_in_front(description, params)(blocks)
-    kept = prefix.keep(test, params.cache.max_gigabytes)
-    trainers = [Trainer(network, device, params.precision) for network in (tail, cut(finetuned, unfrozen)[1])]
-    features: list[Tensor] = []
-    before, after = predict(
-        trainers,
-        prefix.batches(test, kept, params.evaluate.batch_size),
-        on_features=lambda activations: features.append(pool_features(activations.float()).cpu()),
-    )
-    labels = np.array([entry.label for entry in test])
-    paths = [entry.path for entry in test]
-    return Predictions(paths, labels, description.classes, before.numpy(), after.numpy()), torch.cat(features)
-
-
-def find_among(
-    known: list[Entry], features: Tensor, head: Network, description: Description, params: Params
-) -> Similar:
-    """Find test pictures, by their `features`, that are nearly the same as one that training has seen."""
-    whole = put_in_front(description, params)(head.backbone)
-    kept = whole.keep(known, params.cache.max_gigabytes)
-
-    def features_of(entries: list[Entry], doing: str) -> Iterator[Tensor]:
-        batches = whole.batches(entries, kept, params.evaluate.batch_size)
-        for activations, _ in tqdm(batches, desc=doing, unit="batch", disable=None):
-            yield pool_features(activations.float()).cpu()
-
-    some = thin(known)
-    sample = torch.cat(list(features_of(some, "features")))
-    batches = [sample] if len(some) == len(known) else features_of(known, "looking for near-duplicates")
-    return find_similar(sample, batches, features, params.precision)
-
-
-def put_in_front(description: Description, params: Params) -> partial[FrozenPrefix]:
-    """Return what makes a `FrozenPrefix` of some blocks."""
-    return partial(
-        FrozenPrefix,
-        root=Path(params.data.path),
-        preprocessing=description.preprocessing,
-        device=resolve_device(params.device),
-        precision=params.precision,
-        workers=resolve_workers(params.workers),
-    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from stages.network.network import cut, set_trainable
 from stages.network.objective import weigh_classes
 from stages.training.activations import FrozenPrefix
 from stages.training.history import History
-from stages.training.phase import add_arguments, finish, load, open_state, prepare
+from stages.training.phase import add_arguments, calibrate, finish, load, open_state, prepare
 from stages.training.trainer import Trainer
 
 
@@ -38,6 +38,7 @@ def main() -> None:
     trainer = Trainer(tail, device, params.precision, weigh_classes(params.class_weights, pictures.train))
     # The head checkpoint competes: where no epoch is better, it is the result.
     fit = trainer.fit(train, watched, phase, history.add, state, keep_start=True, layer_decay=phase.layer_decay)
+    description = calibrate(description, trainer, fit, watched, pictures)
     finish(arguments.output, network.cpu(), description, fit, history, state)
     write_layers(arguments.layers, network, description.preprocessing.crop)
 

@@ -10,11 +10,14 @@ from stages.common.seeds import make_deterministic
 from stages.common.stage import StageError, run
 from stages.network.checkpoint import load_checkpoint, require_classes
 from stages.pictures.index import read_index
-from stages.pictures.summary import read_summary
-from stages.report.figures import describe_losses, draw_numbers
+from stages.pictures.summary import class_counts, read_summary
+from stages.report.figures import draw_numbers
 from stages.report.galleries import Album, draw_pictures
+from stages.report.loss_figure import describe_losses
 from stages.report.page import Results, compose_report, describe_suspects, describe_training
+from stages.report.probabilities import describe_probabilities
 from stages.report.style import save_figure
+from stages.scores.calibration import read_calibrations
 from stages.scores.classes import read_classes
 from stages.scores.curves import write_curves
 from stages.scores.evaluation import read_evaluation
@@ -34,6 +37,7 @@ def main() -> None:
     parser.add_argument("--head-history", type=Path, required=True, help="folder")
     parser.add_argument("--finetune-history", type=Path, required=True, help="folder")
     parser.add_argument("--evaluation", type=Path, required=True, help="JSON file with the scores")
+    parser.add_argument("--calibration", type=Path, required=True, help="JSON file: what the probabilities mean")
     parser.add_argument("--classes", type=Path, required=True, help="CSV file with each class's scores")
     parser.add_argument("--predictions", type=Path, required=True, help="CSV file")
     parser.add_argument("--probabilities", type=Path, required=True, help="NumPy archive with all predictions")
@@ -60,7 +64,8 @@ def main() -> None:
     network, description = load_checkpoint(arguments.finetuned)
     require_classes(arguments.finetuned, description, entries)
     album = Album(Path(params.data.path), entries, description.preprocessing)
-    figures = draw_numbers(predictions, evaluation.scores, (head, finetune), selected)
+    calibrations = read_calibrations(arguments.calibration)
+    figures = draw_numbers(predictions, evaluation.scores, (head, finetune), selected, calibrations)
     figures |= draw_pictures(predictions, album, network)
     for name, figure in figures.items():
         save_figure(arguments.figures / f"{name}.png", figure)
@@ -81,7 +86,9 @@ def main() -> None:
     copies = len(test) - len(entries)
     wrong = estimate_wrong_labels(predictions.labels, predictions.finetuned)
     suspects = describe_suspects(read_suspects(arguments.suspects), wrong, len(entries))
-    results = Results(evaluation, classes, copies, split, recipe, pairs, suspects, training)
+    validation = sum(counts["val"] for counts in class_counts(split).values())
+    probabilities = describe_probabilities(calibrations, validation)
+    results = Results(evaluation, classes, copies, split, recipe, pairs, suspects, probabilities, training)
     write_text(arguments.report, compose_report(results, folder, captions))
     print(f"figures in {arguments.figures}, report in {arguments.report}")
 

@@ -10,7 +10,7 @@ from stages.network.network import cut, set_trainable
 from stages.network.objective import weigh_classes
 from stages.training.activations import FrozenPrefix
 from stages.training.history import History, still_falling
-from stages.training.phase import add_arguments, finish, load, open_state, prepare
+from stages.training.phase import add_arguments, calibrate, finish, load, open_state, prepare
 from stages.training.trainer import Trainer
 
 
@@ -39,6 +39,7 @@ def main() -> None:
     history, state = History(arguments.history), open_state(__file__, arguments, phase, params, device)
     trainer = Trainer(tail, device, params.precision, weigh_classes(params.class_weights, pictures.train))
     fit = trainer.fit(train, watched, phase, history.add, state)
+    description = calibrate(description, trainer, fit, watched, pictures)
     finish(arguments.output, network.cpu(), description, fit, history, state)
     if still_falling(fit.epochs, phase.epochs, phase.patience):
         print(f"the validation loss was still falling after all {phase.epochs} epochs: raise train_head.epochs")

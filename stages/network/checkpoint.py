@@ -28,7 +28,8 @@ class Description:
     """What a checkpoint says of itself.
 
     `classes` are in the order of their labels; `weights` and `weights_sha256` tell where the backbone came from, `None`
-    for a random one.
+    for a random one. The logits are to be divided by `temperature` before they become probabilities; it is 1 where none
+    was fitted.
     """
 
     arch: str
@@ -38,6 +39,7 @@ class Description:
     preprocessing: Preprocessing
     weights: str | None
     weights_sha256: str | None
+    temperature: float = 1.0
 
 
 def save_checkpoint(path: Path, network: Network, description: Description) -> None:

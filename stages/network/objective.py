@@ -64,11 +64,16 @@ def weigh_classes(setting: ClassWeights, train: list[Entry]) -> Tensor | None:
     return (weights / (weights * shares).sum()).float()
 
 
-def probabilities(logits: Tensor) -> Tensor:
+def probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Return the probability of each class, (n, classes), for logits (n, outputs); one output is the logit of class 1.
 
     Both columns of two classes come from the logit: 1 - p would round a small probability to 0, its loss to infinity.
+
+    Args:
+        logits: of the network.
+        temperature: above 0; they are divided by it (`training.temperature`). The order of the classes stays.
     """
+    logits = logits / temperature
     if logits.shape[1] == 1:
         return torch.sigmoid(torch.cat([-logits, logits], dim=1))
     return torch.softmax(logits, dim=1)

@@ -1,7 +1,7 @@
 """ONNX files: a finished network that runs without this project and without torch.
 
 A file takes uint8 RGB pictures (n, 3, size, size), already resized, and returns probabilities (n, classes), float32.
-Normalization, the network and sigmoid or softmax are inside.
+Normalization, the network, its temperature and sigmoid or softmax are inside.
 """
 
 import json
@@ -32,14 +32,15 @@ class _FromBytes(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: Network, preprocessing: Preprocessing) -> None:
+    def __init__(self, network: Network, description: Description) -> None:
         super().__init__()
+        preprocessing, self.temperature = description.preprocessing, description.temperature
         self.network = network
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        return probabilities(self.network((images.float() / 255 - self.mean) / self.std))
+        return probabilities(self.network((images.float() / 255 - self.mean) / self.std), self.temperature)
 
 
 def require_packages(*names: str) -> None:
@@ -71,7 +72,7 @@ def write_onnx(path: Path, network: Network, description: Description, checkpoin
     size = description.preprocessing.crop
     if (needed := sum(tensor.nbytes for tensor in network.state_dict().values())) > _MOST_BYTES:
         raise StageError(f"{path}: the network has {needed / 1e9:.1f} GB, an ONNX file at most 2.1; use a smaller one")
-    model = _FromBytes(network, description.preprocessing).eval()
+    model = _FromBytes(network, description).eval()
     images = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     quiet = logging.getLogger("torch.onnx")
     level = quiet.level

@@ -58,11 +58,6 @@ def read_index(path: Path) -> list[Entry]:
         raise StageError(f"{path}: not an index file ({error}); `dvc repro split` writes it again") from error
 
 
-def read_watched(folder: Path) -> list[Entry]:
-    """Return the pictures watched during training: the validation part, or the test part where that is empty."""
-    return read_index(folder / "val.csv") or read_index(folder / "test.csv")
-
-
 def class_names(entries: list[Entry]) -> list[str]:
     """Return the names of the classes, in the order of their labels."""
     return [name for _, name in sorted({(entry.label, entry.class_name) for entry in entries})]

@@ -90,7 +90,7 @@ def _make_explain(network: Network, description: Description) -> Callable[[bytes
         with turn:
             images = transform(decode(content, preprocessing.grey_max))[None]
             with torch.inference_mode():
-                values = probabilities(network(images).double()).numpy()
+                values = probabilities(network(images).double(), description.temperature).numpy()
             label = predicted_labels(values)
             heat = None
             if block is not None:

@@ -150,6 +150,7 @@ def torchvision_program(network: Network, description: Description) -> str:
     parts = cut_into_blocks(stock_shapes(description.arch, size))
     two = len(description.classes) == 2
     probabilities = "torch.sigmoid(torch.cat([-logits, logits], 1))" if two else "torch.softmax(logits, 1)"
+    temperature = "" if description.temperature == 1 else f" / {description.temperature!r}"
     layers = "".join(f"\n    {_constructor(layer)}," for layer in network.classifier)
     preprocessing = description.preprocessing
     return f"""\
@@ -172,7 +173,7 @@ head.load_state_dict({{key[len("classifier."):]: tensors[key] for key in tensors
 images = functional.to_dtype(functional.to_image(picture), torch.float32, scale=True)[None]
 images = functional.normalize(images, {list(preprocessing.mean)}, {list(preprocessing.std)})
 with torch.inference_mode():
-    logits = head(create_feature_extractor(model, {{"{parts.features}": "features"}})(images)["features"])
+    logits = head(create_feature_extractor(model, {{"{parts.features}": "features"}})(images)["features"]){temperature}
 labels = open("labels.txt", encoding="utf-8").read().splitlines()
 print(dict(zip(labels, {probabilities}[0].tolist())))
 """

@@ -1,6 +1,5 @@
-"""The figures of numbers: histories, confusion, curves, calibration, losses."""
+"""The figures of numbers: histories, confusion, curves; and all of them together."""
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,27 +7,25 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, PercentFormatter
-from numpy.typing import NDArray
+from matplotlib.ticker import PercentFormatter
 from sklearn.metrics import confusion_matrix
 
-from stages.common.words import number, percent, plural, probability
-from stages.report.style import GREY, LOOKS, house_style, new_figure, short_names, wrap
+from stages.common.words import number, plural
+from stages.report.loss_figure import draw_losses
+from stages.report.probability_figures import draw_coverage, draw_reliability
+from stages.report.style import GREY, LOOKS, house_style, new_figure, short_names, use_log_axis
+from stages.scores.calibration import Calibrations
 from stages.scores.curves import Curve, counted_classes, precision_recall_curves, roc_curves
-from stages.scores.metrics import CALIBRATION_BINS, Scores, predicted_labels, wilson_interval
-from stages.scores.predictions import Predictions, picture_losses
+from stages.scores.metrics import Scores, predicted_labels
+from stages.scores.predictions import Predictions, find_confused
 from stages.training.history import Epoch
 
 # More classes than these: no numbers in the cells of a confusion matrix, not every class in it.
 _CLASSES_WITH_NUMBERS = 12
 _CLASSES_SHOWN = 40
-# Below this loss, nats, a picture counts as certain; it keeps the axis short.
-_LEAST_LOSS = 1e-8
 _LOG_RANGE = 30
 # Where both areas are above this, the corner of the curves is enlarged, this wide.
 _ZOOM_FROM, _ZOOM = 0.95, 0.15
-
-_Floats = NDArray[np.float64]
 
 
 def draw_numbers(
@@ -36,13 +33,15 @@ def draw_numbers(
     scores: dict[str, Scores],
     histories: tuple[Sequence[Epoch], Sequence[Epoch]],
     selected: tuple[int, int],
+    calibrations: Calibrations,
 ) -> dict[str, Figure]:
-    """Draw all figures of this module, by name; `histories` and `selected` are those of both phases."""
+    """Draw all figures of numbers, by name; `histories` and `selected` are those of both phases."""
     return {
         "training": draw_training(*histories, selected),
         "confusion": draw_confusion(predictions),
         "curves": draw_curves(predictions, scores),
-        "reliability": draw_reliability(predictions, scores),
+        "reliability": draw_reliability(predictions, calibrations),
+        "coverage": draw_coverage(predictions, calibrations),
         "losses": draw_losses(predictions),
     }
 
@@ -85,7 +84,7 @@ def draw_training(head: Sequence[Epoch], finetune: Sequence[Epoch], selected: tu
     both = [loss for epoch in (*head, *finetune) for loss in (epoch.train_loss, epoch.val_loss)]
     values = [loss for loss in both if loss is not None]
     if 0 < _LOG_RANGE * min(values) < max(values):
-        _use_log_axis(losses, "y")
+        use_log_axis(losses, "y")
     else:
         losses.set_ylim(0, 1.1 * max(values))
     accuracies.margins(y=0.1)
@@ -179,16 +178,10 @@ def _most_mistaken(predictions: Predictions, most: int) -> list[int]:
 
 def _most_confused(predictions: Predictions, model: str, most: int = 5) -> str:
     names = short_names(predictions.classes, 22)
-    predicted = predicted_labels(predictions.models[model])
-    pairs = Counter(
-        (true, guess)
-        for true, guess in zip(predictions.labels.tolist(), predicted.tolist(), strict=True)
-        if true != guess
-    )
+    pairs = find_confused(predictions, model)
     if not pairs:
-        return f"no mistakes on {plural(len(predicted), 'picture')}"
-    ordered = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:most]
-    lines = [f"{count:,} of {names[true]} taken for {names[guess]}" for (true, guess), count in ordered]
+        return f"no mistakes on {plural(len(predictions.labels), 'picture')}"
+    lines = [f"{len(found):,} of {names[true]} taken for {names[guess]}" for true, guess, found in pairs[:most]]
     return "\n".join(["most frequent mistakes:", *lines])
 
 
@@ -251,172 +244,3 @@ def _enlarge_corner(axes: Axes, curve: Curve, corner: float) -> None:
     inset.set(xticks=np.arange(0, 1.01, 0.05), yticks=np.arange(0, 1.01, 0.05), xlim=shown, ylim=(1 - _ZOOM, 1.005))
     inset.spines[["top", "right"]].set_visible(True)
     axes.indicate_inset_zoom(inset, edgecolor="black")
-
-
-@house_style()
-def draw_reliability(predictions: Predictions, scores: dict[str, Scores]) -> Figure:
-    """Draw accuracy over the top probability, in 15 bins of equal width, and how many pictures each bin has.
-
-    Where a checkpoint's probabilities are right, its points lie on the diagonal (Guo et al. 2017,
-    https://arxiv.org/abs/1706.04599). Bars are Wilson's 95% interval: a bin of three pictures says little.
-    """
-    figure = new_figure(7, 7)
-    upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1.2))
-    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)
-    lowest = float(edges[np.searchsorted(edges, 1 / len(predictions.classes), "right") - 1])
-    upper.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="as often right as it says")
-    for offset, (model, probabilities) in zip((-0.011, 0.011), predictions.models.items(), strict=True):
-        look = LOOKS[model]
-        top = probabilities.max(axis=1)
-        right = predicted_labels(probabilities) == predictions.labels
-        bins = np.ceil(top * CALIBRATION_BINS).astype(np.int64) - 1
-        counts = np.bincount(bins, minlength=CALIBRATION_BINS)
-        places, rates, errors = _bin_rates(top, right, bins)
-        upper.errorbar(
-            places,
-            rates,
-            errors,
-            fmt=look.marker,
-            zorder=5 - look.layer,
-            color=look.color,
-            markersize=look.marker_size,
-            elinewidth=1.2,
-            capsize=3,
-            label=f"{look.title}, calibration error {percent(scores[model].ece)}",
-        )
-        middles = (edges[:-1] + edges[1:]) / 2
-        filled = {"color": look.color} if model == "finetuned" else {"color": "white", "hatch": "/////"}
-        bars = lower.bar(middles + offset, counts, 0.022, edgecolor=look.color, label=look.title, **filled)
-        lower.bar_label(bars, [f"{count:,}" if count else "" for count in counts], fontsize=6, rotation=90, padding=2)
-    upper.set(ylabel="fraction right", ylim=(-0.03, 1.03), xlim=(lowest - 0.01, 1.01))
-    upper.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-    upper.set_title("Does a probability mean what it says?")
-    figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
-    lower.set(ylabel="test pictures", xlabel="probability of the predicted class")
-    _count_on_log_axis(lower, most=8 * len(predictions.labels))
-    lower.xaxis.set_major_formatter(PercentFormatter(xmax=1))
-    return figure
-
-
-def _bin_rates(top: _Floats, right: NDArray[np.bool_], bins: NDArray[np.int64]) -> tuple[_Floats, _Floats, _Floats]:
-    """Return each filled bin's mean probability, fraction right, and the interval's reach below and above, (2, n)."""
-    places, rates, errors = [], [], []
-    for place in np.unique(bins):
-        inside = bins == place
-        count, total = int(right[inside].sum()), int(inside.sum())
-        low, high = wilson_interval(count, total)
-        places.append(top[inside].mean())
-        rates.append(count / total)
-        errors.append((max(count / total - low, 0), max(high - count / total, 0)))
-    return np.array(places), np.array(rates), np.array(errors).T
-
-
-@house_style()
-def draw_losses(predictions: Predictions) -> Figure:
-    """Draw how the log-losses of the pictures are spread, and which share of their sum the heaviest ones carry.
-
-    The caption is computed: it says how few pictures make the mean loss, which is how it can rise while accuracy does
-    not fall.
-    """
-    figure = new_figure(10, 5.4)
-    left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
-    losses = {model: picture_losses(predictions.labels, values) for model, values in predictions.models.items()}
-    shown = {model: np.maximum(values, _LEAST_LOSS) for model, values in losses.items()}
-    every = np.concatenate(list(shown.values()))
-    low, high = np.floor(np.log10(every.min())), np.ceil(np.log10(max(every.max(), 1)))
-    bins = np.logspace(low, high, int(high - low) * 5 + 1)
-    for model, look in LOOKS.items():
-        filled = {"alpha": 0.55} if model == "finetuned" else {"fill": False, "hatch": "////", "linewidth": 1.4}
-        left.hist(shown[model], bins, color=look.color, edgecolor=look.color, label=look.title, **filled)
-        mean = float(losses[model].mean())
-        left.axvline(
-            max(mean, _LEAST_LOSS),
-            color=look.color,
-            linestyle=look.line,
-            linewidth=2,
-            zorder=look.layer,
-            label=f"its mean, {mean:.3g}",
-        )
-        heaviest = np.sort(losses[model])[::-1]
-        total = heaviest.sum()
-        shares = np.cumsum(heaviest) / (total if total > 0 else 1)
-        ranks = np.arange(1, len(shares) + 1)
-        right.plot(
-            ranks,
-            shares,
-            look.line,
-            marker=look.marker if len(shares) < 20 else None,
-            color=look.color,
-            linewidth=2.2,
-            zorder=look.layer,
-            label=look.title,
-        )
-    _use_log_axis(left, "x")
-    if len(predictions.classes) == 2:
-        left.axvline(np.log(2), color="black", linewidth=1, linestyle=":", label="probability 50%: wrong beyond")
-    clipped = (
-        f"; leftmost: {_LEAST_LOSS:g} or less" if min(values.min() for values in losses.values()) < _LEAST_LOSS else ""
-    )
-    left.set(xlabel=f"log-loss of a picture, nats{clipped}", ylabel="test pictures")
-    _count_on_log_axis(left, most=40 * len(predictions.labels))
-    left.legend(fontsize=8, ncols=2, loc="upper left")
-    left.set_title("How the losses are spread")
-    right.set_title("How much of the sum the heaviest carry")
-    _use_log_axis(right, "x")
-    right.set(xlabel="the heaviest ... pictures", ylabel="share of the total loss", ylim=(0, 1.02))
-    right.set_xlim(0.9, 1.1 * max(len(predictions.labels), 2))
-    right.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-    right.legend(loc="lower right", fontsize=8)
-    figure.supxlabel(wrap(describe_losses(predictions), 9.6, 9), x=0.01, ha="left", size=9)
-    return figure
-
-
-def describe_losses(predictions: Predictions) -> str:
-    """Say in words, from the numbers, who carries the loss and whether it rose while accuracy did not fall."""
-    means, accuracies, lines = {}, {}, []
-    for model, look in LOOKS.items():
-        probabilities = predictions.models[model]
-        values = picture_losses(predictions.labels, probabilities)
-        wrong = predicted_labels(probabilities) != predictions.labels
-        means[model], accuracies[model] = float(values.mean()), float(1 - wrong.mean())
-        count = max(1, round(len(values) / 100))
-        heaviest, total = np.sort(values)[::-1], float(values.sum())
-        if total < _LEAST_LOSS * len(values):
-            lines.append(f"{look.title.capitalize()}: the mean loss is below {_LEAST_LOSS:g}.")
-            continue
-        share = probability(float(heaviest[:count].sum()) / total)
-        worst = "worst picture carries" if count == 1 else f"worst 1% ({count} pictures) carry"
-        mistakes = plural(int(wrong.sum()), "mistake")
-        part = probability(float(values[wrong].sum()) / total)
-        text = f"the {mistakes} {part}" if wrong.any() else "there are no mistakes"
-        pictures = plural(len(values), "picture")
-        lines.append(f"{look.title.capitalize()}: the {worst} {share} of the total loss of {pictures}; {text}.")
-    before, after = (picture_losses(predictions.labels, values) for values in predictions.models.values())
-    wrong = predicted_labels(predictions.finetuned) != predictions.labels
-    by_mistakes, by_others = (float((after - before)[chosen].sum()) / len(wrong) for chosen in (wrong, ~wrong))
-    lines.append(
-        f"Mean loss {means['head']:.4g} → {means['finetuned']:.4g}, "
-        f"accuracy {percent(accuracies['head'])} → {percent(accuracies['finetuned'])}. "
-        f"To the change in mean loss the fine-tuned network's mistakes add {by_mistakes:+.2g}, "
-        f"all other pictures {by_others:+.2g}."
-    )
-    if means["finetuned"] > means["head"] and accuracies["finetuned"] >= accuracies["head"]:
-        lines.append("So the loss rose although no more pictures are wrong.")
-    return "\n".join(lines)
-
-
-def _count_on_log_axis(axes: Axes, most: float) -> None:
-    """A logarithmic axis from 0 up: one picture can be seen beside a thousand."""
-    axes.set(yscale="symlog", ylim=(0, most))
-    axes.yaxis.set_major_locator(FixedLocator([0, *10.0 ** np.arange(np.floor(np.log10(most)) + 1)]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _use_log_axis(axes: Axes, which: str) -> None:
-    """Numbers as they are: with math text switched off, matplotlib's own powers of ten would show their source."""
-    axes.set(**{f"{which}scale": "log"})
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(LogLocator(numticks=10))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())

@@ -18,13 +18,14 @@ from stages.pictures.preprocessing import Preprocessing, make_transform
 from stages.report.gradcam import enlarge, find_block, grad_cam
 from stages.report.style import GREY, house_style, new_figure, short_names, shorten, wrap
 from stages.scores.metrics import predicted_labels
-from stages.scores.predictions import Positions, Predictions, find_changed, find_wrong
+from stages.scores.predictions import Positions, Predictions, find_changed, find_confused, find_wrong
 
 Pixels = NDArray[np.float32]
 
 _WIDTH = 10.0  # inches, of a figure
 _MARGIN = 0.15  # inches, around it
 _MOST_WRONG = 9
+_MOST_PAIRS, _MOST_OF_A_PAIR = 4, 5  # of classes that are confused, and pictures of each
 _MOST_CHANGED = 10  # fixed ones, and as many broken ones
 
 
@@ -56,7 +57,11 @@ def as_pixels(images: torch.Tensor, preprocessing: Preprocessing) -> Pixels:
 
 def draw_pictures(predictions: Predictions, album: Album, network: Network) -> dict[str, Figure]:
     """Draw all figures of this module, by name; `network` is the fine-tuned one, on the CPU."""
-    return {"wrong": draw_wrong(predictions, album, network), "changed": draw_changed(predictions, album)}
+    return {
+        "wrong": draw_wrong(predictions, album, network),
+        "confused": draw_confused(predictions, album),
+        "changed": draw_changed(predictions, album),
+    }
 
 
 @house_style()
@@ -98,6 +103,34 @@ def draw_wrong(predictions: Predictions, album: Album, network: Network) -> Figu
         surety = probability(float(predictions.finetuned[position, label]))
         caption(cell, f"predicted {names[label]}, {surety}", f"true: {names[predictions.labels[position]]}",
                  shorten(predictions.paths[position], 42))  # fmt: skip
+    return sheet.figure
+
+
+@house_style()
+def draw_confused(predictions: Predictions, album: Album) -> Figure:
+    """Draw pictures from the largest cells of the fine-tuned network's confusion matrix, beside its diagonal.
+
+    Args:
+        predictions: on the pictures of `album`, in its order.
+        album: the test pictures.
+    """
+    pairs = find_confused(predictions, "finetuned")
+    if not pairs:
+        return say(f"The fine-tuned network confuses no classes on {plural(len(predictions.labels), 'picture')}.")
+    names, total = short_names(predictions.classes, 30), np.bincount(predictions.labels)
+    sections, positions = [], []
+    for true, guess, found in pairs[:_MOST_PAIRS]:
+        shown = found[:_MOST_OF_A_PAIR]
+        rest = "" if len(shown) == len(found) else f"; the {len(shown)} most confident"
+        sections.append(
+            (f"{names[true]} taken for {names[guess]}: {len(found):,} of {total[true]:,}{rest}", "", len(shown))
+        )
+        positions += shown
+    sheet = Sheet(sections, columns=_MOST_OF_A_PAIR, ratio=1, lines=2)
+    for cell, position, pixels in zip(sheet.cells, positions, album.pixels(album.load(positions)), strict=True):
+        cell.imshow(pixels)
+        surety = probability(float(predictions.finetuned[position].max()))
+        caption(cell, surety, shorten(predictions.paths[position], 26))
     return sheet.figure
 
 

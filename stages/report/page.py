@@ -33,11 +33,17 @@ FIGURES = (
     ("curves", "Every threshold", "How well the probabilities order the pictures, whatever threshold is chosen."),
     (
         "reliability",
-        "What a probability is worth",
+        "Calibration",
         "Below the diagonal a network is surer than it is right. Bars: 95% interval (Wilson).",
+    ),
+    (
+        "coverage",
+        "Leaving pictures to a person",
+        "Pictures are answered in the order of their highest probability; ringed: wrong in at most 1% of the answers.",
     ),
     ("losses", "Where the loss comes from", ""),
     ("wrong", "The most confident mistakes", "A wrong label shows here first."),
+    ("confused", "Most confused", "Pictures from the largest cells of the confusion matrix."),
     ("changed", "What fine-tuning fixed and broke", ""),
 )
 
@@ -67,6 +73,7 @@ class Results:
         recipe: the parameters to list, by their names; a section's are a dictionary.
         pairs: the near-duplicates, the most similar pair first.
         suspects: the labels that may be wrong, as `describe_suspects` says it.
+        probabilities: what they are worth, as `describe_probabilities` says it.
         training: how both phases went, as `describe_training` says it.
     """
 
@@ -77,6 +84,7 @@ class Results:
     recipe: dict[str, Any]
     pairs: list[Pair]
     suspects: str
+    probabilities: str
     training: list[str]
 
 
@@ -99,6 +107,8 @@ def compose_report(results: Results, figures: str, captions: dict[str, str]) -> 
             _subject(len(counts), results.recipe["model"], counted),
             *([bullets([cell(remark) for remark in evaluation.remarks])] if evaluation.remarks else []),
             _scores(evaluation, len(results.classes)),
+            "## What a probability is worth",
+            results.probabilities,
             "## How training went",
             bullets(results.training),
             "## How far to trust this",

@@ -9,10 +9,13 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from matplotlib import style
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
 from stages.common.files import write_bytes
 
@@ -100,6 +103,23 @@ def short_names(names: Sequence[str], length: int) -> list[str]:
 def wrap(text: str, width: float, size: float = 9) -> str:
     """Break text into lines of at most `width` inches, about, at a font of `size` points."""
     return "\n".join(textwrap.fill(line, int(width * 72 / (0.53 * size))) for line in text.splitlines())
+
+
+def count_on_log_axis(axes: Axes, most: float) -> None:
+    """A logarithmic axis from 0 up: one picture can be seen beside a thousand."""
+    axes.set(yscale="symlog", ylim=(0, most))
+    axes.yaxis.set_major_locator(FixedLocator([0, *10.0 ** np.arange(np.floor(np.log10(most)) + 1)]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def use_log_axis(axes: Axes, which: str) -> None:
+    """Numbers as they are: with math text switched off, matplotlib's own powers of ten would show their source."""
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(LogLocator(numticks=10))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 @cache

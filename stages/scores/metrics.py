@@ -66,7 +66,6 @@ def score(labels: Labels, probabilities: Probabilities) -> Scores:
     low, high = wilson_interval(int(right.sum()), len(labels))
     ranked = [1] if len(numbers) == 2 else numbers.tolist()
     positives = [labels == label for label in ranked]
-    errors = probabilities - (labels[:, None] == numbers)
     return Scores(
         accuracy=float(right.mean()),
         accuracy_low=low,
@@ -84,7 +83,7 @@ def score(labels: Labels, probabilities: Probabilities) -> Scores:
             if positive.any()
         ),
         f1_macro=_mean(_defined(f1)),
-        brier=float((errors[:, ranked] ** 2).sum(axis=1).mean()),
+        brier=float(squared_errors(labels, probabilities).mean()),
         ece=expected_calibration_error(right, probabilities.max(axis=1)),
     )
 
@@ -106,9 +105,36 @@ def expected_calibration_error(right: NDArray[np.bool_], confidences: NDArray[np
         right: (n,), whether the prediction is right.
         confidences: (n,), the highest probability.
     """
-    bins = np.ceil(confidences * CALIBRATION_BINS).astype(int)
-    gaps = np.bincount(bins, weights=right - confidences)
-    return float(np.abs(gaps).sum() / len(right))
+    return float(np.abs(calibration_gaps(right, confidences).sum(axis=0)).sum() / len(right))
+
+
+def calibration_gaps(right: NDArray[np.bool_], confidences: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return in the column of each picture's bin how much surer it should have been, (n, bins); elsewhere 0.
+
+    Arguments as for `expected_calibration_error`.
+    """
+    gaps = np.zeros((len(right), CALIBRATION_BINS))
+    gaps[np.arange(len(right)), confidence_bins(confidences)] = right - confidences
+    return gaps
+
+
+def confidence_bins(confidences: NDArray[np.float64]) -> Labels:
+    """Return the number, from 0, of the bin of each of these probabilities above 0, (n,)."""
+    bins: Labels = np.ceil(confidences * CALIBRATION_BINS).astype(np.int64) - 1
+    return bins
+
+
+def squared_errors(labels: Labels, probabilities: Probabilities) -> NDArray[np.float64]:
+    """Return what each picture adds to the mean that is the Brier score (see `Scores`), (n,).
+
+    Args:
+        labels: (n,).
+        probabilities: (n, classes).
+    """
+    classes = probabilities.shape[1]
+    errors = (probabilities - (labels[:, None] == np.arange(classes))) ** 2
+    added: NDArray[np.float64] = errors[:, 1] if classes == 2 else errors.sum(axis=1)
+    return added
 
 
 def _defined(values: Iterable[float]) -> list[float]:

@@ -159,6 +159,22 @@ def find_wrong(predictions: Predictions) -> Positions:
     return [int(position) for position in wrong[np.argsort(-confidence, kind="stable")]]
 
 
+def find_confused(predictions: Predictions, model: str) -> list[tuple[int, int, Positions]]:
+    """Return the pairs of a true label and another that a checkpoint predicts instead, with their pictures' positions.
+
+    The pair with the most pictures first, and of a pair the most confident prediction.
+    """
+    probabilities = predictions.models[model]
+    predicted = predicted_labels(probabilities)
+    confidence = probabilities.max(axis=1)
+    pairs: dict[tuple[int, int], Positions] = {}
+    for position in np.argsort(-confidence, kind="stable").tolist():
+        pair = (int(predictions.labels[position]), int(predicted[position]))
+        if pair[0] != pair[1]:
+            pairs.setdefault(pair, []).append(position)
+    return [(*pair, found) for pair, found in sorted(pairs.items(), key=lambda item: (-len(item[1]), item[0]))]
+
+
 def find_changed(predictions: Predictions) -> tuple[Positions, Positions]:
     """Return the positions of the pictures that fine-tuning fixed and broke.
 

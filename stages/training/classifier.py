@@ -62,7 +62,9 @@ def open_classifier(path: Path, device: torch.device, precision: Precision) -> C
     trainer = Trainer(network, device, precision)
 
     def predict(images: Tensor) -> NDArray[np.float64]:
-        values: NDArray[np.float64] = probabilities(trainer.logits(images).cpu().double()).numpy()
+        values: NDArray[np.float64] = probabilities(
+            trainer.logits(images).cpu().double(), description.temperature
+        ).numpy()
         return values
 
     return Classifier(

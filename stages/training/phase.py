@@ -1,7 +1,7 @@
 """What the pages of both phases have in common around the training itself: what is read, and what is left behind."""
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,19 +12,22 @@ from stages.common.seeds import make_deterministic
 from stages.common.stage import StageError
 from stages.network.checkpoint import Description, load_checkpoint, require_classes, save_checkpoint
 from stages.network.network import Network
-from stages.pictures.index import Entry, read_index, read_watched
+from stages.pictures.index import Entry, read_index
+from stages.training.activations import Inputs
 from stages.training.fusion import reuse_freed_memory
 from stages.training.history import History
 from stages.training.resume import StateFile
-from stages.training.trainer import Fit
+from stages.training.temperature import measure_temperature
+from stages.training.trainer import Fit, Trainer
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures to train on, and those to watch."""
+    """The pictures to train on, and those to watch: the validation part, or the test part where that is empty."""
 
     train: list[Entry]
     watched: list[Entry]
+    watches_test: bool
 
     def unchanging(self, phase: Phase) -> list[Entry]:
         """Return those that look the same in each epoch."""
@@ -51,12 +54,11 @@ def prepare(params: Params) -> torch.device:
 def load(start: Path, index: Path) -> tuple[Network, Description, Pictures]:
     """Load a checkpoint and the pictures to train it on.
 
-    A validation part that is empty is replaced by the test part.
-
     Raises:
         StageError: either file is missing or damaged, or they are of different classes.
     """
-    pictures = Pictures(read_index(index / "train.csv"), read_watched(index))
+    train, val = (read_index(index / f"{part}.csv") for part in ("train", "val"))
+    pictures = Pictures(train, val or read_index(index / "test.csv"), watches_test=not val)
     network, description = load_checkpoint(start)
     require_classes(start, description, pictures.train)
     return network, description, pictures
@@ -69,6 +71,16 @@ def open_state(
     files = [Path(script), arguments.start, *(arguments.index / f"{part}.csv" for part in ("train", "val", "test"))]
     settings = [phase.model_dump(), params.seed, params.precision, params.class_weights]
     return StateFile(device, params.cache.max_gigabytes, [*files, *settings])
+
+
+def calibrate(description: Description, trainer: Trainer, fit: Fit, watched: Inputs, pictures: Pictures) -> Description:
+    """Return the description of the trained network, with the temperature that its validation pictures ask for.
+
+    None is fitted where training watched the test pictures. A start that was kept keeps its own.
+    """
+    if pictures.watches_test or not fit.selected.number:
+        return description
+    return replace(description, temperature=measure_temperature(trainer, watched))
 
 
 def finish(

@@ -307,13 +307,13 @@ def predict(
         on_features: called with what enters the first network's classifier, maps or tokens, for each batch.
 
     Returns:
-        The probability of each class for each picture, by each network: (n, classes), float64, on the CPU.
+        The logits of each network, (n, outputs), float64, on the CPU.
     """
-    probabilities: list[list[Tensor]] = [[] for _ in trainers]
+    outputs: list[list[Tensor]] = [[] for _ in trainers]
     for inputs, _ in batches:
-        for number, (own, trainer) in enumerate(zip(probabilities, trainers, strict=True)):
+        for number, (own, trainer) in enumerate(zip(outputs, trainers, strict=True)):
             features, logits = trainer.features_and_logits(inputs)
-            own.append(objective.probabilities(logits.cpu().double()))
+            own.append(logits.cpu().double())
             if number == 0:
                 on_features(features)
-    return [torch.cat(own) for own in probabilities]
+    return [torch.cat(own) for own in outputs]

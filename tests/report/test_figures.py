@@ -20,13 +20,15 @@ from stages.common.words import probability
 from stages.network.network import Network
 from stages.pictures.index import Entry
 from stages.pictures.preprocessing import Preprocessing
-from stages.report.figures import describe_losses, draw_confusion, draw_numbers, draw_training
-from stages.report.galleries import Album, draw_changed, draw_wrong
+from stages.report.figures import draw_confusion, draw_numbers, draw_training
+from stages.report.galleries import Album, draw_changed, draw_confused, draw_wrong
 from stages.report.gradcam import enlarge, grad_cam
+from stages.report.loss_figure import describe_losses
 from stages.report.style import save_figure, short_names
+from stages.scores.calibration import measure_calibrations
 from stages.scores.curves import precision_recall_curves, roc_curves, write_curves
 from stages.scores.metrics import Scores
-from stages.scores.predictions import Predictions, find_changed, find_wrong, picture_losses
+from stages.scores.predictions import Predictions, find_changed, find_confused, find_wrong, picture_losses
 from stages.training.history import Epoch
 
 SCORES = dict.fromkeys(("head", "finetuned"), Scores(0.9, 0.8, 0.95, 0.9, 0.3, 0.97, None, 0.9, 0.1, 0.05))
@@ -80,8 +82,9 @@ def ink(path: Path) -> int:
     ids=["100 classes with long names", "perfect, odd names", "one picture"],
 )
 def test_every_figure_of_numbers_is_drawn_without_a_warning(predictions: Predictions, tmp_path: Path) -> None:
-    figures = draw_numbers(predictions, SCORES, (history(0.7, 0.3, 0.2), history(0.1)), (2, 0))
-    assert list(figures) == ["training", "confusion", "curves", "reliability", "losses"]
+    calibrations = measure_calibrations(predictions, 1.2, 0.9)
+    figures = draw_numbers(predictions, SCORES, (history(0.7, 0.3, 0.2), history(0.1)), (2, 0), calibrations)
+    assert list(figures) == ["training", "confusion", "curves", "reliability", "coverage", "losses"]
     for name, figure in figures.items():
         save_figure(tmp_path / f"{name}.png", figure)
         assert ink(tmp_path / f"{name}.png") > 20, name
@@ -295,7 +298,11 @@ def test_galleries_show_the_most_confident_mistakes_and_what_changed(tmp_path: P
     assert len(changes.axes) == min(len(fixed), 10) + min(len(broken), 10)
     assert f"fixed {len(fixed)} picture" in words(changes)
     assert f"broke {len(broken)} picture" in words(changes)
-    for name, figure in (("wrong", mistakes), ("changed", changes)):
+    confused = draw_confused(predictions, pictures)
+    pairs = find_confused(predictions, "finetuned")
+    assert len(confused.axes) == sum(min(len(found), 5) for *_, found in pairs[:4])
+    assert {predictions.paths[position] for position in pairs[0][2][:5]} < set(words(confused).splitlines())
+    for name, figure in (("wrong", mistakes), ("confused", confused), ("changed", changes)):
         save_figure(tmp_path / name, figure)
         assert ink(tmp_path / name) > 20
         # No caption runs out of the page or into its neighbour.
@@ -309,4 +316,5 @@ def test_galleries_without_anything_to_show_say_so(tmp_path: Path) -> None:
     predictions = made_up(["cat", "dog"], 7, skill=60)
     pictures = album(tmp_path, predictions)
     assert "no mistakes on 7 pictures" in words(draw_wrong(predictions, pictures, looks_at_colors(1)))
+    assert "confuses no classes on 7 pictures" in words(draw_confused(predictions, pictures))
     assert "neither fixed nor broke a picture, of 7 pictures" in words(draw_changed(predictions, pictures))

@@ -64,7 +64,7 @@ def report(
     classes = classes or [ClassScores(label, name, 100, None, 0.75, 0.5, 0.8) for label, name in enumerate(NAMES)]
     captions = {"losses": "First.\nSecond."}
     results = Results(
-        found or evaluation(), classes, copies, split(val), RECIPE, pairs or [], "Suspects.", ["How it went."]
+        found or evaluation(), classes, copies, split(val), RECIPE, pairs or [], "Suspects.", "Worth.", ["How it went."]
     )
     return compose_report(results, "figures", captions)
 

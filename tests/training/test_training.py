@@ -335,7 +335,7 @@ def test_torchevals_scores_equal_scikit_learns_for_logits_near_the_threshold(out
     trainer = Trainer(network, torch.device("cpu"))
     batches = list(zip(logits[..., None, None].split(40), labels.split(40), strict=True))
     scores = trainer.evaluate(batches)  # type: ignore[arg-type]
-    probabilities = predict([trainer], batches)[0].numpy()  # type: ignore[arg-type]
+    probabilities = objective.probabilities(predict([trainer], batches)[0]).numpy()  # type: ignore[arg-type]
     expected = score(labels.numpy(), probabilities)
     assert scores.accuracy == pytest.approx(expected.accuracy, abs=1e-6)
     assert scores.loss == pytest.approx(expected.loss, abs=1e-6)

@@ -1,0 +1,193 @@
+"""Whether probabilities mean what they say, without and with the temperature; and how much to leave to a person.
+
+`calibration.json` has both.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from stages.common.files import write_json
+from stages.common.stage import StageError
+from stages.common.words import number, percent, percent_range
+from stages.scores.coverage import Coverage, describe_coverage, measure_coverage
+from stages.scores.metrics import Labels, Probabilities, calibration_gaps, predicted_labels, squared_errors
+from stages.scores.predictions import Predictions, picture_losses
+
+_RESAMPLES = 2000
+# So many resampled pictures at once, to limit the memory.
+_AT_ONCE = 2_000_000
+
+_Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What probabilities are worth: mean log-loss in nats, Brier score and expected calibration error, as in `Scores`.
+
+    Lower is better. The intervals are those of a bootstrap over the test pictures (percentiles of 2,000).
+    """
+
+    loss: Estimate
+    brier: Estimate
+    ece: Estimate
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A checkpoint's `temperature`, and its probabilities `before` and `after` the logits were divided by it.
+
+    `change`: after minus before, on the same resampled pictures.
+    """
+
+    temperature: float
+    before: Quality
+    after: Quality
+    change: Quality
+
+
+@dataclass(frozen=True)
+class Calibrations:
+    """The content of `calibration.json`; `coverage` is the fine-tuned checkpoint's."""
+
+    head: Calibration
+    finetuned: Calibration
+    coverage: Coverage
+
+    @property
+    def temperatures(self) -> dict[str, float]:
+        """The temperatures by checkpoint, in the order of training."""
+        return {"head": self.head.temperature, "finetuned": self.finetuned.temperature}
+
+
+def measure_calibrations(predictions: Predictions, head: float, finetuned: float) -> Calibrations:
+    """Measure both checkpoints.
+
+    Args:
+        predictions: with the temperatures.
+        head: the temperature of the head checkpoint.
+        finetuned: that of the fine-tuned one.
+    """
+    return Calibrations(
+        measure_calibration(predictions.labels, predictions.head, head),
+        measure_calibration(predictions.labels, predictions.finetuned, finetuned),
+        measure_coverage(predictions.labels, predictions.finetuned),
+    )
+
+
+def measure_calibration(labels: Labels, probabilities: Probabilities, temperature: float) -> Calibration:
+    """Measure what a temperature changed.
+
+    Args:
+        labels: (n,).
+        probabilities: with the temperature, (n, classes).
+        temperature: above 0.
+    """
+    sides = [_Sums(labels, values) for values in (without_temperature(probabilities, temperature), probabilities)]
+    before, after = (np.array(side.of(np.ones((1, len(labels)))))[:, 0] for side in sides)
+    drawn = [np.concatenate(parts, axis=1) for parts in zip(*_resample(sides, len(labels)), strict=True)]
+    return Calibration(
+        temperature,
+        _quality(before, drawn[0]),
+        _quality(after, drawn[1]),
+        _quality(after - before, drawn[1] - drawn[0]),
+    )
+
+
+def without_temperature(probabilities: Probabilities, temperature: float) -> Probabilities:
+    """Return the probabilities (n, classes) that the logits have when they are not divided by `temperature`."""
+    if temperature == 1:
+        return probabilities
+    with np.errstate(divide="ignore"):
+        plain: Probabilities = softmax(np.log(probabilities) * temperature, axis=1)
+    return plain
+
+
+class _Sums:
+    """What each of n pictures adds to the three scores; of the calibration error, to each bin."""
+
+    def __init__(self, labels: Labels, probabilities: Probabilities) -> None:
+        self._losses = picture_losses(labels, probabilities)
+        self._errors = squared_errors(labels, probabilities)
+        self._gaps = calibration_gaps(predicted_labels(probabilities) == labels, probabilities.max(axis=1))
+
+    def of(self, counts: _Values) -> tuple[_Values, _Values, _Values]:
+        """Return each score, (m,), of m samples that have each picture so many times, (m, n)."""
+        total = counts.sum(axis=1)
+        gaps = np.abs(counts @ self._gaps).sum(axis=1)
+        return counts @ self._losses / total, counts @ self._errors / total, gaps / total
+
+
+def _resample(sides: list[_Sums], pictures: int) -> Iterator[list[_Values]]:
+    """Return the scores of each side, (3, m), of the same samples, drawn with replacement."""
+    chance, many = np.random.default_rng(0), max(1, _AT_ONCE // pictures)
+    for first in range(0, _RESAMPLES, many):
+        counts = np.stack(
+            [
+                np.bincount(chance.integers(pictures, size=pictures), minlength=pictures)
+                for _ in range(min(many, _RESAMPLES - first))
+            ]
+        ).astype(np.float64)
+        yield [np.array(side.of(counts)) for side in sides]
+
+
+def _quality(values: _Values, drawn: _Values) -> Quality:
+    intervals = np.percentile(drawn, [2.5, 97.5], axis=1).T.tolist()
+    return Quality(*(Estimate(value, *interval) for value, interval in zip(values.tolist(), intervals, strict=True)))
+
+
+def write_calibrations(path: Path, calibrations: Calibrations) -> None:
+    """Write JSON, whole or not at all."""
+    write_json(path, asdict(calibrations))
+
+
+def read_calibrations(path: Path) -> Calibrations:
+    """Read what `write_calibrations` wrote.
+
+    Raises:
+        StageError: it is damaged, or of another version of this project.
+        OSError: it is not there.
+    """
+
+    def quality(values: dict[str, dict[str, float]]) -> Quality:
+        return Quality(**{name: Estimate(**estimate) for name, estimate in values.items()})
+
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        head, finetuned = (
+            Calibration(
+                values[model]["temperature"], *(quality(values[model][side]) for side in ("before", "after", "change"))
+            )
+            for model in ("head", "finetuned")
+        )
+        return Calibrations(head, finetuned, Coverage(**values["coverage"]))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise StageError(f"{path}: not of probabilities ({error}); `dvc repro evaluate` writes it again") from error
+
+
+def describe_calibrations(calibrations: Calibrations) -> str:
+    """Return two lines for the console: what the temperature changed, and what to leave to a person."""
+    tuned = calibrations.finetuned
+    line = "No temperature was fitted: training watched the test pictures."
+    if tuned.temperature != 1:
+        after = tuned.after.ece
+        line = (
+            f"Temperature {tuned.temperature:.2f}: fine-tuned log-loss {number(tuned.before.loss.value)} -> "
+            f"{number(tuned.after.loss.value)}, calibration error {percent(tuned.before.ece.value)} -> "
+            f"{percent(after.value)} (95% interval {percent_range(after.low, after.high)})."
+        )
+    return f"{line}\n{describe_coverage(calibrations.coverage)}"

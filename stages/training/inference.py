@@ -1,0 +1,70 @@
+"""The finished networks on the test pictures, behind what they share; and what a backbone makes of others."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from stages.common.device import resolve_device
+from stages.common.params import Params
+from stages.common.workers import resolve_workers
+from stages.network.checkpoint import Description
+from stages.network.network import Network, count_shared_blocks, cut, pool_features
+from stages.pictures.index import Entry
+from stages.training.activations import FrozenPrefix
+from stages.training.trainer import Trainer, predict
+
+# Pictures, and what to say that is being done -> their pooled features in batches, (n, channels) in all, on the CPU.
+ReadFeatures = Callable[[list[Entry], str], Iterator[Tensor]]
+
+
+def predict_with_both(
+    head: Network, finetuned: Network, description: Description, test: list[Entry], params: Params
+) -> tuple[list[Tensor], Tensor]:
+    """Predict with both networks in one pass, behind the blocks that they share.
+
+    Returns:
+        The logits of `head` and of `finetuned`, (n, outputs), float64; and what enters the classifier of `head`,
+        pooled, (n, channels). On the CPU.
+    """
+    unfrozen = len(head.backbone) - count_shared_blocks(head, finetuned)
+    device = resolve_device(params.device)
+    blocks, tail = cut(head.to(device), unfrozen)
+    prefix = _put_in_front(description, params)(blocks)
+    kept = prefix.keep(test, params.cache.max_gigabytes)
+    trainers = [Trainer(network, device, params.precision) for network in (tail, cut(finetuned, unfrozen)[1])]
+    features: list[Tensor] = []
+    logits = predict(
+        trainers,
+        prefix.batches(test, kept, params.evaluate.batch_size),
+        on_features=lambda activations: features.append(pool_features(activations.float()).cpu()),
+    )
+    return logits, torch.cat(features)
+
+
+def open_features(network: Network, description: Description, params: Params, entries: list[Entry]) -> ReadFeatures:
+    """Keep what enters a network's classifier for all of `entries`, and return what reads it for some of them."""
+    whole = _put_in_front(description, params)(network.to(resolve_device(params.device)).backbone)
+    kept = whole.keep(entries, params.cache.max_gigabytes)
+
+    def read(some: list[Entry], doing: str) -> Iterator[Tensor]:
+        batches = whole.batches(some, kept, params.evaluate.batch_size)
+        for activations, _ in tqdm(batches, desc=doing, unit="batch", disable=None):
+            yield pool_features(activations.float()).cpu()
+
+    return read
+
+
+def _put_in_front(description: Description, params: Params) -> partial[FrozenPrefix]:
+    """Return what makes a `FrozenPrefix` of some blocks."""
+    return partial(
+        FrozenPrefix,
+        root=Path(params.data.path),
+        preprocessing=description.preprocessing,
+        device=resolve_device(params.device),
+        precision=params.precision,
+        workers=resolve_workers(params.workers),
+    )

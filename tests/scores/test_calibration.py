@@ -1,0 +1,144 @@
+"""Temperatures, and what they and leaving pictures to a person are worth, against planted answers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+
+from stages.common.stage import StageError
+from stages.network import objective
+from stages.scores.calibration import (
+    measure_calibration,
+    measure_calibrations,
+    read_calibrations,
+    without_temperature,
+    write_calibrations,
+)
+from stages.scores.coverage import describe_coverage, measure_coverage, risk_curve
+from stages.scores.metrics import predicted_labels, score
+from stages.scores.predictions import Predictions
+from stages.training.temperature import fit_temperature
+
+
+def honest(pictures: int, outputs: int, spread: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits whose probabilities are right as often as they say."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = spread * torch.randn(pictures, outputs, generator=generator, dtype=torch.float64)
+    probabilities = objective.probabilities(logits)
+    return logits, torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+
+
+@pytest.mark.parametrize("outputs", [1, 4])
+@pytest.mark.parametrize("planted", [0.5, 1.0, 3.0])
+def test_a_planted_temperature_is_recovered(outputs: int, planted: float) -> None:
+    logits, labels = honest(20_000, outputs, spread=2)
+    assert fit_temperature(planted * logits, labels) == pytest.approx(planted, rel=0.05)
+
+
+def test_with_many_pictures_it_is_scikit_learns() -> None:
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(6000, 3))
+    labels = generator.permutation(6000) % 3
+    inputs[np.arange(6000), labels] += 1
+    model = LogisticRegression(C=100).fit(inputs[:200], labels[:200])
+    model.coef_ *= 4  # much too sure
+    theirs = CalibratedClassifierCV(FrozenEstimator(model), method="temperature").fit(inputs[200:], labels[200:])
+    temperature = fit_temperature(torch.tensor(model.decision_function(inputs[200:])), torch.tensor(labels[200:]))
+    ours = softmax(model.decision_function(inputs) / temperature, axis=1)
+    assert temperature > 2
+    assert np.abs(ours - theirs.predict_proba(inputs)).max() < 2e-3
+
+
+@pytest.mark.parametrize("pictures", [1, 10, 100])
+def test_a_few_pictures_that_are_all_right_make_no_network_infinitely_sure(pictures: int) -> None:
+    temperature = fit_temperature(torch.full((pictures, 1), 3.0), torch.ones(pictures, dtype=torch.int64))
+    assert 0.3 < temperature < 1
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_a_temperature_changes_no_prediction_and_can_be_taken_back(classes: int) -> None:
+    logits, _ = honest(500, objective.outputs_for(classes), spread=6)
+    plain, divided = (objective.probabilities(logits, temperature).numpy() for temperature in (1.0, 2.5))
+    assert np.array_equal(predicted_labels(plain), predicted_labels(divided))
+    assert np.abs(without_temperature(divided, 2.5) - plain).max() < 1e-12
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_before_and_after_are_the_scores_and_the_intervals_hold_them(classes: int) -> None:
+    logits, labels = (values.numpy() for values in honest(400, objective.outputs_for(classes), spread=2))
+    plain, divided = (objective.probabilities(torch.tensor(3 * logits), t).numpy() for t in (1.0, 3.0))
+    measured = measure_calibration(labels, divided, 3.0)
+    before, after = score(labels, plain), score(labels, divided)
+    for name in ("loss", "brier", "ece"):
+        sides = [getattr(side, name) for side in (measured.before, measured.after, measured.change)]
+        expected = [getattr(before, name), getattr(after, name), getattr(after, name) - getattr(before, name)]
+        assert [side.value for side in sides] == pytest.approx(expected, abs=1e-9)
+        assert sides[0].low < sides[0].value < sides[0].high
+    # The planted temperature is right: the bootstrap knows that it lowers the loss.
+    assert measured.change.loss.high < 0
+
+
+def test_the_interval_of_the_loss_holds_the_true_one_in_most_data_sets() -> None:
+    logits, labels = honest(200_000, 1, spread=2)
+    truth, held = objective.loss(logits, labels).item(), 0
+    probabilities = objective.probabilities(logits).numpy()
+    for part in np.split(np.arange(60 * 150), 60):
+        loss = measure_calibration(labels[part].numpy(), probabilities[part], 1.0).after.loss
+        held += loss.low <= truth <= loss.high
+    assert held >= 50
+
+
+def coverage_of(confidences: list[float], wrong: set[int]) -> tuple[np.ndarray, np.ndarray]:
+    sure = np.array(confidences)
+    labels = np.array([1 if position in wrong else 0 for position in range(len(sure))])
+    return labels, np.stack([sure, 1 - sure], axis=1)
+
+
+def test_as_few_pictures_as_possible_are_left_to_a_person() -> None:
+    # The 150th and the 190th surest are wrong: of 199 one may be, of 200 both.
+    labels, probabilities = coverage_of(np.linspace(0.999, 0.6, 300).tolist(), {149, 189, 230, 231})
+    found = measure_coverage(labels, probabilities)
+    assert (found.answered, found.mistakes) == (230, 2)
+    assert found.left == pytest.approx(70 / 300)
+    assert found.threshold == probabilities[229, 0]
+    assert found.left_low < found.left < found.left_high
+    assert ((probabilities[:, 0] >= found.threshold).sum(), labels[:230].sum()) == (230, 2)
+
+
+def test_pictures_of_the_same_probability_are_answered_together_or_not() -> None:
+    labels, probabilities = coverage_of([0.9] * 50 + [0.8] * 50, {99})
+    assert measure_coverage(labels, probabilities).answered == 100
+    labels, probabilities = coverage_of([0.9] * 50 + [0.8] * 50, {60, 70})
+    assert measure_coverage(labels, probabilities).answered == 50
+    answered, wrong = risk_curve(labels, probabilities)
+    assert (answered.tolist(), wrong.tolist()) == ([0.5, 1], [0, 0.02])
+
+
+def test_where_no_picture_or_every_picture_is_left_the_sentence_says_so() -> None:
+    labels, probabilities = coverage_of([0.9] * 10, set())
+    assert "no picture has to be left to a person: 0 mistakes on the other 10" in describe_coverage(
+        measure_coverage(labels, probabilities)
+    )
+    nothing = measure_coverage(*coverage_of([0.9] * 10, {3}))
+    assert (nothing.threshold, nothing.left, nothing.answered) == (None, 1, 0)
+    assert "leave all pictures to a person" in describe_coverage(nothing)
+
+
+def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
+    labels, probabilities = coverage_of([0.9] * 10 + [0.7], {10})
+    predictions = Predictions([""] * 11, labels, ["cat", "dog"], probabilities, probabilities)
+    calibrations = measure_calibrations(predictions, 1.0, 1.3)
+    path = tmp_path / "calibration.json"
+    write_calibrations(path, calibrations)
+    assert read_calibrations(path) == calibrations
+    values = json.loads(path.read_text())
+    for damaged in ("", "[]", json.dumps(values | {"head": 3}), json.dumps(values | {"coverage": {}})):
+        path.write_text(damaged)
+        with pytest.raises(StageError, match=r"calibration\.json: .*`dvc repro evaluate` writes it again"):
+            read_calibrations(path)
