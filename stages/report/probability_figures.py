@@ -111,17 +111,21 @@ def draw_coverage(predictions: Predictions, calibrations: Calibrations) -> Figur
     for model, look in LOOKS.items():
         answered, wrong = risk_curve(predictions.labels, predictions.models[model])
         highest = max(highest, float(wrong[answered > 0.1].max(initial=0)))
+        # The surest picture is where the axis begins.
+        answered, wrong = np.append(0, answered), np.append(wrong[0], wrong)
         axes.plot(answered, wrong, look.line, color=look.color, linewidth=2, zorder=look.layer, label=look.title)
     axes.axhline(MOST_WRONG, color=GREY, linewidth=1, linestyle=":", label=f"{MOST_WRONG:.0%} of the answers")
     coverage = calibrations.coverage
     if coverage.threshold is not None:
         place = (1 - coverage.left, coverage.mistakes / coverage.answered)
-        axes.plot(*place, "o", markersize=14, fillstyle="none", color="black", clip_on=False, zorder=5)
-        axes.annotate(
-            f"{probability(coverage.left)} left to a person", place, (-12, 14), textcoords="offset points", ha="right"
-        )
+        label = f"{probability(coverage.left)} left to a person"
+        axes.plot(*place, "o", markersize=12, fillstyle="none", color="black", clip_on=False, zorder=5, label=label)
     # One early mistake is half of two answers: that spike would flatten all else.
-    axes.set(xlim=(0, 1.005), ylim=(0, 1.25 * highest), xlabel="share of the test pictures that is answered")
+    axes.set(
+        xlim=(0, 1.005),
+        ylim=(0, max(1.25 * highest, 2 * MOST_WRONG)),
+        xlabel="share of the test pictures that is answered",
+    )
     axes.set(ylabel="wrong among the answers", title="What is left to a person, and what is wrong of the rest")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(xmax=1))

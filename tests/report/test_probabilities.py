@@ -51,4 +51,4 @@ def test_the_ring_is_where_the_rest_is_left_to_a_person() -> None:
     (axes,) = draw_coverage(SURE, measure_calibrations(SURE, 1.0, 1.0)).axes
     (ring,) = (line for line in axes.lines if line.get_fillstyle() == "none")
     assert (list(ring.get_xdata()), list(ring.get_ydata())) == ([pytest.approx(0.9)], [0])
-    assert any("10.0% left to a person" in text.get_text() for text in axes.texts)
+    assert ring.get_label() == "10.0% left to a person"
