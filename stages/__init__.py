@@ -7,6 +7,8 @@ import warnings
 from types import FrameType
 from typing import NoReturn
 
+from stages.common.compiler import postpone_compiler
+
 # Before torch loads its OpenMP. By default libgomp's threads spin for a while where they wait for each other; with more
 # threads than cores, that is time which the one waited for does not get: two trainings at once on two cores took six
 # times as long as one after the other (https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html).
@@ -26,3 +28,4 @@ def _exit_at_once(_: int, __: FrameType | None) -> NoReturn:
 # exception would not get through: torch goes on where one of its own imports fails.
 if sys.argv[0] == "-m":
     signal.signal(signal.SIGINT, _exit_at_once)
+    postpone_compiler()

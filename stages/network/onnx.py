@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from stages.common.compiler import load_compiler
 from stages.common.files import write_bytes
 from stages.common.stage import StageError
 from stages.network.checkpoint import Description
@@ -74,6 +75,7 @@ def write_onnx(path: Path, network: Network, description: Description, checkpoin
         raise StageError(f"{path}: the network has {needed / 1e9:.1f} GB, an ONNX file at most 2.1; use a smaller one")
     model = _FromBytes(network, description).eval()
     images = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    load_compiler()
     quiet = logging.getLogger("torch.onnx")
     level = quiet.level
     quiet.setLevel(logging.ERROR)

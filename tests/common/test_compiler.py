@@ -1,0 +1,48 @@
+"""That a stage starts without torch's compiler, and that the compiler is there for who asks for it."""
+
+import subprocess
+import sys
+
+import pytest
+
+COMPILER, TORCH = "torch._inductor", "torch._C"
+
+# As `python -m` begins; then what training needs of torch, and what an exporter or a compiler does.
+PROGRAM = """
+import sys
+sys.argv[0] = "-m"
+import stages
+import torch, torchvision
+from torch import nn
+
+layer = nn.Linear(3, 2)
+for make in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD):
+    optimizer = make(layer.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+    for _ in range(2):
+        optimizer.zero_grad()
+        layer(torch.ones(4, 3)).sum().backward()
+        nn.utils.clip_grad_norm_(layer.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+assert "torch._inductor" not in sys.modules, "loaded by training"
+assert torchvision.ops.roi_align(torch.ones(1, 1, 4, 4), torch.tensor([[0.0, 0, 0, 4, 4]]), 2).shape == (1, 1, 2, 2)
+assert torch._dynamo.is_compiling() is False
+assert torch._dynamo.convert_frame is sys.modules["torch._dynamo.convert_frame"]
+assert torch.compile(lambda values: values + 1, backend="eager")(torch.ones(2)).tolist() == [2, 2]
+"""
+
+
+@pytest.mark.parametrize(("stage", "unloaded"), [("split", TORCH), ("plot", COMPILER)])
+def test_a_stage_loads_only_what_it_uses(stage: str, unloaded: str) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", f"stages.{stage}", "--help"]
+    started = subprocess.run(command, capture_output=True, text=True, check=True)
+    loaded = {line.rpartition("|")[2].strip() for line in started.stderr.splitlines()}
+    assert "stages.common.params" in loaded
+    assert unloaded not in loaded
+
+
+def test_training_does_without_the_compiler_and_who_asks_for_it_gets_it() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
