@@ -17,7 +17,7 @@ class _StandIn(ModuleType):
     """Has the attributes that it is given; for any other, the compiler is loaded after all."""
 
     def __getattr__(self, name: str) -> object:
-        # Who looks through all modules (inspect, warnings) asks for such names. By the __path__ of a package its modules
+        # Who looks through all modules (inspect, warnings) asks for such names. By a package's __path__ its modules
         # are found.
         if name.startswith("__") and (self.__name__, name) != (_NAMES[0], "__path__"):
             raise AttributeError(name)
