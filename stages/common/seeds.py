@@ -24,7 +24,8 @@ def make_deterministic(seed: int) -> None:
     """Seed torch and choose its deterministic algorithms; it warns where an operation has none."""
     # cuBLAS asks for this before its first call: https://docs.nvidia.com/cuda/cublas/#results-reproducibility
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # As torch.use_deterministic_algorithms(True, warn_only=True), which also tells torch's compiler, and would load it.
+    torch.set_deterministic_debug_mode("warn")
     # Else a tenth of the time goes into NaN: new tensors are filled with it, for operations that read too early.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False

@@ -5,9 +5,6 @@ from collections import Counter, defaultdict
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-
 from stages.common.params import Split
 from stages.common.stage import StageError
 from stages.common.words import plural
@@ -269,6 +266,12 @@ def _units(entries: list[Entry]) -> Iterable[Unit]:
 def _group_keys(entries: list[Entry]) -> dict[str, str]:
     """Return SHA-256 -> the first name of its groups; groups that share a picture are one."""
     grouped = sorted({(entry.sha256, entry.group) for entry in entries if entry.group})
+    if not grouped:
+        return {}
+    # Here: without groups, SciPy would be half of what a division waits for.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     digests = {digest: number for number, digest in enumerate(dict.fromkeys(digest for digest, _ in grouped))}
     groups = {group: number for number, group in enumerate(sorted({group for _, group in grouped}))}
     edges = ([digests[digest] for digest, _ in grouped], [len(digests) + groups[group] for _, group in grouped])

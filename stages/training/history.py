@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-from dvclive.live import Live
+from typing import TYPE_CHECKING
 
 from stages.common.files import write_text
+
+if TYPE_CHECKING:
+    from dvclive.live import Live
 
 SERIES = ("train_loss", "train_accuracy", "val_loss", "accuracy")
 
@@ -50,13 +52,6 @@ def still_falling(epochs: Sequence[Epoch], limit: int, patience: int | None) -> 
     return len(trained) == limit and not out_of_patience(trained, patience or 1)
 
 
-class _Live(Live):
-    """DVCLive without its look at the repository, which takes a second and fails where git has no commit yet."""
-
-    def _init_dvc(self) -> None:
-        pass
-
-
 class History:
     """Writes one phase's history into a folder: `metrics.json`, and a table a series under `plots/metrics`.
 
@@ -66,7 +61,7 @@ class History:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         with self._naming_the_folder():
-            self._live = _Live(str(folder), save_dvc_exp=False, dvcyaml=None)
+            self._live = _open_live(folder)
 
     def add(self, epoch: Epoch) -> None:
         """Write one epoch."""
@@ -94,6 +89,19 @@ class History:
             yield
         except OSError as error:
             raise OSError(error.errno, error.strerror, error.filename or str(self._folder)) from error
+
+
+def _open_live(folder: Path) -> "Live":
+    # Here: most of what imports this module reads histories or judges epochs, and DVCLive takes a while to load.
+    from dvclive.live import Live
+
+    class RepositoryLeftAlone(Live):
+        """DVCLive without its look at the repository, which takes a second and fails where git has no commit yet."""
+
+        def _init_dvc(self) -> None:
+            pass
+
+    return RepositoryLeftAlone(str(folder), save_dvc_exp=False, dvcyaml=None)
 
 
 def read_history(folder: Path) -> list[Epoch]:

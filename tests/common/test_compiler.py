@@ -14,7 +14,10 @@ sys.argv[0] = "-m"
 import stages
 import torch, torchvision
 from torch import nn
+from stages.common.seeds import make_deterministic
 
+make_deterministic(0)
+assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
 layer = nn.Linear(3, 2)
 for make in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD):
     optimizer = make(layer.parameters(), lr=0.1)
