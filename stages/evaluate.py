@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from stages.common.device import resolve_device
@@ -29,12 +29,14 @@ from stages.scores.near_duplicates import (
     summarize,
     write_near_duplicates,
 )
+from stages.scores.orientations import find_turned, join
 from stages.scores.predictions import Predictions, count_once, write_predictions, write_probabilities
 from stages.scores.remarks import compare_balanced, find_remarks
 from stages.scores.similarity import THRESHOLD, find_similar, thin
 from stages.scores.suspects import find_suspects, write_suspects
 from stages.scores.verdict import compare
 from stages.training.activations import FrozenPrefix
+from stages.training.thumbnails import thumbnails_of
 from stages.training.trainer import Trainer, predict
 
 
@@ -64,7 +66,8 @@ def main() -> None:
 
     different, known = count_once(test), count_once([*train, *val])
     predictions, features = predict_with_both(head, finetuned, description, different, params)
-    similar = find_among(known, features, head, description, params)
+    by_features = find_among(known, features, head, description, params)
+    similar = join([by_features, find_turned_among(known, different, description, params)])
     classes, balanced = score_classes(predictions), compare_balanced(predictions)
     split = read_summary(arguments.split)
     evaluation = Evaluation(
@@ -129,6 +132,16 @@ def find_among(
     sample = torch.cat(list(features_of(some, "features")))
     batches = [sample] if len(some) == len(known) else features_of(known, "looking for near-duplicates")
     return find_similar(sample, batches, features, params.precision)
+
+
+def find_turned_among(known: list[Entry], test: list[Entry], description: Description, params: Params) -> Similar:
+    """Find test pictures that are thumbnails, mirrored or turned copies of one that training has seen."""
+    like = put_in_front(description, params)(nn.Sequential())
+    read = thumbnails_of([*known, *test], like, params.cache.max_gigabytes, params.evaluate.batch_size)
+    some = thin(known)
+    sample = torch.cat(list(read(some)))
+    train = [sample] if len(some) == len(known) else read(known)
+    return find_turned(sample, train, torch.cat(list(read(test))))
 
 
 def put_in_front(description: Description, params: Params) -> partial[FrozenPrefix]:
