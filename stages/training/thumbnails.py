@@ -11,8 +11,8 @@ from stages.pictures.index import Entry
 from stages.training.activations import FrozenPrefix
 
 # Pixels of a side. Measured for near-duplicates, whose cosine has to be 0.9 (docs/results.md): different digits of the
-# bundled sample have 0.94 at most with 8 pixels, 0.86 with 12, 0.73 with 16; copies resized to a quarter have 0.98,
-# 0.92, 0.86 at worst.
+# bundled sample have 0.94 at most with 8 pixels, 0.86 with 12, 0.73 with 16; copies of them resized to a quarter have
+# 0.98, 0.92, 0.86 at worst.
 SIDE = 12
 
 
