@@ -23,12 +23,13 @@ from stages.scores.near_duplicates import (
     summarize,
     write_near_duplicates,
 )
+from stages.scores.orientations import find_turned, join
 from stages.scores.predictions import Predictions, count_once, write_predictions, write_probabilities
 from stages.scores.remarks import compare_balanced, find_remarks
-from stages.scores.similarity import THRESHOLD, find_similar, thin
+from stages.scores.similarity import THRESHOLD, find_similar, read_sample
 from stages.scores.suspects import find_suspects, write_suspects
 from stages.scores.verdict import compare
-from stages.training.inference import open_features, predict_with_both
+from stages.training.inference import open_features, open_thumbnails, predict_with_both
 
 
 def main() -> None:
@@ -65,10 +66,11 @@ def main() -> None:
         description.classes,
         *(probabilities(own, divisor).numpy() for own, divisor in zip(logits, temperatures, strict=True)),
     )
-    read_features, some = open_features(head, description, params, known), thin(known)
-    sample = torch.cat(list(read_features(some, "features")))
-    whole = [sample] if len(some) == len(known) else read_features(known, "looking for near-duplicates")
-    similar = find_similar(sample, whole, features, params.precision)
+    read_features = open_features(head, description, params, known)
+    by_features = find_similar(*read_sample(read_features, known), features, params.precision)
+    read_small = open_thumbnails(description, params, [*known, *different])
+    turned = find_turned(*read_sample(read_small, known), torch.cat(list(read_small(different))))
+    similar = join([by_features, turned])
     classes, balanced = score_classes(predictions), compare_balanced(predictions)
     split = read_summary(arguments.split)
     evaluation = Evaluation(

@@ -291,7 +291,10 @@ def _pictures(split: dict[str, Any], counts: ClassCounts, parts: dict[str, int])
 
 def _near_duplicates(evaluation: Evaluation, pairs: list[Pair]) -> str:
     found, models = evaluation.near_duplicates, (evaluation.head, evaluation.finetuned)
-    rule = f"a cosine of at least {found.threshold:g} between the backbone's whitened, pooled activations"
+    rule = (
+        f"a cosine of at least {found.threshold:g} between the backbone's whitened, pooled activations, or between "
+        "small grey versions, one of them perhaps mirrored or turned"
+    )
     if not found.pairs:
         return (
             f"No test picture was found to be nearly the same as a training or validation picture ({rule}). "

@@ -15,16 +15,16 @@ from stages.scores.predictions import Predictions
 
 _DECIMALS = 4
 _COLUMNS = ["test", "train", "cosine"]
-# What `similarity.find_similar` finds and what it does not, as measured there.
+# What `similarity.find_similar` and `orientations.find_turned` find and what they do not (docs/results.md).
 LOOKED_FOR = (
-    "Looked for: copies that were saved again or made a little smaller; not: mirrored, turned or cropped ones, "
-    "thumbnails."
+    "Looked for: copies that were saved again, made smaller, recoloured, mirrored or turned by 90, 180 or 270 degrees; "
+    "not: cropped ones."
 )
 
 
 @dataclass(frozen=True)
 class Similar:
-    """What `similarity.find_similar` finds among m test pictures.
+    """What `similarity.find_similar` or `orientations.find_turned` finds among m test pictures.
 
     `pairs`: (position in test, position in train, cosine), of each test picture the 10 most similar at most;
     `count`: of all pairs;
@@ -38,7 +38,7 @@ class Similar:
 
 @dataclass(frozen=True)
 class Pair:
-    """A test picture and a training picture that are nearly the same; `cosine` as in `similarity.find_similar`."""
+    """A test picture and a training picture that are nearly the same; `cosine`: the higher one, as in `Similar`."""
 
     test: str
     train: str

@@ -1,7 +1,7 @@
 """Which pictures are nearly the same, by what a backbone makes of them."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import torch
@@ -15,7 +15,7 @@ from stages.scores.near_duplicates import Similar
 # See `find_similar` for what was measured.
 THRESHOLD = 0.9
 # So many pairs are kept of each test picture.
-_PAIRS_OF_A_PICTURE = 10
+PAIRS_OF_A_PICTURE = 10
 # So many training pictures are enough to measure how features vary.
 _SAMPLE = 10_000
 # Eigenvalues below this fraction of the largest are rounding.
@@ -34,11 +34,25 @@ _Item = TypeVar("_Item")
 
 
 def thin(items: list[_Item]) -> list[_Item]:
-    """Return at most 10,000 items, evenly spread: a `sample` for `find_similar`."""
+    """Return at most 10,000 items, evenly spread."""
     return items[:: -(-len(items) // _SAMPLE) or 1]
 
 
-def find_similar(sample: Tensor, train: Iterable[Tensor], test: Tensor, precision: Precision) -> Similar:
+def read_sample(read: Callable[[list[_Item]], Iterable[Tensor]], items: list[_Item]) -> tuple[Tensor, Iterable[Tensor]]:
+    """Return the `sample` and the `train` of `find_similar`: of some items (`thin`), and of all.
+
+    Args:
+        read: items -> their features in batches.
+        items: the training pictures.
+    """
+    some = thin(items)
+    sample = torch.cat(list(read(some)))
+    return sample, [sample] if len(some) == len(items) else read(items)
+
+
+def find_similar(
+    sample: Tensor, train: Iterable[Tensor], test: Tensor, precision: Precision, noise: float = 0.0
+) -> Similar:
     """Find the pairs of a test and a training picture whose whitened features have a cosine of `THRESHOLD` or more.
 
     Whitening: the mean of the training features is subtracted, and all directions in which they vary get about the same
@@ -65,8 +79,9 @@ def find_similar(sample: Tensor, train: Iterable[Tensor], test: Tensor, precisio
         train: those of all training pictures, in batches: (n, channels) in all.
         test: likewise, (m, channels).
         precision: what the network computed in.
+        noise: variance of what differs between copies in each channel, where that is known.
     """
-    mean, whitening = _whitening(sample.double(), torch.finfo(dtype_of(precision)).eps)
+    mean, whitening = _whitening(sample.double(), torch.finfo(dtype_of(precision)).eps, noise)
     asked = torch.empty_like(test)
     for first in range(0, len(test), _CHUNK):
         rows = slice(first, first + _CHUNK)
@@ -90,7 +105,7 @@ class _Best:
     """Of each of `count` test pictures, the training pictures most like it so far, and the number of all pairs."""
 
     def __init__(self, count: int) -> None:
-        self.cosines = torch.full((count, _PAIRS_OF_A_PICTURE), -math.inf)
+        self.cosines = torch.full((count, PAIRS_OF_A_PICTURE), -math.inf)
         self.columns = torch.zeros(self.cosines.shape, dtype=torch.int64)
         self.count = 0
 
@@ -104,8 +119,8 @@ class _Best:
         positions = torch.cat([self.columns[rows], columns.expand(len(cosines), -1)], dim=1)
         # Stable: of equal ones the first stay, however the pictures come in blocks.
         ordered, order = candidates.sort(dim=1, descending=True, stable=True)
-        self.cosines[rows] = ordered[:, :_PAIRS_OF_A_PICTURE]
-        self.columns[rows] = positions.gather(1, order[:, :_PAIRS_OF_A_PICTURE])
+        self.cosines[rows] = ordered[:, :PAIRS_OF_A_PICTURE]
+        self.columns[rows] = positions.gather(1, order[:, :PAIRS_OF_A_PICTURE])
 
     def similar(self) -> Similar:
         """Return the pairs."""
@@ -134,12 +149,12 @@ def _directions(channels: int) -> Tensor:
     return torch.randn(channels, _DIRECTIONS, generator=torch.Generator().manual_seed(0))
 
 
-def _whitening(features: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+def _whitening(features: Tensor, epsilon: float, noise: float = 0.0) -> tuple[Tensor, Tensor]:
     """Return the mean (channels,) and the matrix (channels, channels) that make the features' variances alike.
 
     The median variance is added to each: those that are small are mostly noise, and there may be fewer pictures than
     channels. So is the variance of rounding, relative steps of `epsilon`: in bfloat16 it exceeds the median of the
-    digits' variances, and copies at quality 80 have 0.97 with it, 0.53 without (medians).
+    digits' variances, and copies at quality 80 have 0.97 with it, 0.53 without (medians). `noise` is added too.
     """
     mean = features.mean(dim=0)
     centred = features - mean
@@ -147,7 +162,7 @@ def _whitening(features: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     real = variances[variances > _RANK_TOLERANCE * variances[-1]]
     added = real.median() if len(real) else torch.ones(())
     rounding = _ROUNDINGS * epsilon**2 * features.square().mean()
-    return mean, directions / (variances.clamp(min=0) + added + rounding).sqrt()
+    return mean, directions / (variances.clamp(min=0) + added + rounding + noise).sqrt()
 
 
 def _unit(vectors: Tensor) -> Tensor:

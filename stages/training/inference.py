@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from stages.common.device import resolve_device
@@ -15,10 +15,11 @@ from stages.network.checkpoint import Description
 from stages.network.network import Network, count_shared_blocks, cut, pool_features
 from stages.pictures.index import Entry
 from stages.training.activations import FrozenPrefix
+from stages.training.thumbnails import thumbnails_of
 from stages.training.trainer import Trainer, predict
 
-# Pictures, and what to say that is being done -> their pooled features in batches, (n, channels) in all, on the CPU.
-ReadFeatures = Callable[[list[Entry], str], Iterator[Tensor]]
+# Some pictures -> what is made of them, in batches.
+Read = Callable[[list[Entry]], Iterator[Tensor]]
 
 
 def predict_with_both(
@@ -45,17 +46,23 @@ def predict_with_both(
     return logits, torch.cat(features)
 
 
-def open_features(network: Network, description: Description, params: Params, entries: list[Entry]) -> ReadFeatures:
-    """Keep what enters a network's classifier for all of `entries`, and return what reads it for some of them."""
+def open_features(network: Network, description: Description, params: Params, entries: list[Entry]) -> Read:
+    """Keep what enters a network's classifier for `entries`; return what reads it, pooled, for some: (n, channels)."""
     whole = _put_in_front(description, params)(network.to(resolve_device(params.device)).backbone)
     kept = whole.keep(entries, params.cache.max_gigabytes)
 
-    def read(some: list[Entry], doing: str) -> Iterator[Tensor]:
+    def read(some: list[Entry]) -> Iterator[Tensor]:
         batches = whole.batches(some, kept, params.evaluate.batch_size)
-        for activations, _ in tqdm(batches, desc=doing, unit="batch", disable=None):
+        for activations, _ in tqdm(batches, desc="features", unit="batch", disable=None):
             yield pool_features(activations.float()).cpu()
 
     return read
+
+
+def open_thumbnails(description: Description, params: Params, entries: list[Entry]) -> Read:
+    """Keep small grey versions of `entries`, as the network sees them; return what reads them, as `thumbnails_of`."""
+    like = _put_in_front(description, params)(nn.Sequential())
+    return thumbnails_of(entries, like, params.cache.max_gigabytes, params.evaluate.batch_size)
 
 
 def _put_in_front(description: Description, params: Params) -> partial[FrozenPrefix]:

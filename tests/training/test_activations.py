@@ -55,8 +55,8 @@ def test_each_picture_is_computed_once_for_all_stages_and_experiments(
     built: Project, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
     assert built.run(*STAGES[2:]) == 0
-    # Those to train on and to watch by train_head, also for finetune; those of the test by evaluate.
-    assert computed(capsys) == 40
+    # Those to train on and to watch by train_head, also for finetune; those of the test, and all small, by evaluate.
+    assert computed(capsys) == 40 + 40
     request.getfixturevalue("no_decoding")
     for key, value in {"train_head.lr": 0.002, "finetune.lr": 2e-5, "train_head.epochs": 3}.items():
         built.set(key, value)
@@ -212,7 +212,8 @@ def test_a_cache_that_cannot_be_written_is_told_and_training_goes_on(
     assert built.run("train_head", "finetune", "evaluate") == 0
     out = capsys.readouterr().out
     lines = [line for line in out.splitlines() if line.startswith("activations are not kept")]
-    assert len(lines) == 4  # evaluate has those of the test pictures, and those of all others to compare them with
+    # evaluate has those of the test pictures, those of all others to compare them with, and all small.
+    assert len(lines) == 5
     assert all(str(cold_cache) in line for line in lines)
 
 
