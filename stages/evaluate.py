@@ -13,7 +13,7 @@ from stages.network.checkpoint import load_checkpoint, require_classes
 from stages.network.objective import probabilities
 from stages.pictures.index import read_index
 from stages.pictures.summary import read_summary
-from stages.scores.calibration import describe_calibrations, measure_calibrations, write_calibrations
+from stages.scores.calibration import measure_calibrations, write_calibrations
 from stages.scores.classes import score_classes, write_classes
 from stages.scores.evaluation import Evaluation, describe, write_evaluation
 from stages.scores.metrics import score
@@ -89,11 +89,9 @@ def main() -> None:
         arguments.suspects,
         find_suspects(predictions.paths, predictions.labels, predictions.finetuned, predictions.classes),
     )
-    calibrations = measure_calibrations(predictions, *temperatures)
-    write_calibrations(arguments.calibration, calibrations)
+    write_calibrations(arguments.calibration, measure_calibrations(predictions, *temperatures))
     write_evaluation(arguments.metrics, evaluation)
     print(describe(evaluation))
-    print(describe_calibrations(calibrations))
     print(describe_near_duplicates(evaluation.near_duplicates, len(different)))
 
 

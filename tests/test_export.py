@@ -87,7 +87,8 @@ def test_an_export_is_the_checkpoint_and_its_card_says_how_to_use_it(
     network, description = load_checkpoint(finished.checkpoint("finetuned"))
     images = make_transform(description.preprocessing, "none")(Image.open(picture).convert("RGB"))[None]
     with torch.inference_mode():
-        expected = probabilities(network.eval()(images))[0].tolist()
+        expected = probabilities(network.eval()(images), description.temperature)[0].tolist()
+    assert description.temperature != 1
     programs = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert len(programs) == 2
     for program in programs:

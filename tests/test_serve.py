@@ -34,7 +34,7 @@ from stages.pictures.preprocessing import Preprocessing, make_transform
 from stages.report.app import make_app
 
 NAMES = ("cat", "dog", "owl", "fox", "<b>hen</b>", "cow")
-DESCRIPTION = Description("mobilenet_v3_small", "pooled", 8, NAMES, Preprocessing(crop=64), None, None)
+DESCRIPTION = Description("mobilenet_v3_small", "pooled", 8, NAMES, Preprocessing(crop=64), None, None, 1.5)
 MAX_BYTES = 4_000_000
 
 
@@ -82,7 +82,9 @@ def noise(seed: int, size: int = 90) -> Image.Image:
 def expected(network: Network, picture: Image.Image) -> dict[str, float]:
     images = make_transform(DESCRIPTION.preprocessing, "none")(picture)[None]
     with torch.inference_mode():
-        return dict(zip(NAMES, probabilities(network(images).double())[0].tolist(), strict=True))
+        return dict(
+            zip(NAMES, probabilities(network(images).double(), DESCRIPTION.temperature)[0].tolist(), strict=True)
+        )
 
 
 def test_the_page_needs_nothing_from_elsewhere(port: int) -> None:

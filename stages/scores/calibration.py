@@ -14,8 +14,7 @@ from scipy.special import softmax
 
 from stages.common.files import write_json
 from stages.common.stage import StageError
-from stages.common.words import number, percent, percent_range
-from stages.scores.coverage import Coverage, describe_coverage, measure_coverage
+from stages.scores.coverage import Coverage, measure_coverage
 from stages.scores.metrics import Labels, Probabilities, calibration_gaps, predicted_labels, squared_errors
 from stages.scores.predictions import Predictions, picture_losses
 
@@ -177,17 +176,3 @@ def read_calibrations(path: Path) -> Calibrations:
         return Calibrations(head, finetuned, Coverage(**values["coverage"]))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise StageError(f"{path}: not of probabilities ({error}); `dvc repro evaluate` writes it again") from error
-
-
-def describe_calibrations(calibrations: Calibrations) -> str:
-    """Return two lines for the console: what the temperature changed, and what to leave to a person."""
-    tuned = calibrations.finetuned
-    line = "No temperature was fitted: training watched the test pictures."
-    if tuned.temperature != 1:
-        after = tuned.after.ece
-        line = (
-            f"Temperature {tuned.temperature:.2f}: fine-tuned log-loss {number(tuned.before.loss.value)} -> "
-            f"{number(tuned.after.loss.value)}, calibration error {percent(tuned.before.ece.value)} -> "
-            f"{percent(after.value)} (95% interval {percent_range(after.low, after.high)})."
-        )
-    return f"{line}\n{describe_coverage(calibrations.coverage)}"
