@@ -7,7 +7,10 @@ neighbours in the picture, light from one side, blur and noise. All of it hangs 
 """
 
 import argparse
+import os
 import shutil
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +38,19 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     output = parser.parse_args().output
     shutil.rmtree(output, ignore_errors=True)
-    digits = load_digits()
-    strokes = [make_stroke(image) for image in digits.images]
     for name in ("even", "odd"):
         (output / name).mkdir(parents=True)
-    for number, digit in enumerate(digits.target):
+    shares = min(os.cpu_count() or 1, 8)
+    with ProcessPoolExecutor(shares) as pool:
+        list(pool.map(write_share, repeat(output), range(shares), repeat(shares)))
+
+
+def write_share(output: Path, first: int, step: int) -> None:
+    """Write every `step`th picture from number `first` on."""
+    digits = load_digits()
+    strokes = [make_stroke(image) for image in digits.images]
+    for number in range(first, len(strokes), step):
+        digit = digits.target[number]
         picture = photograph(strokes, number)
         picture.save(output / ("odd" if digit % 2 else "even") / f"{number:04d}_{digit}.png")
 
