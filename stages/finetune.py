@@ -11,7 +11,7 @@ from stages.network.network import cut, set_trainable
 from stages.network.objective import weigh_classes
 from stages.training.activations import FrozenPrefix
 from stages.training.history import History
-from stages.training.phase import add_arguments, calibrate, finish, load, open_state, prepare
+from stages.training.phase import add_arguments, calibrate, finish, load, open_inputs, open_state, prepare
 from stages.training.trainer import Trainer
 
 
@@ -30,9 +30,7 @@ def main() -> None:
     blocks, tail = cut(network.to(device), phase.unfreeze)
     root, workers = Path(params.data.path), resolve_workers(params.workers)
     prefix = FrozenPrefix(blocks, root, description.preprocessing, device, params.precision, workers)
-    kept = prefix.keep(pictures.unchanging(phase), params.cache.max_gigabytes)
-    train = prefix.batches(pictures.train, kept, phase.batch_size, phase.augment, shuffle_seed=params.seed)
-    watched = prefix.batches(pictures.watched, kept, phase.batch_size)
+    train, watched = open_inputs(prefix, pictures, phase, params)
 
     history, state = History(arguments.history), open_state(__file__, arguments, phase, params, device)
     trainer = Trainer(tail, device, params.precision, weigh_classes(params.class_weights, pictures.train))

@@ -57,9 +57,9 @@ def run(main: Callable[[], None]) -> NoReturn:
     """
     _Interrupt.seen = False
     signal.signal(signal.SIGINT, _interrupt)
-    # What the libraries consist of stays to the end, and need not be looked through for garbage.
-    gc.freeze()
-    gc.enable()
+    if not gc.isenabled():  # while the libraries were loading; they stay to the end, and need not be looked through
+        gc.freeze()
+        gc.enable()
     try:
         main()
     except StageError as error:
@@ -75,7 +75,6 @@ def run(main: Callable[[], None]) -> NoReturn:
         if not isinstance(error, OSError):
             raise
         _fail(describe(error))
-    gc.freeze()  # else the interpreter spends up to half a second on garbage before it ends
     sys.exit(0)
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import signal
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -86,10 +86,18 @@ class Order(Sampler[tuple[int, int]]):
         count: number of positions.
         seed: the same orders for the same seed; `None` keeps the index's order.
         only: the positions to go through; `None`: all. What is left keeps its order and its seeds.
+        seeds: of the positions in the index's order, in place of 0.
     """
 
-    def __init__(self, count: int, seed: int | None = None, only: Collection[int] | None = None) -> None:
+    def __init__(
+        self,
+        count: int,
+        seed: int | None = None,
+        only: Collection[int] | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> None:
         self.count, self.seed, self.only, self.epoch = count, seed, only, 0
+        self.seeds = [0] * count if seeds is None else seeds
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Yield (position, seed)."""
@@ -99,7 +107,7 @@ class Order(Sampler[tuple[int, int]]):
 
     def _all(self) -> Iterator[tuple[int, int]]:
         if self.seed is None:
-            yield from ((position, 0) for position in range(self.count))
+            yield from enumerate(self.seeds)
             return
         generator = generator_for(self.seed, self.epoch)
         positions = torch.randperm(self.count, generator=generator)

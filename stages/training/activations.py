@@ -10,10 +10,10 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +25,7 @@ from tqdm import tqdm
 from stages.common.device import autocast, dtype_of
 from stages.common.memory import require_memory
 from stages.common.params import Augment, Precision
+from stages.common.seeds import generator_for
 from stages.common.stage import stop_if_interrupted
 from stages.network.footprint import widest_layer
 from stages.pictures.batches import Batch, Batches, Order
@@ -59,10 +60,25 @@ class Inputs(Protocol):
 
 
 @dataclass(frozen=True)
+class View:
+    """One of several augmented versions of each picture: which augmentation, with which seed, and which version."""
+
+    augment: Augment
+    seed: int
+    number: int
+
+    def seed_of(self, entry: Entry) -> int:
+        """Return the seed of a picture's version; it depends on nothing else of the index."""
+        text = f"{self.seed} {self.number} {entry.sha256}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) % 2**62
+
+
+@dataclass(frozen=True)
 class FrozenPrefix:
     """The blocks that training does not change, and the pictures that go through them.
 
-    `blocks` are on `device`, all of them frozen; `root` is the folder that the entries' paths are relative to.
+    `blocks` are on `device`, all of them frozen; `root` is the folder that the entries' paths are relative to; `view`:
+    the version of each picture that is kept, `None` for the picture as it is.
     """
 
     blocks: nn.Sequential
@@ -71,6 +87,7 @@ class FrozenPrefix:
     device: torch.device
     precision: Precision
     workers: int
+    view: View | None = None
 
     def keep(self, entries: list[Entry], max_gigabytes: float, also: Mapping[int, list[Entry]] | None = None) -> Kept:
         """Find the activations of pictures in the cache; compute those that are not there, once, and keep them.
@@ -89,16 +106,66 @@ class FrozenPrefix:
         Raises:
             StageError: a picture is gone or changed since the index was made.
         """
+        kept, problem = self._keep(entries, max_gigabytes, also or {})
+        if missing := kept.missing(entries):
+            left = "activations are" if not kept.rows else f"activations of {len(missing):,} pictures are"
+            print(f"{left} not kept, but computed each time: {_explain(problem)}", flush=True)
+        return kept
+
+    def keep_views(
+        self,
+        entries: list[Entry],
+        count: int,
+        augment: Augment,
+        seed: int,
+        max_gigabytes: float,
+        also: Mapping[int, list[Entry]] | None = None,
+    ) -> list[Kept]:
+        """Do the same for several augmented versions of each picture, for `batches` to choose from.
+
+        Where there is not room for all of them, there are fewer, and a line says why.
+
+        Args:
+            entries: the pictures.
+            count: of versions.
+            augment: how they are made.
+            seed: the same versions for the same one.
+            max_gigabytes: as for `keep`.
+            also: as for `keep`.
+
+        Returns:
+            The activations of each version, of all pictures.
+        """
+        views: list[Kept] = []
+        for number in range(count):
+            prefix = replace(self, view=View(augment, seed, number))
+            kept, problem = prefix._keep(entries, max_gigabytes, also or {}, all_or_none=True)
+            if kept.missing(entries):
+                print(
+                    f"{number} of {count} augmented versions of each picture are kept: {_explain(problem)}", flush=True
+                )
+                break
+            views.append(kept)
+        return views
+
+    def _keep(
+        self,
+        entries: list[Entry],
+        max_gigabytes: float,
+        also: Mapping[int, list[Entry]],
+        all_or_none: bool = False,
+    ) -> tuple[Kept, OSError | None]:
+        """Return what can be kept, and why not all if anything was in the way."""
         count = len(self.blocks)
         folders = _folders(self)
         kept = Kept()
         kept.hold(folders[count])
         kept.add(find(folders[count], {entry.sha256 for entry in entries}))
         if not kept.missing(entries):
-            return kept
+            return kept, None
         later = {
             folders[count - blocks]: {entry.sha256 for entry in pictures}
-            for blocks, pictures in (also or {}).items()
+            for blocks, pictures in also.items()
             if 0 < blocks <= count
         }
         problem: OSError | None = None
@@ -107,16 +174,13 @@ class FrozenPrefix:
                 kept.add(find(folders[count], kept.missing(entries).keys()))
                 # So that rows of pictures which nobody asks for any more may go. What was found stays readable.
                 kept.release()
-                problem = _compute(self, folders, list(kept.missing(entries).values()), later, max_gigabytes, kept)
+                missing = list(kept.missing(entries).values())
+                problem = _compute(self, folders, missing, later, max_gigabytes, kept, all_or_none)
         except OSError as error:
             problem = error
         kept.hold(folders[count])
         kept.add(find(folders[count], kept.missing(entries).keys()))
-        if missing := kept.missing(entries):
-            why = "another process removed them" if problem is None else cache.explain(problem)
-            left = "activations are" if not kept.rows else f"activations of {len(missing):,} pictures are"
-            print(f"{left} not kept, but computed each time: {why}", flush=True)
-        return kept
+        return kept, problem
 
     def batches(
         self,
@@ -125,6 +189,7 @@ class FrozenPrefix:
         batch_size: int,
         augment: Augment = "none",
         shuffle_seed: int | None = None,
+        views: Sequence[Kept] = (),
     ) -> Inputs:
         """Return batches of activations; those that are not kept, and those of augmented pictures, are computed live.
 
@@ -136,9 +201,12 @@ class FrozenPrefix:
             batch_size: pictures per batch; the last one may be smaller.
             augment: for training pictures only.
             shuffle_seed: each epoch takes another order, the same ones for the same seed; `None` keeps the index's.
+            views: of augmented pictures, as `keep_views` returns them; without any, they are computed live.
         """
         if augment == "none":
             return _Rows(self, entries, kept, batch_size, shuffle_seed)
+        if views:
+            return _Views(self, entries, views, batch_size, shuffle_seed)
         return _Augmented(self, entries, batch_size, augment, shuffle_seed)
 
     def read(self, entries: list[Entry], batch_size: int, augment: Augment, order: Order) -> Batches:
@@ -158,7 +226,7 @@ class _Rows:
         self.order = Order(len(entries), shuffle_seed)
         absent = kept.missing(entries)
         self.live = _LiveRows(prefix, entries, absent, shuffle_seed) if absent else None
-        self.resident = None if self.live else _make_resident(kept, entries, self.device)
+        self.resident = None if self.live else self._make_resident()
 
     def __len__(self) -> int:
         return math.ceil(len(self.entries) / self.batch_size)
@@ -188,15 +256,58 @@ class _Rows:
         if self.live is not None:
             rows = (self.kept.row(entry) if entry.sha256 in self.kept.rows else next(live) for entry in entries)
             return torch.stack([row.to(self.device) for row in rows])
-        inputs = self.kept.gather(entries)
+        return self._send(self.kept.gather(entries))
+
+    def _send(self, inputs: Tensor) -> Tensor:
         if self.device.type == "cuda":
             inputs = inputs.pin_memory()
         return inputs.to(self.device, non_blocking=True)
+
+    def _make_resident(self) -> Tensor | None:
+        return _make_resident(self.kept, self.entries, self.device)
 
     def set_epoch(self, epoch: int) -> None:
         self.order.epoch = epoch
         if self.live is not None:
             self.live.order.epoch = epoch
+
+
+class _Views(_Rows):
+    """Batches of rows, each from one of several versions of its picture; all are used before one comes again."""
+
+    def __init__(
+        self, prefix: FrozenPrefix, entries: list[Entry], views: Sequence[Kept], batch_size: int, seed: int | None
+    ) -> None:
+        super().__init__(prefix, entries, views[0], batch_size, seed)
+        self.views, self.chosen = views, dict.fromkeys((entry.sha256 for entry in entries), 0)
+
+    def _gather(self, entries: list[Entry], live: Iterator[Tensor]) -> Tensor:
+        rows = [self.views[self.chosen[entry.sha256]].row(entry) for entry in entries]
+        return self._send(torch.stack(rows))
+
+    def _make_resident(self) -> None:
+        return None
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
+        chosen = choose_views(len(self.entries), len(self.views), self.order.seed or 0, epoch)
+        self.chosen = {entry.sha256: view for entry, view in zip(self.entries, chosen, strict=True)}
+
+
+def choose_views(pictures: int, views: int, seed: int, epoch: int) -> list[int]:
+    """Return which version of each picture an epoch takes: in `views` epochs each one once, in an order of its own.
+
+    Args:
+        pictures: their number.
+        views: number of versions of each.
+        seed: the same orders for the same one.
+        epoch: counts from 1.
+    """
+    turn, place = divmod(epoch - 1, views)
+    generator = generator_for(seed, turn, views)
+    orders = torch.rand(pictures, views, generator=generator).argsort(dim=1)
+    chosen: list[int] = orders[:, place].tolist()
+    return chosen
 
 
 class _LiveRows:
@@ -292,9 +403,21 @@ def _make_forward(prefix: FrozenPrefix) -> Callable[[Tensor, Collection[int]], l
     return forward
 
 
+def _read_once(prefix: FrozenPrefix, entries: list[Entry]) -> Batches:
+    """Return batches of the versions of pictures that are kept."""
+    if prefix.view is None:
+        return prefix.read(entries, _BATCH, "none", Order(len(entries)))
+    seeds = [prefix.view.seed_of(entry) for entry in entries]
+    return prefix.read(entries, _BATCH, prefix.view.augment, Order(len(entries), seeds=seeds))
+
+
+def _explain(problem: OSError | None) -> str:
+    return "another process removed them" if problem is None else cache.explain(problem)
+
+
 def _folders(prefix: FrozenPrefix) -> list[Path]:
     """Return where the activations after 0, 1, 2 ... blocks of the prefix are kept."""
-    about = {
+    about: dict[str, object] = {
         "format": _FORMAT,
         "preprocessing": prefix.preprocessing.to_json(),
         "precision": prefix.precision,
@@ -302,6 +425,8 @@ def _folders(prefix: FrozenPrefix) -> list[Path]:
         "device": prefix.device.type,
         "torch": torch.__version__,
     }
+    if prefix.view is not None:
+        about["view"] = asdict(prefix.view)
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     names = [digest.hexdigest()]
     for block in prefix.blocks:
@@ -320,11 +445,12 @@ def _compute(
     later: Mapping[Path, Set[str]],
     max_gigabytes: float,
     kept: Kept,
+    all_or_none: bool,
 ) -> OSError | None:
     """Compute the rows of pictures, and keep as many as there is room for.
 
     What is kept of them for `later` (a folder -> the pictures it is wanted of) comes second: a stage of its own can
-    compute that.
+    compute that. With `all_or_none`, nothing is computed where there is not room for all of `needed`.
 
     Returns:
         Why there is not room for all.
@@ -343,7 +469,7 @@ def _compute(
     room = cache.find_room(parts, max_gigabytes, spare)
     problem = room.why_not(len(needed) * size)
     left = max(0, min(room.limit, room.disk))
-    needed = needed[: left // size]
+    needed = [] if all_or_none and problem is not None else needed[: left // size]
     wanted = [{entry.sha256: entry for entry in needed}]
     left -= len(needed) * size
     for (folder, own), later_size in zip(later.items(), later_sizes, strict=True):
@@ -363,7 +489,7 @@ def _compute(
         for writer in writers:
             stack.callback(writer.close)
         position = 0
-        for images, _ in prefix.read(needed, _BATCH, "none", Order(len(needed))):
+        for images, _ in _read_once(prefix, needed):
             count = len(images)
             batch = [entry.sha256 for entry in needed[position : position + count]]
             for writer, activations in zip(writers, forward(_pad(images), cuts), strict=True):

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 
 from stages.common.device import resolve_device
-from stages.common.params import Params, Phase
+from stages.common.params import Finetune, Params, Phase
 from stages.common.seeds import make_deterministic
 from stages.common.stage import StageError
 from stages.network.checkpoint import Description, load_checkpoint, require_classes, save_checkpoint
 from stages.network.network import Network
 from stages.pictures.index import Entry, read_index
-from stages.training.activations import Inputs
+from stages.training.activations import FrozenPrefix, Inputs
 from stages.training.fusion import reuse_freed_memory
 from stages.training.history import History
 from stages.training.resume import StateFile
@@ -62,6 +62,25 @@ def load(start: Path, index: Path) -> tuple[Network, Description, Pictures]:
     network, description = load_checkpoint(start)
     require_classes(start, description, pictures.train)
     return network, description, pictures
+
+
+def open_inputs(
+    prefix: FrozenPrefix, pictures: Pictures, phase: Phase, params: Params, later: Finetune | None = None
+) -> tuple[Inputs, Inputs]:
+    """Compute and keep the activations that a phase trains on and watches; return batches of both.
+
+    What enters the blocks that a `later` phase will train is kept in passing, which saves it a pass over the pictures.
+    """
+    gigabytes, views = params.cache.max_gigabytes, []
+    also = {} if later is None else {later.unfreeze: pictures.unchanging(later)}
+    kept = prefix.keep(pictures.unchanging(phase), gigabytes, also)
+    if phase.augment != "none" and phase.augment_views:
+        also = {}
+        if later is not None and later.augment == phase.augment and later.augment_views >= phase.augment_views:
+            also = {later.unfreeze: pictures.train}
+        views = prefix.keep_views(pictures.train, phase.augment_views, phase.augment, params.seed, gigabytes, also)
+    train = prefix.batches(pictures.train, kept, phase.batch_size, phase.augment, params.seed, views)
+    return train, prefix.batches(pictures.watched, kept, phase.batch_size)
 
 
 def open_state(

@@ -176,11 +176,16 @@ class Trainer:
             inputs: what enters the network, (n, ...).
             labels: (n,), on the device.
             optimizer: as `make_optimizer` makes it.
-            phase: its `label_smoothing`, and its `clip_norm`, the largest norm of all gradients together.
+            phase: its `label_smoothing`, its `mixup` as for `mix`, and its `clip_norm`, the largest norm of all
+                gradients together.
         """
         self._fused.train()
+        inputs, others, share = mix(inputs, labels, phase.mixup) if phase.mixup else (inputs, labels, 1.0)
         logits = self._forward(inputs)
         loss = objective.loss(logits, labels, self.class_weights, phase.label_smoothing)
+        if share < 1:
+            other = objective.loss(logits, others, self.class_weights, phase.label_smoothing)
+            loss = share * loss + (1 - share) * other
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if phase.clip_norm is not None:
@@ -235,6 +240,26 @@ class Trainer:
         # Tokens have no such layout: it is one of maps.
         layout = self._layout if inputs.dim() == 4 else torch.contiguous_format
         return inputs.to(self.device, memory_format=layout)
+
+
+def mix(inputs: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, Tensor, float]:
+    """Mix each input with another one of the batch, as mixup does (Zhang et al. 2018, https://arxiv.org/abs/1710.09412).
+
+    Kept activations are mixed as pictures would be: manifold mixup (Verma et al. 2019, https://arxiv.org/abs/1806.05236).
+
+    Args:
+        inputs: what enters the network, (n, ...).
+        labels: (n,).
+        alpha: above 0: of the Beta distribution of the share of the first one.
+
+    Returns:
+        The mixed inputs; the labels of the others, (n,); the share of the first ones, in [0.5, 1], to which the labels
+        stay.
+    """
+    # From the processor's generator: its state is what a stopped run resumes with.
+    drawn = float(torch.distributions.Beta(alpha, alpha).sample())
+    share, order = max(drawn, 1 - drawn), torch.randperm(len(inputs)).to(inputs.device)
+    return torch.lerp(inputs[order], inputs, share), labels[order.to(labels.device)], share
 
 
 class _Pass:
