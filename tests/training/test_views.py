@@ -117,6 +117,7 @@ def test_where_not_all_versions_fit_there_are_fewer_and_a_line_says_so(
         "2 of 3 augmented versions of each picture are kept: .*no room for .* cache.max_gigabytes", printed
     )
     built.set("cache.max_gigabytes", 0)
+    built.set("seed", 6)
     assert built.run("train_head") == 0
     assert "0 of 3 augmented versions of each picture are kept" in capsys.readouterr().out
     assert len(read_history(built.path("metrics/train_head"))) == 5
