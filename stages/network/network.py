@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable
+from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stages.common.params import Head
 from stages.common.stage import StageError, is_out_of_memory
 from stages.network.backbones import ClassToken, cut_into_blocks
+
+_POOLING = (nn.AdaptiveAvgPool2d, ClassToken)
 
 
 class Network(nn.Module):
@@ -105,7 +108,12 @@ def _with_outputs(layers: list[nn.Module], outputs: int) -> list[nn.Module]:
 
 
 def pool_features(features: Tensor) -> Tensor:
-    """Return a vector a picture, (n, channels): the mean over space of maps, the class token of tokens."""
+    """Return a vector a picture, (n, channels): the mean over space of maps, the class token of tokens.
+
+    Features that are vectors already stay as they are.
+    """
+    if features.dim() == 2:
+        return features
     return features[:, 0] if features.dim() == 3 else features.flatten(2).mean(2)
 
 
@@ -168,11 +176,24 @@ def set_trainable(network: Network, unfreeze: int) -> None:
 def cut(network: Network, unfreeze: int) -> tuple[nn.Sequential, Network]:
     """Cut a network before its last `unfreeze` blocks: what is frozen, and what is trained.
 
+    Where no block is trained, a classifier that begins by pooling leaves that to the prefix, with its last block: of
+    maps of 7 x 7 values, one in 49 has to be kept.
+
     Returns:
         The prefix: images -> activations; and the tail: activations -> logits. Both share the network's tensors.
     """
     first = len(network.backbone) - unfreeze
-    return network.backbone[:first], Network(network.backbone[first:], network.classifier)
+    prefix, classifier = network.backbone[:first], network.classifier
+    if not unfreeze and (pooling := _leading_pooling(classifier)):
+        *blocks, last = prefix
+        prefix, classifier = nn.Sequential(*blocks, nn.Sequential(last, *pooling)), classifier[len(pooling) :]
+    return prefix, Network(network.backbone[first:], classifier)
+
+
+def _leading_pooling(classifier: nn.Sequential) -> list[nn.Module]:
+    """Return the layers up to the first that is trained or random, if there is one among them that reduces."""
+    layers = list(takewhile(lambda layer: isinstance(layer, (*_POOLING, nn.Flatten)), classifier))
+    return layers if any(isinstance(layer, _POOLING) for layer in layers) else []
 
 
 def count_shared_blocks(network: Network, other: Network) -> int:

@@ -48,7 +48,9 @@ def predict_with_both(
 
 def open_features(network: Network, description: Description, params: Params, entries: list[Entry]) -> Read:
     """Keep what enters a network's classifier for `entries`; return what reads it, pooled, for some: (n, channels)."""
-    whole = _put_in_front(description, params)(network.to(resolve_device(params.device)).backbone)
+    # As the head phase has kept them.
+    blocks, _ = cut(network.to(resolve_device(params.device)), unfreeze=0)
+    whole = _put_in_front(description, params)(blocks)
     kept = whole.keep(entries, params.cache.max_gigabytes)
 
     def read(some: list[Entry]) -> Iterator[Tensor]:

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from stages.common.params import Head
 from stages.common.stage import StageError
 from stages.network.backbones import stock_model
 from stages.network.layers import count_parameters
@@ -17,6 +18,7 @@ from stages.network.network import (
     Network,
     build_network,
     calibrate_batchnorm,
+    cut,
     require_blocks,
     set_trainable,
 )
@@ -158,3 +160,30 @@ def test_a_pth_file_loads_with_its_classifier(tmp_path: Path) -> None:
     weights = find_weights("mobilenet_v3_small", str(tmp_path / "weights.pth"))
     load_into(target, weights, "mobilenet_v3_small")
     assert all(torch.equal(tensor, source.state_dict()[key]) for key, tensor in target.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("arch", "head", "kept"),
+    [
+        ("mobilenet_v3_small", "flatten", (576, 2, 2)),
+        ("mobilenet_v3_small", "pooled", (576,)),
+        ("mobilenet_v3_small", "original", (576,)),
+        ("shufflenet_v2_x0_5", "original", (1024,)),
+        ("resnet18", "pooled", (512,)),
+        ("squeezenet1_1", "original", (512, 3, 3)),
+        pytest.param("convnext_tiny", "original", (768, 1, 1), marks=pytest.mark.slow),
+        pytest.param("vit_b_32", "pooled", (768,), marks=pytest.mark.slow),
+    ],
+)
+def test_a_head_that_pools_leaves_that_to_the_frozen_prefix(arch: str, head: Head, kept: tuple[int, ...]) -> None:
+    network = build_network(stock_model(arch, 64), head, 8, 3, 64).eval()
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = network(images)
+        blocks, tail = cut(network, unfreeze=0)
+        activations = blocks.eval()(images)
+        assert activations.shape == (2, *kept)
+        assert torch.equal(tail.eval()(activations), plain)
+        blocks, tail = cut(network, unfreeze=2)
+        assert torch.equal(tail.eval()(blocks.eval()(images)), plain)
+    assert len(blocks) == len(network.backbone) - 2

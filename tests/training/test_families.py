@@ -102,7 +102,7 @@ def test_kept_rows_and_the_tail_are_the_plain_network_at_every_cut(
         plain = network.eval()(images)
         rounding = (copy.deepcopy(network).double()(images.double()) - plain).abs().max()
     # As `train_head` does: what a later cut needs is kept in passing, by a prefix that is longer.
-    whole = FrozenPrefix(network.backbone, root, preprocessing, CPU, "float32", 0)
+    whole = FrozenPrefix(cut(network, unfreeze=0)[0], root, preprocessing, CPU, "float32", 0)
     whole.keep(entries, 1.0, also=dict.fromkeys(range(len(network.backbone)), entries))
     assert "activations: 4 pictures" in capsys.readouterr().out
     for unfreeze in range(len(network.backbone) + 1):
