@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from stages.common.files import sha256_of
 from stages.common.params import load_params
 from stages.common.seeds import make_deterministic
 from stages.common.stage import run
@@ -81,6 +82,7 @@ def main() -> None:
         balanced,
         find_remarks(classes, balanced, split, len(test) - len(different)),
     )
+    checkpoints = [sha256_of(path) for path in (arguments.head, arguments.finetuned)]
     write_probabilities(arguments.probabilities, predictions)
     write_predictions(arguments.predictions, predictions)
     write_classes(arguments.classes, classes)
@@ -89,7 +91,7 @@ def main() -> None:
         arguments.suspects,
         find_suspects(predictions.paths, predictions.labels, predictions.finetuned, predictions.classes),
     )
-    write_calibrations(arguments.calibration, measure_calibrations(predictions, *temperatures))
+    write_calibrations(arguments.calibration, measure_calibrations(predictions, temperatures, checkpoints))
     write_evaluation(arguments.metrics, evaluation)
     print(describe(evaluation))
     print(describe_near_duplicates(evaluation.near_duplicates, len(different)))

@@ -1,7 +1,6 @@
 """The fine-tuned checkpoint -> a folder to hand over: ONNX, safetensors, labels and a model card."""
 
 import argparse
-import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stages.common.files import whole_folder, write_json, write_text
-from stages.common.params import Precision, load_params
+from stages.common.files import sha256_of, whole_folder, write_json, write_text
+from stages.common.params import load_params
 from stages.common.seeds import make_deterministic
 from stages.common.stage import StageError, run
 from stages.common.workers import resolve_workers
@@ -22,7 +21,8 @@ from stages.pictures.index import Entry, read_index
 from stages.pictures.summary import read_summary
 from stages.pictures.unlabelled import load
 from stages.report.card import compose_card
-from stages.scores.agreement import TOLERANCE, describe_agreement, measure_agreement
+from stages.scores.agreement import describe_agreement, measure_agreement
+from stages.scores.calibration import read_calibrations
 from stages.scores.evaluation import read_evaluation
 from stages.scores.predictions import count_once, read_predictions
 from stages.training.classifier import Classifier, open_classifier
@@ -54,14 +54,12 @@ def main() -> None:
     root, workers, cpu = Path(params.data.path), resolve_workers(params.workers), torch.device("cpu")
     original = classify(open_classifier(arguments.checkpoint, cpu, "float32"), root, test, workers)
     evaluated = read_predictions(arguments.metrics / "predictions.csv", arguments.probabilities)
-    if evaluated.paths != [entry.path for entry in test] or not is_same_run(
-        original, evaluated.finetuned, params.precision
-    ):
+    sha256, tested = sha256_of(arguments.checkpoint), read_calibrations(arguments.metrics / "calibration.json")
+    if evaluated.paths != [entry.path for entry in test] or tested.finetuned.checkpoint != sha256:
         raise StageError(f"{arguments.metrics}: the scores are not those of {arguments.checkpoint}; run `dvc repro`")
 
     with whole_folder(arguments.output) as folder:
         shutil.copyfile(arguments.checkpoint, folder / "model.safetensors")
-        sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
         write_onnx(folder / "model.onnx", network, description, sha256)
         stock = stock_shapes(description.arch, description.preprocessing.crop)
         write_json(folder / "torchvision_names.json", names_in_torchvision(cut_into_blocks(stock), stock))
@@ -97,12 +95,6 @@ def classify(classifier: Classifier, root: Path, test: list[Entry], workers: int
                 raise StageError(f"{path}: {problem}; bring it back, or run `dvc repro`")
         batches.append(classifier.probabilities(some.images))
     return np.concatenate(batches)
-
-
-def is_same_run(now: NDArray[np.float64], evaluated: NDArray[np.float64], precision: Precision) -> bool:
-    """Whether float32 probabilities are those of the network that was evaluated in `precision`."""
-    tolerance = TOLERANCE if precision == "float32" else 100 * TOLERANCE
-    return now.shape == evaluated.shape and float(np.abs(now - evaluated).mean()) <= tolerance
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Writing files that are either whole or not there; CSV and JSON."""
+"""Files that are written whole or not at all; CSV and JSON; a file's SHA-256."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -9,6 +10,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -50,9 +50,10 @@ class Quality:
 class Calibration:
     """A checkpoint's `temperature`, and its probabilities `before` and `after` the logits were divided by it.
 
-    `change`: after minus before, on the same resampled pictures.
+    `change`: after minus before, on the same resampled pictures; `checkpoint`: SHA-256 of the file.
     """
 
+    checkpoint: str
     temperature: float
     before: Quality
     after: Quality
@@ -73,33 +74,39 @@ class Calibrations:
         return {"head": self.head.temperature, "finetuned": self.finetuned.temperature}
 
 
-def measure_calibrations(predictions: Predictions, head: float, finetuned: float) -> Calibrations:
+def measure_calibrations(
+    predictions: Predictions, temperatures: Sequence[float], checkpoints: Sequence[str]
+) -> Calibrations:
     """Measure both checkpoints.
 
     Args:
         predictions: with the temperatures.
-        head: the temperature of the head checkpoint.
-        finetuned: that of the fine-tuned one.
+        temperatures: of the head and of the fine-tuned checkpoint.
+        checkpoints: the SHA-256 of both files, likewise.
     """
-    return Calibrations(
-        measure_calibration(predictions.labels, predictions.head, head),
-        measure_calibration(predictions.labels, predictions.finetuned, finetuned),
-        measure_coverage(predictions.labels, predictions.finetuned),
+    head, finetuned = (
+        measure_calibration(predictions.labels, *of_one)
+        for of_one in zip(predictions.models.values(), temperatures, checkpoints, strict=True)
     )
+    return Calibrations(head, finetuned, measure_coverage(predictions.labels, predictions.finetuned))
 
 
-def measure_calibration(labels: Labels, probabilities: Probabilities, temperature: float) -> Calibration:
+def measure_calibration(
+    labels: Labels, probabilities: Probabilities, temperature: float, checkpoint: str = ""
+) -> Calibration:
     """Measure what a temperature changed.
 
     Args:
         labels: (n,).
         probabilities: with the temperature, (n, classes).
         temperature: above 0.
+        checkpoint: SHA-256 of its file.
     """
     sides = [_Sums(labels, values) for values in (without_temperature(probabilities, temperature), probabilities)]
     before, after = (np.array(side.of(np.ones((1, len(labels)))))[:, 0] for side in sides)
     drawn = [np.concatenate(parts, axis=1) for parts in zip(*_resample(sides, len(labels)), strict=True)]
     return Calibration(
+        checkpoint,
         temperature,
         _quality(before, drawn[0]),
         _quality(after, drawn[1]),
@@ -169,7 +176,9 @@ def read_calibrations(path: Path) -> Calibrations:
         values = json.loads(path.read_text(encoding="utf-8"))
         head, finetuned = (
             Calibration(
-                values[model]["temperature"], *(quality(values[model][side]) for side in ("before", "after", "change"))
+                values[model]["checkpoint"],
+                values[model]["temperature"],
+                *(quality(values[model][side]) for side in ("before", "after", "change")),
             )
             for model in ("head", "finetuned")
         )

@@ -82,7 +82,7 @@ def ink(path: Path) -> int:
     ids=["100 classes with long names", "perfect, odd names", "one picture"],
 )
 def test_every_figure_of_numbers_is_drawn_without_a_warning(predictions: Predictions, tmp_path: Path) -> None:
-    calibrations = measure_calibrations(predictions, 1.2, 0.9)
+    calibrations = measure_calibrations(predictions, (1.2, 0.9), ("a", "b"))
     figures = draw_numbers(predictions, SCORES, (history(0.7, 0.3, 0.2), history(0.1)), (2, 0), calibrations)
     assert list(figures) == ["training", "confusion", "curves", "reliability", "coverage", "losses"]
     for name, figure in figures.items():

@@ -22,7 +22,7 @@ SURE = predictions_of([0.99] * 90 + [0.8] * 10, [True] * 95 + [False] * 5)
 
 
 def test_the_table_has_the_scores_without_and_with_the_temperature() -> None:
-    text = describe_probabilities(measure_calibrations(SURE, 1.0, 1.5), 40)
+    text = describe_probabilities(measure_calibrations(SURE, (1.0, 1.5), ("a", "b")), 40)
     assert "1.000 (head phase) and 1.500 (fine-tuned), fitted on 40 validation pictures" in text
     (row,) = (line for line in text.splitlines() if line.startswith("| fine-tuned, log-loss"))
     after = score(SURE.labels, SURE.finetuned).loss
@@ -32,14 +32,14 @@ def test_the_table_has_the_scores_without_and_with_the_temperature() -> None:
 
 
 def test_without_validation_pictures_the_report_says_that_no_temperature_was_fitted() -> None:
-    text = describe_probabilities(measure_calibrations(SURE, 1.0, 1.0), 0)
+    text = describe_probabilities(measure_calibrations(SURE, (1.0, 1.0), ("a", "b")), 0)
     assert "a temperature is fitted on validation pictures, and there are none" in text
     assert "|" not in text
 
 
 @pytest.mark.parametrize(("temperature", "columns"), [(1.0, 1), (2.0, 2)])
 def test_reliability_is_drawn_without_and_with_the_temperature(temperature: float, columns: int) -> None:
-    figure = draw_reliability(SURE, measure_calibrations(SURE, 1.0, temperature))
+    figure = draw_reliability(SURE, measure_calibrations(SURE, (1.0, temperature), ("a", "b")))
     assert len(figure.axes) == 2 * columns
     texts = [text.get_text() for text in figure.findobj(Text)]
     # 90 that are right and 1% unsure, 10 of which half is right at 80%.
@@ -48,7 +48,7 @@ def test_reliability_is_drawn_without_and_with_the_temperature(temperature: floa
 
 
 def test_the_ring_is_where_the_rest_is_left_to_a_person() -> None:
-    (axes,) = draw_coverage(SURE, measure_calibrations(SURE, 1.0, 1.0)).axes
+    (axes,) = draw_coverage(SURE, measure_calibrations(SURE, (1.0, 1.0), ("a", "b"))).axes
     (ring,) = (line for line in axes.lines if line.get_fillstyle() == "none")
     assert (list(ring.get_xdata()), list(ring.get_ydata())) == ([pytest.approx(0.9)], [0])
     assert ring.get_label() == "10.0% left to a person"

@@ -133,7 +133,7 @@ def test_where_no_picture_or_every_picture_is_left_the_sentence_says_so() -> Non
 def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     labels, probabilities = coverage_of([0.9] * 10 + [0.7], {10})
     predictions = Predictions([""] * 11, labels, ["cat", "dog"], probabilities, probabilities)
-    calibrations = measure_calibrations(predictions, 1.0, 1.3)
+    calibrations = measure_calibrations(predictions, (1.0, 1.3), ("a", "b"))
     path = tmp_path / "calibration.json"
     write_calibrations(path, calibrations)
     assert read_calibrations(path) == calibrations
