@@ -87,9 +87,9 @@ def classify(classifier: Classifier, root: Path, test: list[Entry], workers: int
     Raises:
         StageError: one of them cannot be read.
     """
-    paths, grey_max = [str(root / entry.path) for entry in test], classifier.preprocessing.grey_max
+    paths = [str(root / entry.path) for entry in test]
     batches = []
-    for some in load(paths, classifier.transform, grey_max, BATCH, workers):
+    for some in load(paths, classifier.transform, classifier.preprocessing, BATCH, workers):
         for path, problem in zip(some.paths, some.problems, strict=True):
             if problem is not None:
                 raise StageError(f"{path}: {problem}; bring it back, or run `dvc repro`")

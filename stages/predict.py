@@ -55,7 +55,7 @@ def main() -> None:
         open_table(arguments.output, classifier.classes, top, arguments.reject) as write,
         tqdm(total=len(paths), desc="predicting", unit=" pictures", disable=None) as progress,
     ):
-        for some in load(paths, classifier.transform, classifier.preprocessing.grey_max, arguments.batch_size, workers):
+        for some in load(paths, classifier.transform, classifier.preprocessing, arguments.batch_size, workers):
             predicted = iter(classifier.probabilities(some.images) if len(some.images) else ())
             for path, problem in zip(some.paths, some.problems, strict=True):
                 write(path, next(predicted) if problem is None else problem)

@@ -29,8 +29,8 @@ _AHEAD = 2
 _SHARED_MEMORY_SIGNS = ("Bus error", "shared memory", "(shm)", "/torch_")
 
 
-def read_entry(root: Path, entry: Entry, grey_max: int | None = None) -> Image.Image:
-    """Read a picture of the index; `grey_max` as in `decode`.
+def read_entry(root: Path, entry: Entry, grey_max: int | None = None, least: int | None = None) -> Image.Image:
+    """Read a picture of the index; `grey_max` and `least` as in `decode`.
 
     Raises:
         StageError: it is no longer there, or no longer what `split` saw.
@@ -39,7 +39,7 @@ def read_entry(root: Path, entry: Entry, grey_max: int | None = None) -> Image.I
         content = read_picture(root / entry.path)
         if hashlib.sha256(content).hexdigest() != entry.sha256:
             raise PictureError("changed")
-        return decode(content, grey_max)
+        return decode(content, grey_max, least)
     except FileNotFoundError:
         problem = "gone"
     except (OSError, PictureError) as error:
@@ -60,12 +60,13 @@ class Pictures(Dataset[tuple[Tensor, int] | StageError]):
     def __init__(self, root: Path, entries: list[Entry], preprocessing: Preprocessing, augment: Augment) -> None:
         self.root, self.entries, self.augment = root, entries, augment
         self.transform, self.grey_max = make_transform(preprocessing, augment), preprocessing.grey_max
+        self.least = preprocessing.least(augment)
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int] | StageError:
         position, seed = item
         entry = self.entries[position]
         try:
-            picture = read_entry(self.root, entry, self.grey_max)
+            picture = read_entry(self.root, entry, self.grey_max, self.least)
         except StageError as error:
             return error
         if self.augment == "none":

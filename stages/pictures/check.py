@@ -16,7 +16,7 @@ from tqdm import tqdm
 from stages.common.stage import StageError
 from stages.common.words import plural
 from stages.pictures.collection import Collection
-from stages.pictures.decode import NEEDS_HEIF, PictureError, decode_with_range, read_picture
+from stages.pictures.decode import NEEDS_HEIF, PictureError, decode_with_facts, read_picture
 from stages.pictures.scan import extension, reason
 
 
@@ -35,7 +35,7 @@ class Checked:
 
 
 def check_pictures(root: Path, paths: list[str], grey_max: int | None, workers: int) -> dict[str, Checked]:
-    """Read, hash and fully decode every picture, in `workers` processes (0: in this one); by path, in their order."""
+    """Read, hash and decode every picture in `workers` processes (0: in this one); by path, in their order."""
     check = partial(_check, root, grey_max)
     return dict(zip(paths, _check_all(check, paths, workers), strict=True))
 
@@ -59,12 +59,13 @@ def _check_all(check: Callable[[str], Checked], paths: list[str], workers: int) 
 def _check(root: Path, grey_max: int | None, path: str) -> Checked:
     try:
         content = read_picture(root / path)
-        picture, highest_grey = decode_with_range(content, grey_max)
+        # At an eighth of its size a JPEG is read to its end, too, in half the time.
+        decoded = decode_with_facts(content, grey_max, least=1)
     except OSError as error:
         return Checked(problem=reason(error))
     except PictureError as error:
         return Checked(problem=str(error))
-    return Checked(hashlib.sha256(content).hexdigest(), *picture.size, highest_grey)
+    return Checked(hashlib.sha256(content).hexdigest(), *decoded.size, decoded.highest_grey)
 
 
 def require_usable(root: Path, found: Collection, rejected: dict[str, str], limit: float) -> None:

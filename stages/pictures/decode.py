@@ -4,9 +4,11 @@ import io
 import stat
 import warnings
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from stages.pictures.colour import RangeError, highest_grey, to_rgb
 from stages.pictures.metadata import without_metadata
@@ -39,6 +41,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)
 
 
 class PictureError(Exception):
@@ -60,7 +63,16 @@ def read_picture(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def decode(content: bytes, grey_max: int | None = None) -> Image.Image:
+@dataclass(frozen=True)
+class Decoded:
+    """A picture; its upright `size` in the file; the highest value of 16-bit grey, `None` for other pictures."""
+
+    picture: Image.Image
+    size: tuple[int, int]
+    highest_grey: int | None
+
+
+def decode(content: bytes, grey_max: int | None = None, least: int | None = None) -> Image.Image:
     """Decode completely the first frame of a picture, upright as its EXIF orientation says, as 8-bit sRGB.
 
     Transparency is laid over white, 16-bit grey is scaled to 8 bits (Pillow's own conversion clips it), CMYK, palettes
@@ -69,36 +81,42 @@ def decode(content: bytes, grey_max: int | None = None) -> Image.Image:
     Args:
         content: of the file.
         grey_max: the value of 16-bit grey that is white; `None`: 65535.
+        least: a JPEG may be decoded at a half, a quarter or an eighth of its size, as long as both sides keep so many
+            pixels. All of the file is read all the same, and damage is found. `None`: at its full size.
 
     Raises:
         PictureError: `content` is empty, truncated, not a picture, above `MAX_PIXELS`, thinner than 1:`MAX_ASPECT`, or
             of a kind that has no stated range (32-bit float).
     """
-    return decode_with_range(content, grey_max)[0]
+    return decode_with_facts(content, grey_max, least).picture
 
 
-def decode_with_range(content: bytes, grey_max: int | None = None) -> tuple[Image.Image, int | None]:
-    """Decode a picture as `decode` does; also return the highest value of 16-bit grey, `None` for other pictures."""
+def decode_with_facts(content: bytes, grey_max: int | None = None, least: int | None = None) -> Decoded:
+    """Decode a picture as `decode` does; also return what the file holds."""
     if not content:
         raise PictureError("empty file")
     try:
-        return _decode(content, grey_max)
+        return _decode(content, grey_max, least)
     except PictureError as error:
         # The pixels may be good where a text, a profile or a checksum of metadata is not.
         for spared in without_metadata(content):
             with suppress(PictureError):
-                return _decode(spared, grey_max)
+                return _decode(spared, grey_max, least)
         raise error from None
 
 
-def _decode(content: bytes, grey_max: int | None) -> tuple[Image.Image, int | None]:
+def _decode(content: bytes, grey_max: int | None, least: int | None) -> Decoded:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata that does not matter here, and bombs, which are refused below
             with Image.open(io.BytesIO(content)) as picture:
                 _check_size(*picture.size)
+                size, orientation = picture.size, _orientation(picture)
+                if least is not None and isinstance(picture, JpegImageFile):
+                    picture.draft(None, (least, least))
                 picture.load()
-                return _turn(to_rgb(picture, grey_max), _orientation(picture)), highest_grey(picture)
+                upright = _turn(to_rgb(picture, grey_max), orientation)
+                return Decoded(upright, size[::-1] if orientation in _SIDEWAYS else size, highest_grey(picture))
     except (PictureError, MemoryError):
         raise
     except RangeError as error:

@@ -20,7 +20,8 @@ class Preprocessing:
     The shorter side is resized to `resize` pixels and the middle `crop` x `crop` is kept; where `resize` is `None`, the
     whole picture is resized to `crop` x `crop`, so that nothing is cut off; with `pad`, it keeps its proportions, and
     margins of the mean colour fill the square. Values go to [0, 1] and are normalized by `mean` and `std`, one a
-    channel. `grey_max` is the value of 16-bit grey that is white, `None`: 65535.
+    channel. `grey_max` is the value of 16-bit grey that is white, `None`: 65535. With `draft`, JPEGs that are much
+    larger are decoded at a fraction of their size.
     """
 
     resize: int | None = None
@@ -30,6 +31,7 @@ class Preprocessing:
     interpolation: str = "bilinear"
     pad: bool = False
     grey_max: int | None = None
+    draft: bool = False
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Preprocessing":
@@ -46,7 +48,7 @@ class Preprocessing:
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` reads, without the fields that are off."""
         values = asdict(self)
-        return {name: value for name, value in values.items() if name not in ("pad", "grey_max") or value}
+        return {name: value for name, value in values.items() if name not in ("pad", "grey_max", "draft") or value}
 
     def framed(self, image_size: int | None, framing: Framing | None, grey_max: int | None = None) -> "Preprocessing":
         """Return the same for another size and another way to make a square of a picture.
@@ -65,7 +67,14 @@ class Preprocessing:
             framed = replace(self, resize=round(size * (self.resize or self.crop) / self.crop), crop=size)
         else:
             framed = replace(self, resize=None, crop=size, pad=framing == "pad")
-        return replace(framed, grey_max=grey_max)
+        return replace(framed, grey_max=grey_max, draft=True)
+
+    def least(self, augment: Augment) -> int | None:
+        """Return how many pixels the sides of a picture have to keep when it is decoded, `None` for all of them.
+
+        Twice those that are needed; where augmentation cuts out a part, which is enlarged, four times.
+        """
+        return (2 if augment == "none" else 4) * (self.resize or self.crop) if self.draft else None
 
 
 class _Pad(torch.nn.Module):

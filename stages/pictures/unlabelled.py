@@ -13,6 +13,7 @@ from stages.common.stage import StageError, stop_if_interrupted
 from stages.pictures.batches import leave_interrupts_to_the_main_process, loaded
 from stages.pictures.collection import Collection
 from stages.pictures.decode import PictureError, decode, read_picture
+from stages.pictures.preprocessing import Preprocessing
 from stages.pictures.scan import reason, walk
 
 Transform = Callable[[Image.Image], Tensor]
@@ -52,12 +53,14 @@ def find_files(given: list[Path]) -> list[str]:
 class _Pictures(Dataset[tuple[Tensor | None, str | None]]):
     """Each picture, transformed, or why it cannot be read."""
 
-    def __init__(self, paths: list[str], transform: Transform, grey_max: int | None) -> None:
-        self.paths, self.transform, self.grey_max = paths, transform, grey_max
+    def __init__(self, paths: list[str], transform: Transform, preprocessing: Preprocessing) -> None:
+        self.paths, self.transform = paths, transform
+        self.grey_max, self.least = preprocessing.grey_max, preprocessing.least("none")
 
     def __getitem__(self, position: int) -> tuple[Tensor | None, str | None]:
         try:
-            return self.transform(decode(read_picture(Path(self.paths[position])), self.grey_max)), None
+            content = read_picture(Path(self.paths[position]))
+            return self.transform(decode(content, self.grey_max, self.least)), None
         except FileNotFoundError:
             return None, "no such file"
         except OSError as error:
@@ -70,14 +73,14 @@ class _Pictures(Dataset[tuple[Tensor | None, str | None]]):
 
 
 def load(
-    paths: list[str], transform: Transform, grey_max: int | None, batch_size: int, workers: int
+    paths: list[str], transform: Transform, preprocessing: Preprocessing, batch_size: int, workers: int
 ) -> Iterator[Loaded]:
     """Yield pictures in batches, in the order of `paths`.
 
     Args:
         paths: of the files.
         transform: an RGB picture -> a tensor, always of the same shape.
-        grey_max: as in `decode`.
+        preprocessing: how the pictures are to be decoded.
         batch_size: pictures per batch.
         workers: decoding processes; 0: in this one.
 
@@ -85,7 +88,7 @@ def load(
         StageError: a process was killed.
     """
     loader: DataLoader[tuple[Tensor | None, str | None]] = DataLoader(
-        _Pictures(paths, transform, grey_max),
+        _Pictures(paths, transform, preprocessing),
         batch_size,
         num_workers=workers,
         collate_fn=_collate,

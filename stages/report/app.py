@@ -88,7 +88,7 @@ def _make_explain(network: Network, description: Description) -> Callable[[bytes
 
     def explain(content: bytes) -> dict[str, Any]:
         with turn:
-            images = transform(decode(content, preprocessing.grey_max))[None]
+            images = transform(decode(content, preprocessing.grey_max, preprocessing.least("none")))[None]
             with torch.inference_mode():
                 values = probabilities(network(images).double(), description.temperature).numpy()
             label = predicted_labels(values)

@@ -40,8 +40,9 @@ class Album:
     def load(self, positions: Positions) -> torch.Tensor:
         """Return these pictures preprocessed, (n, 3, crop, crop); raises what `read_entry` does."""
         transform, grey_max = make_transform(self.preprocessing, "none"), self.preprocessing.grey_max
+        least = self.preprocessing.least("none")
         entries = [self.entries[position] for position in positions]
-        return torch.stack([transform(read_entry(self.root, entry, grey_max)) for entry in entries])
+        return torch.stack([transform(read_entry(self.root, entry, grey_max, least)) for entry in entries])
 
     def pixels(self, images: torch.Tensor) -> Pixels:
         """Return preprocessed pictures as they look, (n, crop, crop, 3) in [0, 1]."""
