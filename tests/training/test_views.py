@@ -81,7 +81,7 @@ def test_a_kept_version_is_what_the_augmented_picture_is_live(built: Project) ->
     assert different == 10
 
 
-@pytest.mark.parametrize("change", ["seed", "augmentation", "order of the index"])
+@pytest.mark.parametrize("change", [pytest.param("seed", marks=pytest.mark.slow), "augmentation", "order of the index"])
 def test_a_version_hangs_on_its_picture_augmentation_and_seed_alone(
     built: Project, capsys: pytest.CaptureFixture[str], change: str
 ) -> None:
@@ -148,7 +148,7 @@ def test_mixup_mixes_inputs_and_labels_in_the_same_shares() -> None:
     assert 0.5 <= min(shares) < 0.7 < max(shares) <= 1
 
 
-@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("classes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_mixup_trains_two_and_many_classes(project: Project, classes: int) -> None:
     if classes == 3:
         make_pictures(project.path("pictures"), ("cat", "dog", "horse"))
