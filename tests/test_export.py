@@ -25,6 +25,7 @@ from stages.network.checkpoint import Description, load_checkpoint, save_checkpo
 from stages.network.network import build_network
 from stages.network.objective import outputs_for, probabilities
 from stages.network.onnx import OnnxNetwork, write_onnx
+from stages.pictures.decode import decode
 from stages.pictures.preprocessing import Preprocessing, make_framing, make_transform
 from stages.report.card import onnx_program, torchvision_program
 from stages.scores.agreement import measure_agreement
@@ -83,9 +84,13 @@ def test_an_export_is_the_checkpoint_and_its_card_says_how_to_use_it(
     (result,) = head["model-index"][0]["results"]
     assert result["metrics"][0]["value"] == round(evaluation["finetuned"]["accuracy"], 4)
     assert {"license", "tags", "metrics"} <= head.keys()
-    picture = finished.path("pictures/dog/003.png")
+    # So large that it is decoded at a fraction of its size, which matters: it is noise.
+    picture, noise = tmp_path / "large.jpg", np.random.default_rng(0)
+    Image.fromarray(noise.integers(0, 256, (300, 400, 3), dtype=np.uint8)).save(picture)
     network, description = load_checkpoint(finished.checkpoint("finetuned"))
-    images = make_transform(description.preprocessing, "none")(Image.open(picture).convert("RGB"))[None]
+    drafted = decode(picture.read_bytes(), least=description.preprocessing.least("none"))
+    assert drafted.size == (100, 75)
+    images = make_transform(description.preprocessing, "none")(drafted)[None]
     with torch.inference_mode():
         expected = probabilities(network.eval()(images), description.temperature)[0].tolist()
     assert description.temperature != 1
@@ -106,7 +111,7 @@ def test_an_export_is_the_checkpoint_and_its_card_says_how_to_use_it(
     (folder / "labels.txt").write_text("old")
     assert call("--output", folder) == 0
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert [path.name for path in tmp_path.iterdir()] == ["exported"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "large.jpg"]
 
 
 def test_an_export_that_is_another_network_is_refused_and_nothing_is_left_behind(

@@ -191,7 +191,10 @@ def _constructor(layer: nn.Module) -> str:
 
 def _resize(preprocessing: Preprocessing) -> str:
     size, method = preprocessing.crop, f"Image.Resampling.{preprocessing.interpolation.upper()}"
-    lines = ['picture = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB")']
+    lines = ["picture = Image.open(sys.argv[1])"]
+    if least := preprocessing.least("none"):
+        lines.append(f"picture.draft(None, ({least}, {least}))  # a large JPEG at a fraction of its size")
+    lines.append('picture = ImageOps.exif_transpose(picture).convert("RGB")')
     if preprocessing.pad:
         lines.append(f"picture = ImageOps.pad(picture, ({size}, {size}), {method}, {margin_colour(preprocessing)})")
     elif preprocessing.resize is None:
