@@ -3,9 +3,10 @@
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 from stages.common.files import write_text
-from stages.common.params import load_params
+from stages.common.params import Params, load_params
 from stages.common.seeds import make_deterministic
 from stages.common.stage import StageError, run
 from stages.network.checkpoint import load_checkpoint, require_classes
@@ -70,7 +71,22 @@ def main() -> None:
     for name, figure in figures.items():
         save_figure(arguments.figures / f"{name}.png", figure)
     write_curves(arguments.curves, predictions)
-    recipe = {
+    folder = Path(os.path.relpath(arguments.figures, arguments.report.parent)).as_posix()
+    captions = {"losses": describe_losses(predictions)}
+    training = describe_training(head, finetune, selected, params)
+    copies = len(test) - len(entries)
+    wrong = estimate_wrong_labels(predictions.labels, predictions.finetuned)
+    suspects = describe_suspects(read_suspects(arguments.suspects), wrong, len(entries))
+    validation = sum(counts["val"] for counts in class_counts(split).values())
+    probabilities = describe_probabilities(calibrations, validation)
+    results = Results(evaluation, classes, copies, split, list_recipe(params), pairs, suspects, probabilities, training)
+    write_text(arguments.report, compose_report(results, folder, captions))
+    print(f"figures in {arguments.figures}, report in {arguments.report}")
+
+
+def list_recipe(params: Params) -> dict[str, Any]:
+    """Return all that the checkpoints hang on, by name; a section's are a dictionary."""
+    return {
         "data": params.data.model_dump(),
         "seed": params.seed,
         "precision": params.precision,
@@ -80,17 +96,6 @@ def main() -> None:
         "train_head": params.train_head.model_dump(),
         "finetune": params.finetune.model_dump(),
     }
-    folder = Path(os.path.relpath(arguments.figures, arguments.report.parent)).as_posix()
-    captions = {"losses": describe_losses(predictions)}
-    training = describe_training(head, finetune, selected, params)
-    copies = len(test) - len(entries)
-    wrong = estimate_wrong_labels(predictions.labels, predictions.finetuned)
-    suspects = describe_suspects(read_suspects(arguments.suspects), wrong, len(entries))
-    validation = sum(counts["val"] for counts in class_counts(split).values())
-    probabilities = describe_probabilities(calibrations, validation)
-    results = Results(evaluation, classes, copies, split, recipe, pairs, suspects, probabilities, training)
-    write_text(arguments.report, compose_report(results, folder, captions))
-    print(f"figures in {arguments.figures}, report in {arguments.report}")
 
 
 if __name__ == "__main__":
