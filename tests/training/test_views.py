@@ -8,14 +8,18 @@ import torch
 from conftest import Project, make_pictures
 from test_activations import computed, kept_files, no_decoding
 from test_resume import PLACES, outputs, run_killed
+from torch import nn
 
+from stages.common.params import Phase
+from stages.network import objective
 from stages.network.checkpoint import load_checkpoint
+from stages.network.network import Network
 from stages.pictures.batches import read_entry
 from stages.pictures.index import read_index, write_index
 from stages.pictures.preprocessing import make_transform
 from stages.training.activations import FrozenPrefix, View, choose_views
 from stages.training.history import read_history
-from stages.training.trainer import mix
+from stages.training.trainer import Trainer, mix
 
 __all__ = ["no_decoding"]
 
@@ -159,3 +163,23 @@ def test_mixup_trains_two_and_many_classes(project: Project, classes: int) -> No
     mixed = read_history(project.path("metrics/train_head"))
     assert mixed[0].val_loss == plain[0].val_loss
     assert all(one.train_loss != other.train_loss for one, other in zip(plain[1:], mixed[1:], strict=True))
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_a_step_with_mixup_learns_from_both_labels_in_these_shares(outputs: int) -> None:
+    torch.manual_seed(0)
+    network = Network(nn.Sequential(), nn.Sequential(nn.Linear(4, outputs)))
+    inputs, labels = torch.randn(6, 4), torch.arange(6) % max(outputs, 2)
+    phase = Phase(
+        epochs=1, batch_size=6, lr=1e-3, weight_decay=0.0, augment="none", select="best", patience=None, mixup=0.4
+    )
+    torch.manual_seed(5)
+    mixed, others, share = mix(inputs, labels, 0.4)
+    with torch.no_grad():
+        logits = network(mixed)
+        both = share * objective.loss(logits, labels) + (1 - share) * objective.loss(logits, others)
+    assert both != pytest.approx(objective.loss(logits, labels).item(), abs=1e-3)
+    torch.manual_seed(5)
+    trainer = Trainer(network, torch.device("cpu"))
+    loss, _ = trainer.step(inputs, labels, torch.optim.SGD(network.parameters(), lr=0.1), phase)
+    assert loss.item() == pytest.approx(both.item(), abs=1e-6)
