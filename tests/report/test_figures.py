@@ -284,6 +284,15 @@ def album(folder: Path, predictions: Predictions) -> Album:
     return Album(folder, entries, Preprocessing(crop=32))
 
 
+def test_the_classes_confused_most_come_first_and_of_these_the_surest_prediction() -> None:
+    labels = np.array([0, 0, 1, 1, 1, 2])
+    taken_for = np.array([1, 0, 2, 2, 1, 0])
+    sure = np.array([0.5, 0.9, 0.6, 0.8, 0.7, 0.95])
+    values = np.where(np.arange(3) == taken_for[:, None], sure[:, None], ((1 - sure) / 2)[:, None])
+    predictions = Predictions([""] * 6, labels, ["cat", "dog", "owl"], values, values)
+    assert find_confused(predictions, "finetuned") == [(1, 2, [3, 2]), (0, 1, [0]), (2, 0, [5])]
+
+
 def test_galleries_show_the_most_confident_mistakes_and_what_changed(tmp_path: Path) -> None:
     predictions = made_up([f"{LONG}_{number}" for number in range(3)], 60, skill=0.4)
     wrong, (fixed, broken) = find_wrong(predictions), find_changed(predictions)
