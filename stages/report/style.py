@@ -117,7 +117,9 @@ def use_log_axis(axes: Axes, which: str) -> None:
     """Numbers as they are: with math text switched off, matplotlib's own powers of ten would show their source."""
     axes.set(**{f"{which}scale": "log"})
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(LogLocator(numticks=10))
+    low, high = axis.get_view_interval()
+    # A short axis may hold one power of ten alone.
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,), numticks=10))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
