@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from stages.common import processes
 from stages.common.files import sha256_of
 from stages.common.params import load_params
 from stages.common.seeds import make_deterministic
@@ -51,8 +52,11 @@ def main() -> None:
     arguments = parser.parse_args()
     params = load_params(arguments.params)
 
+    processes.start_processes(params.processes, params.device)
     make_deterministic(params.seed)
-    train, val, test = (read_index(arguments.index / f"{part}.csv") for part in ("train", "val", "test"))
+    indices = [arguments.index / f"{part}.csv" for part in ("train", "val", "test")]
+    processes.require_same(params, [*indices, arguments.head, arguments.finetuned])
+    train, val, test = map(read_index, indices)
     head, description = load_checkpoint(arguments.head)
     finetuned, finetuned_description = load_checkpoint(arguments.finetuned)
     require_classes(arguments.head, description, test)
@@ -72,6 +76,7 @@ def main() -> None:
     read_small = open_thumbnails(description, params, [*known, *different])
     turned = find_turned(*read_sample(read_small, known), torch.cat(list(read_small(different))))
     similar = join([by_features, turned])
+    processes.leave(processes.share(arguments.metrics.parent).leads)
     classes, balanced = score_classes(predictions), compare_balanced(predictions)
     split = read_summary(arguments.split)
     evaluation = Evaluation(

@@ -4,14 +4,22 @@ import argparse
 from pathlib import Path
 
 from stages.common.params import load_params
+from stages.common.processes import start_processes
 from stages.common.stage import run
-from stages.common.workers import resolve_workers
 from stages.network.layers import write_layers
 from stages.network.network import cut, set_trainable
 from stages.network.objective import weigh_classes
-from stages.training.activations import FrozenPrefix
-from stages.training.history import History
-from stages.training.phase import add_arguments, calibrate, finish, load, open_inputs, open_state, prepare
+from stages.training.phase import (
+    add_arguments,
+    calibrate,
+    finish,
+    load,
+    open_history,
+    open_inputs,
+    open_prefix,
+    open_state,
+    prepare,
+)
 from stages.training.trainer import Trainer
 
 
@@ -24,15 +32,15 @@ def main() -> None:
     params = load_params(arguments.params)
     phase = params.finetune
 
+    start_processes(params.processes, params.device)
     device = prepare(params)
-    network, description, pictures = load(arguments.start, arguments.index)
+    network, description, pictures = load(arguments.start, arguments.index, params)
     set_trainable(network, phase.unfreeze)
     blocks, tail = cut(network.to(device), phase.unfreeze)
-    root, workers = Path(params.data.path), resolve_workers(params.workers)
-    prefix = FrozenPrefix(blocks, root, description.preprocessing, device, params.precision, workers)
+    prefix = open_prefix(blocks, description, device, params)
     train, watched = open_inputs(prefix, pictures, phase, params)
 
-    history, state = History(arguments.history), open_state(__file__, arguments, phase, params, device)
+    history, state = open_history(arguments), open_state(__file__, arguments, phase, params, device)
     trainer = Trainer(tail, device, params.precision, weigh_classes(params.class_weights, pictures.train))
     # The head checkpoint competes: where no epoch is better, it is the result.
     fit = trainer.fit(train, watched, phase, history.add, state, keep_start=True, layer_decay=phase.layer_decay)

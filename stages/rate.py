@@ -5,13 +5,11 @@ from pathlib import Path
 
 from stages.common.params import Phase, load_params
 from stages.common.stage import run
-from stages.common.workers import resolve_workers
 from stages.network.network import cut, set_trainable
 from stages.network.objective import weigh_classes
 from stages.report.rates import draw_rates
 from stages.report.style import save_figure
-from stages.training.activations import FrozenPrefix
-from stages.training.phase import load, prepare
+from stages.training.phase import load, open_prefix, prepare
 from stages.training.rate_finder import advise, sweep_rates, valley
 from stages.training.trainer import Trainer
 
@@ -37,11 +35,10 @@ def main() -> None:
 
     device = prepare(params)
     start = arguments.start or Path(f"data/checkpoints/{STARTS[name]}.safetensors")
-    network, description, pictures = load(start, arguments.index)
+    network, description, pictures = load(start, arguments.index, params)
     set_trainable(network, unfreeze)
     blocks, tail = cut(network.to(device), unfreeze)
-    root, workers = Path(params.data.path), resolve_workers(params.workers)
-    prefix = FrozenPrefix(blocks, root, description.preprocessing, device, params.precision, workers)
+    prefix = open_prefix(blocks, description, device, params)
     unchanging = pictures.train if phase.augment == "none" else []
     later = {params.finetune.unfreeze: unchanging} if name == "train_head" else None
     kept = prefix.keep(unchanging, params.cache.max_gigabytes, also=later)

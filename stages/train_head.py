@@ -1,16 +1,24 @@
 """Step 3: the initial checkpoint -> the head checkpoint. The backbone is frozen, the head is trained."""
 
 import argparse
-from pathlib import Path
 
 from stages.common.params import load_params
+from stages.common.processes import start_processes
 from stages.common.stage import run
-from stages.common.workers import resolve_workers
 from stages.network.network import cut, set_trainable
 from stages.network.objective import weigh_classes
-from stages.training.activations import FrozenPrefix
-from stages.training.history import History, still_falling
-from stages.training.phase import add_arguments, calibrate, finish, load, open_inputs, open_state, prepare
+from stages.training.history import still_falling
+from stages.training.phase import (
+    add_arguments,
+    calibrate,
+    finish,
+    load,
+    open_history,
+    open_inputs,
+    open_prefix,
+    open_state,
+    prepare,
+)
 from stages.training.trainer import Trainer
 
 
@@ -22,15 +30,15 @@ def main() -> None:
     params = load_params(arguments.params)
     phase = params.train_head
 
+    start_processes(params.processes, params.device)
     device = prepare(params)
-    network, description, pictures = load(arguments.start, arguments.index)
+    network, description, pictures = load(arguments.start, arguments.index, params)
     set_trainable(network, unfreeze=0)
     blocks, tail = cut(network.to(device), unfreeze=0)
-    root, workers = Path(params.data.path), resolve_workers(params.workers)
-    prefix = FrozenPrefix(blocks, root, description.preprocessing, device, params.precision, workers)
+    prefix = open_prefix(blocks, description, device, params)
     train, watched = open_inputs(prefix, pictures, phase, params, params.ahead.finetune)
 
-    history, state = History(arguments.history), open_state(__file__, arguments, phase, params, device)
+    history, state = open_history(arguments), open_state(__file__, arguments, phase, params, device)
     trainer = Trainer(tail, device, params.precision, weigh_classes(params.class_weights, pictures.train))
     fit = trainer.fit(train, watched, phase, history.add, state)
     description = calibrate(description, trainer, fit, watched, pictures)

@@ -30,7 +30,7 @@ DATA_SCRIPTS = {
     "labels": "data/link.py",
 }
 # They say where to compute, not what.
-UNTRACKED = {"device", "workers", "cache.max_gigabytes"}
+UNTRACKED = {"device", "workers", "processes", "cache.max_gigabytes"}
 # What a stage reads for a later one: to refuse it early, or to compute in passing what that one needs.
 READ_AHEAD = {"build_model": {"finetune.unfreeze"}, "train_head": {"finetune.unfreeze", "finetune.augment"}}
 ROOMS = ("common", "pictures", "network", "training", "scores", "report")

@@ -14,8 +14,10 @@ from training.test_training import OneBatch, Scripted, make_phase
 
 from stages import rate
 from stages.common import stage as command
+from stages.common.params import Phase
 from stages.common.stage import StageError
 from stages.network.network import Network, set_trainable
+from stages.training.activations import Part
 from stages.training.rate_finder import Sweep, advise, sweep_rates, valley
 from stages.training.trainer import Trainer
 
@@ -104,9 +106,9 @@ def test_the_groups_rates_keep_their_proportion(monkeypatch: pytest.MonkeyPatch)
     set_trainable(subject.network, 2)
     step = subject.step
 
-    def spy(inputs: torch.Tensor, labels: torch.Tensor, optimizer: torch.optim.Optimizer, phase: object) -> object:
+    def spy(part: Part, optimizer: torch.optim.Optimizer, phase: Phase) -> object:
         seen.append([group["lr"] for group in optimizer.param_groups])
-        return step(inputs, labels, optimizer, phase)
+        return step(part, optimizer, phase)
 
     monkeypatch.setattr(subject, "step", spy)
     sweep = sweep_rates(subject, OneBatch(), make_phase(lr=0.3), layer_decay=0.5)

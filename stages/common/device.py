@@ -2,6 +2,7 @@
 
 import torch
 
+from stages.common import processes
 from stages.common.params import Precision
 from stages.common.stage import StageError
 
@@ -19,12 +20,16 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 def resolve_device(device: str) -> torch.device:
     """Turn `params.yaml`'s `device` into a torch device; `auto` is the first of cuda, mps and cpu that is there.
 
+    Of several processes, each has a GPU of its own.
+
     Raises:
         StageError: the device asked for is not there.
     """
     if device == "auto":
         cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+        device = "cuda" if cuda else "mps" if mps else "cpu"
+    if device == "cuda" and (number := processes.local_rank()) is not None:
+        device = f"cuda:{number}"
     chosen = torch.device(device)
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise StageError(

@@ -158,6 +158,7 @@ class Params(Section):
     seed: SeedNumber
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
     workers: Annotated[int, Field(ge=0)] | Literal["auto"]
+    processes: Size | Literal["auto"] = "auto"
     precision: Precision
     cache: Cache
     data: Data

@@ -17,7 +17,12 @@ def generator_for(*numbers: int) -> Generator:
     Args:
         numbers: each 0 or more.
     """
-    return Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+    return Generator().manual_seed(seed_for(*numbers))
+
+
+def seed_for(*numbers: int) -> int:
+    """Return the seed of `generator_for`."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def make_deterministic(seed: int) -> None:

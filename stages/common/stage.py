@@ -2,14 +2,20 @@
 
 import errno
 import gc
+import json
+import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+LOST = 3  # of a process that ends because another one of the same training did
 # In messages of torch's, in lower case: of CUDA and MPS, of the CPU's allocator, of sizes above what 64 bits count; of
 # oneDNN, which says no more than that it could not make something.
 _OUT_OF_MEMORY = (
@@ -22,6 +28,9 @@ _OUT_OF_MEMORY = (
     "could not create a primitive",
 )
 
+# In messages of torch.distributed's, in lower case, when another process is gone.
+_LOST_SIGNS = ("gloo", "nccl", "connection", "socket", "broken pipe", "store")
+
 
 class StageError(Exception):
     """Something only the user can put right.
@@ -32,6 +41,10 @@ class StageError(Exception):
 
 class _Interrupt:
     seen = False
+
+
+class _Others:
+    are_there = False
 
 
 def _interrupt(_: int, __: FrameType | None) -> NoReturn:
@@ -47,6 +60,11 @@ def stop_if_interrupted() -> None:
     """
     if _Interrupt.seen:
         raise KeyboardInterrupt
+
+
+def end_with_the_others() -> None:
+    """Let this process, one of several of a training, end without a word where another one has ended."""
+    _Others.are_there = True
 
 
 def run(main: Callable[[], None]) -> NoReturn:
@@ -72,6 +90,8 @@ def run(main: Callable[[], None]) -> NoReturn:
                 f"not enough memory{_asked_for(error)}; lower batch_size, model.image_size or model.hidden, use fewer "
                 "workers, or end other programs"
             )
+        if _is_lost(error):
+            _fail("another process of this training has ended, perhaps on another machine", LOST)
         if not isinstance(error, OSError):
             raise
         _fail(describe(error))
@@ -87,6 +107,11 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     message = str(error).lower()
     return isinstance(error, RuntimeError) and any(sign in message for sign in _OUT_OF_MEMORY)
+
+
+def _is_lost(error: BaseException) -> bool:
+    message = str(error).lower()
+    return _Others.are_there and isinstance(error, RuntimeError) and any(sign in message for sign in _LOST_SIGNS)
 
 
 def _asked_for(error: BaseException) -> str:
@@ -109,5 +134,15 @@ def describe(error: OSError) -> str:
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:
-    sys.stderr.write(f"error: {' '.join(message.splitlines())}\n")
+    line = " ".join(message.splitlines())
+    # Where torchrun has started this process, it is told: of several processes' errors, one is shown.
+    if reply := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        with suppress(OSError):
+            Path(reply).write_text(json.dumps({"message": line, "timestamp": time.time()}), encoding="utf-8")
+    else:
+        sys.stderr.write(f"error: {line}\n")
+    if _Others.are_there:
+        # At once: the threads that talk to the others, which may not answer any more, abort where Python ends.
+        sys.stdout.flush()
+        os._exit(code)
     sys.exit(code)

@@ -15,6 +15,8 @@ _LONGEST_TEMPORARY_FOLDER = 103 - len("/pymp-12345678/listener-12345678")
 def resolve_workers(workers: int | str) -> int:
     """Turn `params.yaml`'s `workers` into a number; `auto` is one a usable core, at most 16.
 
+    Several processes of a training have their part of these.
+
     Raises:
         StageError: the folder for temporary files has too long a path for processes to talk through.
     """
@@ -28,5 +30,10 @@ def resolve_workers(workers: int | str) -> int:
         )
     if isinstance(workers, int):
         return workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MOST)
+    # torchrun says how many processes share the machine (stages.common.processes).
+    return max(1, min(usable_cores(), _MOST) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,9 +1,11 @@
 """Pictures of an index -> batches of tensors."""
 
 import hashlib
+import math
 import signal
 import sys
 from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from stages.common.memory import require_memory
 from stages.common.params import Augment
+from stages.common.processes import Share
 from stages.common.seeds import generator_for
 from stages.common.stage import StageError, stop_if_interrupted
 from stages.pictures.decode import PictureError, decode, read_picture
@@ -88,6 +91,7 @@ class Order(Sampler[tuple[int, int]]):
         seed: the same orders for the same seed; `None` keeps the index's order.
         only: the positions to go through; `None`: all. What is left keeps its order and its seeds.
         seeds: of the positions in the index's order, in place of 0.
+        share: whose places of the order to go through, of several processes.
     """
 
     def __init__(
@@ -96,28 +100,50 @@ class Order(Sampler[tuple[int, int]]):
         seed: int | None = None,
         only: Collection[int] | None = None,
         seeds: Sequence[int] | None = None,
+        share: Share = Share(),  # noqa: B008 (frozen)
     ) -> None:
-        self.count, self.seed, self.only, self.epoch = count, seed, only, 0
+        self.count, self.seed, self.only, self.share, self.epoch = count, seed, only, share, 0
         self.seeds = [0] * count if seeds is None else seeds
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Yield (position, seed)."""
-        for position, seed in self._all():
+        for position, seed in self.share.of(self._all()):
             if self.only is None or position in self.only:
                 yield position, seed
 
-    def _all(self) -> Iterator[tuple[int, int]]:
+    def _all(self) -> list[tuple[int, int]]:
         if self.seed is None:
-            yield from enumerate(self.seeds)
-            return
+            return list(enumerate(self.seeds))
         generator = generator_for(self.seed, self.epoch)
-        positions = torch.randperm(self.count, generator=generator)
-        seeds = torch.randint(2**62, (self.count,), generator=generator)
-        yield from zip(positions.tolist(), seeds.tolist(), strict=True)
+        positions = torch.randperm(self.count, generator=generator).tolist()
+        seeds = torch.randint(2**62, (self.count,), generator=generator).tolist()
+        return list(zip(self.share.arrange(positions), seeds, strict=True))
 
     def __len__(self) -> int:
-        """Return the number of positions that are gone through."""
-        return self.count if self.only is None else len(self.only)
+        """Return the largest number of positions that are gone through."""
+        own = len(self.share.of(range(self.count)))
+        return own if self.only is None else min(own, len(self.only))
+
+
+class _Groups(Sampler[list[tuple[int, int]]]):
+    """What `order` yields, in groups."""
+
+    def __init__(self, order: Order, batch_size: int) -> None:
+        self.order, self.batch_size = order, batch_size
+        # Of one process's part of each batch. Where not all positions are gone through, they come as they come.
+        self.sizes = [*map(len, order.share.places(order.count, batch_size))] if order.only is None else None
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        items = iter(self.order)
+        if self.sizes is not None:
+            for size in self.sizes:
+                yield list(islice(items, size))
+            return
+        while group := list(islice(items, self.batch_size)):
+            yield group
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.order) / self.batch_size) if self.sizes is None else len(self.sizes)
 
 
 class Batches:
@@ -127,7 +153,8 @@ class Batches:
         root: the folder that the entries' paths are relative to.
         entries: the pictures.
         preprocessing: as the network expects.
-        batch_size: pictures a batch; the last one may be smaller.
+        batch_size: pictures a batch; the last one may be smaller. Of several processes, each has its part of it, which
+            may be none.
         workers: decoding processes; 0 decodes in this one. The batches do not depend on it.
         augment: for training pictures only.
         order: of the pictures; `None`: the index's.
@@ -153,8 +180,7 @@ class Batches:
         require_memory(at_a_time, 3 * preprocessing.crop**2 * 4, preprocessing.crop)
         self._loader: DataLoader[tuple[Tensor, int] | StageError] = DataLoader(
             Pictures(root, entries, preprocessing, augment),
-            batch_size,
-            sampler=self._order,
+            batch_sampler=_Groups(self._order, batch_size),
             num_workers=workers,
             collate_fn=_collate,
             worker_init_fn=leave_interrupts_to_the_main_process,
@@ -207,7 +233,9 @@ def loaded(loader: DataLoader[Any]) -> Iterator[Any]:
 
 def _collate(items: list[tuple[Tensor, int] | StageError]) -> list[Tensor] | StageError:
     errors = [item for item in items if isinstance(item, StageError)]
-    return errors[0] if errors else default_collate(items)
+    if errors:
+        return errors[0]
+    return default_collate(items) if items else [torch.empty(0), torch.empty(0, dtype=torch.int64)]
 
 
 def leave_interrupts_to_the_main_process(_: int) -> None:

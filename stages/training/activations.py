@@ -7,32 +7,34 @@ rate, seed or split reads what an earlier run wrote.
 
 import hashlib
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from stages.common import processes
 from stages.common.device import autocast, dtype_of
 from stages.common.memory import require_memory
 from stages.common.params import Augment, Precision
+from stages.common.processes import Share
 from stages.common.seeds import generator_for
 from stages.common.stage import stop_if_interrupted
 from stages.network.footprint import widest_layer
-from stages.pictures.batches import Batch, Batches, Order
+from stages.pictures.batches import Batches, Order
 from stages.pictures.index import Entry
 from stages.pictures.preprocessing import Preprocessing
 from stages.training import cache
 from stages.training.fusion import fold_batchnorm
+from stages.training.parallel import interleave
 from stages.training.store import ROW_OVERHEAD, Kept, Writer, find
 
 # Part of each folder's name: to be raised when the same prefix and picture give other values than before.
@@ -43,15 +45,28 @@ _BATCH = 32
 _GATHERED = 1024
 
 
+class Part(NamedTuple):
+    """This process's part of a batch for the tail of a network, on its device.
+
+    `inputs`: activations, (n, ...); `labels`: (n,); `places`: n places in the batch; `whole`: pictures of the batch in
+    all processes. Where n is 0, `inputs` is another picture that does not count, or empty.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    places: range
+    whole: int
+
+
 class Inputs(Protocol):
-    """Batches for the tail of a network: (activations (n, ...), labels (n,)), on its device."""
+    """Batches for the tail of a network."""
 
     def __len__(self) -> int:
         """Return the number of batches."""
         ...
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield batches."""
+    def __iter__(self) -> Iterator[Part]:
+        """Yield this process's part of each batch."""
         ...
 
     def set_epoch(self, epoch: int) -> None:
@@ -78,7 +93,8 @@ class FrozenPrefix:
     """The blocks that training does not change, and the pictures that go through them.
 
     `blocks` are on `device`, all of them frozen; `root` is the folder that the entries' paths are relative to; `view`:
-    the version of each picture that is kept, `None` for the picture as it is.
+    the version of each picture that is kept, `None` for the picture as it is; `share`: what this process computes of a
+    pass, if there are several. All of them then call the same methods with the same pictures.
     """
 
     blocks: nn.Sequential
@@ -88,14 +104,16 @@ class FrozenPrefix:
     precision: Precision
     workers: int
     view: View | None = None
+    share: Share = field(default_factory=Share)
 
     def keep(self, entries: list[Entry], max_gigabytes: float, also: Mapping[int, list[Entry]] | None = None) -> Kept:
         """Find the activations of pictures in the cache; compute those that are not there, once, and keep them.
 
-        As many are kept as there is room for. Where that is not all, a line says why.
+        As many are kept as there is room for. Where that is not all, a line says why. Several processes of one store
+        compute a part each, and find all.
 
         Args:
-            entries: the pictures.
+            entries: the pictures; the same in all processes of a store.
             max_gigabytes: of the whole cache.
             also: a number of blocks -> pictures. What enters the last so many blocks is kept in the same pass, of those
                 of these pictures that go through it, for a later stage that trains the blocks.
@@ -140,7 +158,7 @@ class FrozenPrefix:
         for number in range(count):
             prefix = replace(self, view=View(augment, seed, number))
             kept, problem = prefix._keep(entries, max_gigabytes, also or {}, all_or_none=True)
-            if kept.missing(entries):
+            if any(processes.gather(bool(kept.missing(entries)))):
                 print(
                     f"{number} of {count} augmented versions of each picture are kept: {_explain(problem)}", flush=True
                 )
@@ -161,26 +179,48 @@ class FrozenPrefix:
         kept = Kept()
         kept.hold(folders[count])
         kept.add(find(folders[count], {entry.sha256 for entry in entries}))
-        if not kept.missing(entries):
+        if kept.missing(entries):
+            # So that rows of pictures which nobody asks for any more may go. What was found stays readable.
+            kept.release()
+        if not any(processes.gather(bool(kept.missing(entries)))):
             return kept, None
         later = {
             folders[count - blocks]: {entry.sha256 for entry in pictures}
             for blocks, pictures in also.items()
             if 0 < blocks <= count
         }
-        problem: OSError | None = None
-        try:
-            with cache.one_at_a_time(folders[count], "waiting for another process that computes the same activations"):
+        cuts = [count, *map(folders.index, later)]
+        forward = _make_forward(self)
+        with ExitStack() as stack:
+
+            def plan() -> _Plan:
+                waiting = "waiting for another process that computes the same activations"
+                stack.enter_context(cache.one_at_a_time(folders[count], waiting))
                 kept.add(find(folders[count], kept.missing(entries).keys()))
-                # So that rows of pictures which nobody asks for any more may go. What was found stays readable.
-                kept.release()
-                missing = list(kept.missing(entries).values())
-                problem = _compute(self, folders, missing, later, max_gigabytes, kept, all_or_none)
-        except OSError as error:
-            problem = error
+                crop = self.preprocessing.crop
+                sizes = [row.nbytes + ROW_OVERHEAD for row in forward(torch.zeros(1, 3, crop, crop), cuts)]
+                return _make_plan(entries, kept, later, sizes, max_gigabytes, all_or_none)
+
+            planned = self._ask_leader(plan)
+            problem = planned.problem
+            try:
+                _compute(self, forward, [folders[cut] for cut in cuts], cuts, entries, planned.wanted)
+            except OSError as error:
+                problem = error
+            problems = processes.gather(problem)
         kept.hold(folders[count])
         kept.add(find(folders[count], kept.missing(entries).keys()))
-        return kept, problem
+        return kept, next((problems[rank] for rank in self.share.team if problems[rank] is not None), None)
+
+    def _ask_leader(self, plan: Callable[[], "_Plan"]) -> "_Plan":
+        """Let the first process of this store make the plan for all of them."""
+        planned = _Plan([], None)
+        if self.share.leads:
+            try:
+                planned = plan()
+            except OSError as error:
+                planned = _Plan([], error)
+        return processes.gather(planned)[self.share.team[0]]
 
     def batches(
         self,
@@ -215,42 +255,62 @@ class FrozenPrefix:
         return Batches(self.root, entries, self.preprocessing, batch_size, self.workers, augment, order, pinned)
 
 
+def read_all(prefix: FrozenPrefix, entries: list[Entry], kept: Kept, batch_size: int, title: str) -> Iterator[Tensor]:
+    """Yield the activations of pictures in batches, float32, on the CPU; in all processes those of all pictures.
+
+    Args:
+        prefix: whose activations.
+        entries: the pictures.
+        kept: as `FrozenPrefix.keep` returns it.
+        batch_size: of pictures; the last one may be smaller.
+        title: of the progress bar.
+    """
+    count = prefix.share.count
+    # Each begins with the first process's part, so that it is put together as the whole index is.
+    batches = prefix.batches(entries, kept, -(-batch_size // count) * count)
+    for part in tqdm(batches, desc=title, unit="batch", disable=None):
+        yield interleave(part.inputs[: len(part.labels)].float().cpu())
+
+
 class _Rows:
     """Batches of rows. Those that are not kept are computed on the way, in batches of the size that kept ones had."""
 
     def __init__(
         self, prefix: FrozenPrefix, entries: list[Entry], kept: Kept, batch_size: int, shuffle_seed: int | None
     ) -> None:
-        self.kept, self.entries, self.batch_size, self.device = kept, entries, batch_size, prefix.device
+        self.kept, self.entries, self.device, self.share = kept, entries, prefix.device, prefix.share
+        self.parts = _divide(self.share, entries, batch_size)
         self.labels = torch.tensor([entry.label for entry in entries], device=self.device)
-        self.order = Order(len(entries), shuffle_seed)
-        absent = kept.missing(entries)
+        self.order = Order(len(entries), shuffle_seed, share=self.share)
+        absent = kept.missing(self.share.local(entries))
         self.live = _LiveRows(prefix, entries, absent, shuffle_seed) if absent else None
         self.resident = None if self.live else self._make_resident()
 
     def __len__(self) -> int:
-        return math.ceil(len(self.entries) / self.batch_size)
+        return len(self.parts)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Part]:
         return _one_ahead(self._batches()) if self._reads_while_the_gpu_computes else self._batches()
 
     @property
     def _reads_while_the_gpu_computes(self) -> bool:
         return self.device.type == "cuda" and self.resident is None
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[Part]:
         positions = [position for position, _ in self.order]
-        on_device = torch.tensor(positions, device=self.device)
-        live = iter(self.live or ())
-        for first in range(0, len(positions), self.batch_size):
+        on_device = torch.tensor(positions, dtype=torch.int64, device=self.device)
+        live, first, inputs = iter(self.live or ()), 0, torch.empty(0, device=self.device)
+        for places, whole in self.parts:
             stop_if_interrupted()
-            batch = slice(first, first + self.batch_size)
-            chosen = on_device[batch]
-            if self.resident is None:
+            batch = slice(first, first + len(places))
+            chosen, first = on_device[batch], first + len(places)
+            if not places:
+                inputs = inputs[:1]
+            elif self.resident is None:
                 inputs = self._gather([self.entries[position] for position in positions[batch]], live)
             else:
-                inputs = self.resident[chosen]
-            yield inputs, self.labels[chosen]
+                inputs = self.resident.take(chosen)
+            yield Part(inputs, self.labels[chosen], places, whole)
 
     def _gather(self, entries: list[Entry], live: Iterator[Tensor]) -> Tensor:
         if self.live is not None:
@@ -263,8 +323,8 @@ class _Rows:
             inputs = inputs.pin_memory()
         return inputs.to(self.device, non_blocking=True)
 
-    def _make_resident(self) -> Tensor | None:
-        return _make_resident(self.kept, self.entries, self.device)
+    def _make_resident(self) -> "_Resident | None":
+        return _make_resident(self.kept, self.entries, self.share, self.device)
 
     def set_epoch(self, epoch: int) -> None:
         self.order.epoch = epoch
@@ -317,7 +377,7 @@ class _LiveRows:
         self, prefix: FrozenPrefix, entries: list[Entry], absent: Collection[str], shuffle_seed: int | None
     ) -> None:
         positions = {position for position, entry in enumerate(entries) if entry.sha256 in absent}
-        self.order = Order(len(entries), shuffle_seed, positions)
+        self.order = Order(len(entries), shuffle_seed, positions, share=prefix.share)
         self.pictures = prefix.read(entries, _BATCH, "none", self.order)
         self.forward, self.blocks = _make_forward(prefix), len(prefix.blocks)
 
@@ -333,38 +393,60 @@ class _Augmented:
     def __init__(
         self, prefix: FrozenPrefix, entries: list[Entry], batch_size: int, augment: Augment, shuffle_seed: int | None
     ) -> None:
-        self.order = Order(len(entries), shuffle_seed)
+        self.order = Order(len(entries), shuffle_seed, share=prefix.share)
+        self.parts = _divide(prefix.share, entries, batch_size)
         self.pictures, self.device = prefix.read(entries, batch_size, augment, self.order), prefix.device
         self.forward, self.blocks = _make_forward(prefix), len(prefix.blocks)
 
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __iter__(self) -> Iterator[Batch]:
-        for images, labels in self.pictures:
-            (activations,) = self.forward(images, [self.blocks])
-            yield activations, labels.to(self.device, non_blocking=True)
+    def __iter__(self) -> Iterator[Part]:
+        activations = torch.empty(0, device=self.device)
+        for (images, labels), (places, whole) in zip(self.pictures, self.parts, strict=True):
+            (activations,) = self.forward(images, [self.blocks]) if places else (activations[:1],)
+            yield Part(activations, labels.to(self.device, non_blocking=True), places, whole)
 
     def set_epoch(self, epoch: int) -> None:
         self.order.epoch = epoch
 
 
-def _make_resident(kept: Kept, entries: list[Entry], device: torch.device) -> Tensor | None:
+def _divide(share: Share, entries: list[Entry], batch_size: int) -> list[tuple[range, int]]:
+    """Return this process's places in each batch, and how many pictures there are in it."""
+    own, whole = (each.places(len(entries), batch_size) for each in (share, Share()))
+    return [(places, len(every)) for places, every in zip(own, whole, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Resident:
+    """Rows in a GPU's memory; `places`: where those of each position are."""
+
+    rows: Tensor
+    places: Tensor
+
+    def take(self, positions: Tensor) -> Tensor:
+        return self.rows[self.places[positions]]
+
+
+def _make_resident(kept: Kept, entries: list[Entry], share: Share, device: torch.device) -> _Resident | None:
     """Put all activations on a GPU, where they fit into half of what is free: the rest is for training."""
-    if device.type != "cuda" or not entries:
+    positions = share.local(range(len(entries)))
+    if device.type != "cuda" or not positions:
         return None
-    row = kept.row(entries[0])
-    if row.nbytes * len(entries) >= torch.cuda.mem_get_info(device)[0] // 2:
+    row = kept.row(entries[positions[0]])
+    if row.nbytes * len(positions) >= torch.cuda.mem_get_info(device)[0] // 2:
         return None
-    resident = torch.empty((len(entries), *row.shape), dtype=row.dtype, device=device)
+    resident = torch.empty((len(positions), *row.shape), dtype=row.dtype, device=device)
+    places = torch.zeros(len(entries), dtype=torch.int64)
+    places[positions] = torch.arange(len(positions))
     # In parts: together they may be more than the computer's own memory holds.
-    for first in range(0, len(entries), _GATHERED):
-        rows = kept.gather(entries[first : first + _GATHERED])
+    for first in range(0, len(positions), _GATHERED):
+        rows = kept.gather(entries[position] for position in positions[first : first + _GATHERED])
         resident[first : first + len(rows)] = rows.to(device)
-    return resident
+    return _Resident(resident, places.to(device))
 
 
-def _one_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+def _one_ahead(batches: Iterator[Part]) -> Iterator[Part]:
     """Yield the same, and get the next one meanwhile, in a thread."""
     with ThreadPoolExecutor(1) as pool:
         following = pool.submit(next, batches, None)
@@ -438,54 +520,95 @@ def _folders(prefix: FrozenPrefix) -> list[Path]:
     return [cache.activations_folder() / name[:40] for name in names]
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What to compute: for each cut, positions of pictures whose rows are kept; and why that is not all.
+
+    The first cut is the one that is needed: only of pictures that it has can there be others.
+    """
+
+    wanted: list[list[int]]
+    problem: OSError | None
+
+
+def _make_plan(
+    entries: list[Entry],
+    kept: Kept,
+    later: Mapping[Path, Set[str]],
+    sizes: list[int],
+    max_gigabytes: float,
+    all_or_none: bool,
+) -> _Plan:
+    """Choose what there is room for, and make that room.
+
+    What is kept for `later` (a folder -> the pictures it is wanted of) comes second: a stage of its own can compute
+    that. With `all_or_none`, nothing is computed where there is not room for all that is needed.
+
+    Args:
+        entries: the pictures that are needed.
+        kept: what is there of them.
+        later: as above.
+        sizes: bytes of a row, of what is needed and for each of `later`.
+        max_gigabytes: of the whole cache.
+        all_or_none: as above.
+
+    Raises:
+        OSError: the cache cannot be written.
+    """
+    positions = {entry.sha256: position for position, entry in enumerate(entries)}
+    missing = list(kept.missing(entries))
+    if not missing:
+        return _Plan([], None)
+    parts, spare = [cache.activations_folder()], set(kept.paths)
+    room = cache.find_room(parts, max_gigabytes, spare)
+    problem = room.why_not(len(missing) * sizes[0])
+    left = max(0, min(room.limit, room.disk))
+    needed = [] if all_or_none and problem is not None else missing[: left // sizes[0]]
+    if not needed:
+        return _Plan([], problem)
+    wanted = [needed]
+    left -= len(needed) * sizes[0]
+    for (folder, own), size in zip(later.items(), sizes[1:], strict=True):
+        present = find(folder, own & set(needed))
+        spare |= present.paths
+        absent = (sha256 for sha256 in needed if sha256 in own and sha256 not in present.rows)
+        wanted.append(list(islice(absent, left // size)))
+        left -= len(wanted[-1]) * size
+    total = sum(len(own) * size for own, size in zip(wanted, sizes, strict=True))
+    cache.make_room(total, parts, max_gigabytes, spare)
+    return _Plan([[positions[sha256] for sha256 in own] for own in wanted], problem)
+
+
 def _compute(
     prefix: FrozenPrefix,
+    forward: Callable[[Tensor, Collection[int]], list[Tensor]],
     folders: list[Path],
-    needed: list[Entry],
-    later: Mapping[Path, Set[str]],
-    max_gigabytes: float,
-    kept: Kept,
-    all_or_none: bool,
-) -> OSError | None:
-    """Compute the rows of pictures, and keep as many as there is room for.
+    cuts: list[int],
+    entries: list[Entry],
+    wanted: list[list[int]],
+) -> None:
+    """Compute this process's part of what is planned, and write it.
 
-    What is kept of them for `later` (a folder -> the pictures it is wanted of) comes second: a stage of its own can
-    compute that. With `all_or_none`, nothing is computed where there is not room for all of `needed`.
-
-    Returns:
-        Why there is not room for all.
+    Args:
+        prefix: whose rows.
+        forward: of its blocks.
+        folders: for each cut.
+        cuts: numbers of blocks.
+        entries: the pictures.
+        wanted: as in `_Plan`.
 
     Raises:
         OSError: it cannot be written.
     """
+    needed = [entries[position] for position in prefix.share.of_team(wanted[0] if wanted else [])]
     if not needed:
-        return None
-    crop = prefix.preprocessing.crop
-    forward = _make_forward(prefix)
-    cuts = [len(prefix.blocks), *(folders.index(folder) for folder in later)]
-    size, *later_sizes = (row.nbytes + ROW_OVERHEAD for row in forward(torch.zeros(1, 3, crop, crop), cuts))
-
-    parts, spare = [cache.activations_folder()], set(kept.paths)
-    room = cache.find_room(parts, max_gigabytes, spare)
-    problem = room.why_not(len(needed) * size)
-    left = max(0, min(room.limit, room.disk))
-    needed = [] if all_or_none and problem is not None else needed[: left // size]
-    wanted = [{entry.sha256: entry for entry in needed}]
-    left -= len(needed) * size
-    for (folder, own), later_size in zip(later.items(), later_sizes, strict=True):
-        present = find(folder, own & wanted[0].keys())
-        spare |= present.paths
-        absent = present.missing(entry for entry in needed if entry.sha256 in own)
-        wanted.append(dict(islice(absent.items(), left // later_size)))
-        left -= len(wanted[-1]) * later_size
-    if not needed:
-        return problem
-    total = sum(len(own) * bytes_each for own, bytes_each in zip(wanted, [size, *later_sizes], strict=True))
-    cache.make_room(total, parts, max_gigabytes, spare)
-
+        return
     started = time.monotonic()
     with ExitStack() as stack, tqdm(total=len(needed), desc="activations", unit=" pictures", disable=None) as progress:
-        writers = [Writer(folders[cut], own) for cut, own in zip(cuts, wanted, strict=True)]
+        writers = [
+            Writer(folder, {entries[position].sha256 for position in own})
+            for folder, own in zip(folders, wanted, strict=True)
+        ]
         for writer in writers:
             stack.callback(writer.close)
         position = 0
@@ -500,5 +623,4 @@ def _compute(
             writer.flush()
     if not sys.stderr.isatty():
         seconds = time.monotonic() - started
-        print(f"activations: {len(needed):,} pictures, {len(needed) / seconds:.0f} pictures/s", flush=True)
-    return problem
+        print(f"activations: {len(wanted[0]):,} pictures, {len(wanted[0]) / seconds:.0f} pictures/s", flush=True)

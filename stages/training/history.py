@@ -56,15 +56,22 @@ class History:
     """Writes one phase's history into a folder: `metrics.json`, and a table a series under `plots/metrics`.
 
     DVC's pipeline describes these files itself, so DVCLive makes neither a `dvc.yaml` nor an experiment.
+
+    Args:
+        folder: where.
+        writes: of several processes, the others have a history that is not written.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        with self._naming_the_folder():
-            self._live = _open_live(folder)
+    def __init__(self, folder: Path, writes: bool = True) -> None:
+        self.writes, self._folder, self._live = writes, folder, None
+        if writes:
+            with self._naming_the_folder():
+                self._live = _open_live(folder)
 
     def add(self, epoch: Epoch) -> None:
         """Write one epoch."""
+        if self._live is None:
+            return
         with self._naming_the_folder():
             self._live.step = epoch.number
             for name in SERIES:
@@ -74,6 +81,8 @@ class History:
 
     def finish(self, selected: Epoch) -> None:
         """Write which epoch's weights were kept, and close."""
+        if self._live is None:
+            return
         with self._naming_the_folder():
             self._live.summary["selected_epoch"] = selected.number
             self._live.end()  # type: ignore[no-untyped-call]

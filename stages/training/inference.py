@@ -6,15 +6,17 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from stages.common import processes
 from stages.common.device import resolve_device
 from stages.common.params import Params
 from stages.common.workers import resolve_workers
 from stages.network.checkpoint import Description
 from stages.network.network import Network, count_shared_blocks, cut, pool_features
 from stages.pictures.index import Entry
-from stages.training.activations import FrozenPrefix
+from stages.training import cache
+from stages.training.activations import FrozenPrefix, read_all
+from stages.training.parallel import interleave
 from stages.training.thumbnails import thumbnails_of
 from stages.training.trainer import Trainer, predict
 
@@ -35,7 +37,7 @@ def predict_with_both(
     device = resolve_device(params.device)
     blocks, tail = cut(head.to(device), unfrozen)
     prefix = _put_in_front(description, params)(blocks)
-    kept = prefix.keep(test, params.cache.max_gigabytes)
+    kept = prefix.keep(prefix.share.local(test), params.cache.max_gigabytes)
     trainers = [Trainer(network, device, params.precision) for network in (tail, cut(finetuned, unfrozen)[1])]
     features: list[Tensor] = []
     logits = predict(
@@ -43,7 +45,7 @@ def predict_with_both(
         prefix.batches(test, kept, params.evaluate.batch_size),
         on_features=lambda activations: features.append(pool_features(activations.float()).cpu()),
     )
-    return logits, torch.cat(features)
+    return logits, interleave(torch.cat(features) if features else None)
 
 
 def open_features(network: Network, description: Description, params: Params, entries: list[Entry]) -> Read:
@@ -51,12 +53,11 @@ def open_features(network: Network, description: Description, params: Params, en
     # As the head phase has kept them.
     blocks, _ = cut(network.to(resolve_device(params.device)), unfreeze=0)
     whole = _put_in_front(description, params)(blocks)
-    kept = whole.keep(entries, params.cache.max_gigabytes)
+    kept = whole.keep(whole.share.local(entries), params.cache.max_gigabytes)
 
     def read(some: list[Entry]) -> Iterator[Tensor]:
-        batches = whole.batches(some, kept, params.evaluate.batch_size)
-        for activations, _ in tqdm(batches, desc="features", unit="batch", disable=None):
-            yield pool_features(activations.float()).cpu()
+        for activations in read_all(whole, some, kept, params.evaluate.batch_size, "features"):
+            yield pool_features(activations)
 
     return read
 
@@ -76,4 +77,5 @@ def _put_in_front(description: Description, params: Params) -> partial[FrozenPre
         device=resolve_device(params.device),
         precision=params.precision,
         workers=resolve_workers(params.workers),
+        share=processes.share(cache.activations_folder()),
     )

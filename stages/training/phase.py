@@ -5,14 +5,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from stages.common import processes
 from stages.common.device import resolve_device
 from stages.common.params import Finetune, Params, Phase
-from stages.common.seeds import make_deterministic
+from stages.common.processes import Share
+from stages.common.seeds import make_deterministic, seed_for
 from stages.common.stage import StageError
+from stages.common.workers import resolve_workers
 from stages.network.checkpoint import Description, load_checkpoint, require_classes, save_checkpoint
 from stages.network.network import Network
 from stages.pictures.index import Entry, read_index
+from stages.training import cache
 from stages.training.activations import FrozenPrefix, Inputs
 from stages.training.fusion import reuse_freed_memory
 from stages.training.history import History
@@ -28,6 +33,10 @@ class Pictures:
     train: list[Entry]
     watched: list[Entry]
     watches_test: bool
+
+    def local(self, share: Share) -> "Pictures":
+        """Return those of them that stay with the processes of one store."""
+        return Pictures(share.local(self.train), share.local(self.watched), self.watches_test)
 
     def unchanging(self, phase: Phase) -> list[Entry]:
         """Return those that look the same in each epoch."""
@@ -46,22 +55,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def prepare(params: Params) -> torch.device:
     """Set up this process for training, and return the device to compute on."""
     device = resolve_device(params.device)
-    make_deterministic(params.seed)
+    number = processes.rank()
+    # With one seed for all, dropout would leave out the same places in each part of a batch.
+    make_deterministic(seed_for(params.seed, number) if number else params.seed)
     reuse_freed_memory()
     return device
 
 
-def load(start: Path, index: Path) -> tuple[Network, Description, Pictures]:
+def load(start: Path, index: Path, params: Params) -> tuple[Network, Description, Pictures]:
     """Load a checkpoint and the pictures to train it on.
 
     Raises:
-        StageError: either file is missing or damaged, or they are of different classes.
+        StageError: either file is missing or damaged, they are of different classes, or other machines have others.
     """
+    processes.require_same(params, _inputs(start, index))
     train, val = (read_index(index / f"{part}.csv") for part in ("train", "val"))
     pictures = Pictures(train, val or read_index(index / "test.csv"), watches_test=not val)
     network, description = load_checkpoint(start)
     require_classes(start, description, pictures.train)
     return network, description, pictures
+
+
+def open_prefix(blocks: nn.Sequential, description: Description, device: torch.device, params: Params) -> FrozenPrefix:
+    """Put the pictures before the blocks that training does not change."""
+    root, workers = Path(params.data.path), resolve_workers(params.workers)
+    share = processes.share(cache.activations_folder())
+    preprocessing = description.preprocessing
+    return FrozenPrefix(blocks, root, preprocessing, device, params.precision, workers, share=share)
 
 
 def open_inputs(
@@ -70,26 +90,47 @@ def open_inputs(
     """Compute and keep the activations that a phase trains on and watches; return batches of both.
 
     What enters the blocks that a `later` phase will train is kept in passing, which saves it a pass over the pictures.
+
+    Raises:
+        StageError: there are more processes than pictures in a batch.
     """
-    gigabytes, views = params.cache.max_gigabytes, []
-    also = {} if later is None else {later.unfreeze: pictures.unchanging(later)}
-    kept = prefix.keep(pictures.unchanging(phase), gigabytes, also)
+    _divide_batches(phase, len(pictures.train), prefix.share)
+    gigabytes, views, local = params.cache.max_gigabytes, [], pictures.local(prefix.share)
+    also = {} if later is None else {later.unfreeze: local.unchanging(later)}
+    kept = prefix.keep(local.unchanging(phase), gigabytes, also)
     if phase.augment != "none" and phase.augment_views:
         also = {}
         if later is not None and later.augment == phase.augment and later.augment_views >= phase.augment_views:
-            also = {later.unfreeze: pictures.train}
-        views = prefix.keep_views(pictures.train, phase.augment_views, phase.augment, params.seed, gigabytes, also)
+            also = {later.unfreeze: local.train}
+        views = prefix.keep_views(local.train, phase.augment_views, phase.augment, params.seed, gigabytes, also)
     train = prefix.batches(pictures.train, kept, phase.batch_size, phase.augment, params.seed, views)
     return train, prefix.batches(pictures.watched, kept, phase.batch_size)
+
+
+def _divide_batches(phase: Phase, pictures: int, share: Share) -> None:
+    """Say what part of a batch each of several processes has."""
+    whole = min(phase.batch_size, pictures)
+    least, more = divmod(whole, share.count)
+    if not least:
+        raise StageError(f"processes: {share.count} are more than a batch has pictures, {whole}; use fewer")
+    if share.count > 1:
+        each = f"{least} or {least + 1}" if more else f"{least}"
+        print(f"{share.count} processes, each has {each} pictures of a batch of {whole}", flush=True)
+
+
+def open_history(arguments: argparse.Namespace) -> History:
+    """Return the history to write; of several processes, the first that sees the folder writes."""
+    return History(arguments.history, processes.share(arguments.output.parent).leads)
 
 
 def open_state(
     script: str, arguments: argparse.Namespace, phase: Phase, params: Params, device: torch.device
 ) -> StateFile:
     """Return where a stopped run of this phase keeps its state: it resumes after its last finished epoch."""
-    files = [Path(script), arguments.start, *(arguments.index / f"{part}.csv" for part in ("train", "val", "test"))]
+    files = [Path(script), *_inputs(arguments.start, arguments.index)]
     settings = [phase.model_dump(), params.seed, params.precision, params.class_weights]
-    return StateFile(device, params.cache.max_gigabytes, [*files, *settings])
+    share = processes.share(cache.states_folder())
+    return StateFile(device, params.cache.max_gigabytes, [*files, *settings], share)
 
 
 def calibrate(description: Description, trainer: Trainer, fit: Fit, watched: Inputs, pictures: Pictures) -> Description:
@@ -105,14 +146,17 @@ def calibrate(description: Description, trainer: Trainer, fit: Fit, watched: Inp
 def finish(
     output: Path, network: Network, description: Description, fit: Fit, history: History, state: StateFile
 ) -> None:
-    """Write the checkpoint and end the history.
+    """Write the checkpoint and end the history; of several processes, those that write nothing end here.
 
     Raises:
         StageError: training failed with no start to fall back on; the weights selected before it did are written.
     """
-    history.finish(fit.selected)
-    save_checkpoint(output, network, description)
+    if history.writes:
+        history.finish(fit.selected)
+        save_checkpoint(output, network, description)
+    processes.wait()
     state.remove()
+    processes.leave(history.writes)
     selected = fit.selected
     if fit.failure is not None:
         if not fit.start_competed:
@@ -120,3 +164,7 @@ def finish(
         print(f"training stopped: {fit.failure}")
     why = "" if selected.number else "no epoch lowered the validation loss: "
     print(f"kept epoch {selected.number}: {why}val_loss {selected.val_loss:.4f}, accuracy {selected.accuracy:.2%}")
+
+
+def _inputs(start: Path, index: Path) -> list[Path]:
+    return [start, *(index / f"{part}.csv" for part in ("train", "val", "test"))]

@@ -8,13 +8,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
 from tqdm import tqdm
 
 from stages.common.params import Phase
 from stages.common.stage import StageError
 from stages.network import objective
-from stages.training.activations import Inputs
+from stages.training.activations import Inputs, Part
 from stages.training.optimizer import make_optimizer
 from stages.training.trainer import Trainer
 
@@ -83,12 +82,12 @@ def sweep_rates(trainer: Trainer, train: Inputs, phase: Phase, layer_decay: floa
     smooth = smooth_reference = 0.0
     rates = [_LOWEST * (_HIGHEST / _LOWEST) ** (step / (_STEPS - 1)) for step in range(_STEPS)]
     with tqdm(total=_STEPS, desc="rates", unit="step", disable=None) as progress:
-        for rate, (inputs, labels) in zip(rates, _endless(train), strict=False):
-            labels = labels.to(trainer.device)
-            reference = objective.loss(before.logits(inputs), labels, trainer.class_weights, phase.label_smoothing)
+        for rate, part in zip(rates, _endless(train), strict=False):
+            labels = part.labels.to(trainer.device)
+            reference = objective.loss(before.logits(part.inputs), labels, trainer.class_weights, phase.label_smoothing)
             for group, share in zip(optimizer.param_groups, shares, strict=True):
                 group["lr"] = rate * share
-            loss, _ = trainer.step(inputs, labels, optimizer, phase)
+            loss, _ = trainer.step(part, optimizer, phase)
             raw.append(loss.item())
             references.append(reference.item())
             smooth += (1 - _MEMORY) * (raw[-1] - smooth)
@@ -104,7 +103,7 @@ def sweep_rates(trainer: Trainer, train: Inputs, phase: Phase, layer_decay: floa
     return Sweep(rates[: len(raw)], raw, [level * ratio for ratio in ratios], exploded)
 
 
-def _endless(train: Inputs) -> Iterator[tuple[Tensor, Tensor]]:
+def _endless(train: Inputs) -> Iterator[Part]:
     epoch = 0
     while True:
         epoch += 1

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 import stages
+from stages.common import processes
 from stages.common.files import whole_file
+from stages.common.processes import Share
 from stages.training import cache
 from stages.training.history import Epoch
 
@@ -32,14 +34,14 @@ class State:
     """A training after an epoch.
 
     `epochs` are all that are finished; `weights` are the trained tensors, `selected` those of the epoch selected so far
-    (`None`: the same); `optimizer` is its state; `random` is what `random_state` returned then.
+    (`None`: the same); `optimizer` is its state; `random` is what `random_state` returned then, in each process.
     """
 
     epochs: list[Epoch]
     weights: list[Tensor]
     selected: list[Tensor] | None
     optimizer: dict[str, Any]
-    random: dict[str, Tensor]
+    random: list[dict[str, Tensor]]
 
 
 class StateFile:
@@ -49,10 +51,17 @@ class StateFile:
         device: where the training computes.
         max_gigabytes: of the whole cache.
         depends_on: JSON values, files by their bytes: all that another result could come from.
+        share: of several processes; the first one of each store writes the state.
     """
 
-    def __init__(self, device: torch.device, max_gigabytes: float, depends_on: list[Any]) -> None:
-        self.device, self.max_gigabytes = device, max_gigabytes
+    def __init__(
+        self,
+        device: torch.device,
+        max_gigabytes: float,
+        depends_on: list[Any],
+        share: Share = Share(),  # noqa: B008 (frozen)
+    ) -> None:
+        self.device, self.max_gigabytes, self.share = device, max_gigabytes, share
         folder = Path(stages.__path__[0])
         code = {
             path.relative_to(folder).as_posix(): _hash(path)
@@ -60,7 +69,7 @@ class StateFile:
             for path in sorted((folder / room).rglob("*.py"))
         }
         about = [*(_hash(value) if isinstance(value, Path) else value for value in depends_on)]
-        text = json.dumps([about, code, device.type, torch.__version__], sort_keys=True)
+        text = json.dumps([about, code, device.type, torch.__version__, share.stores], sort_keys=True)
         self.path = cache.states_folder() / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.pt"
         self._can_be_written = True
         self._written = time.monotonic()
@@ -70,7 +79,10 @@ class StateFile:
 
         Where it cannot be written, a line says why.
         """
-        if not self._can_be_written or time.monotonic() - self._written < SECONDS:
+        if not processes.agree(self._can_be_written and time.monotonic() - self._written >= SECONDS):
+            return
+        self._written = time.monotonic()
+        if not self.share.leads:
             return
         values = {"weights": state.weights, "selected": state.selected, "optimizer": state.optimizer}
         epochs = [asdict(epoch) for epoch in state.epochs]
@@ -94,7 +106,15 @@ class StateFile:
                 raise
 
     def load(self) -> State | None:
-        """Return the state, if there is one; one that is damaged is ignored, with a line."""
+        """Return the state, if there is one; one that is damaged is ignored, with a line.
+
+        So is one that not all of several processes have.
+        """
+        state = self._load()
+        finished = processes.gather(None if state is None else state.epochs[-1].number)
+        return state if len(set(finished)) == 1 else None
+
+    def _load(self) -> State | None:
         try:
             values = torch.load(self.path, map_location=self.device, weights_only=True)
             epochs = [Epoch(**epoch) for epoch in values["epochs"]]
@@ -108,8 +128,9 @@ class StateFile:
 
     def remove(self) -> None:
         """Remove the state: the training has ended, and its outputs are written."""
-        with suppress(OSError):
-            self.path.unlink()
+        if self.share.leads:
+            with suppress(OSError):
+                self.path.unlink()
 
 
 def _nbytes(value: object) -> int:

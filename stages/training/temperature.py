@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from stages.network import objective
+from stages.training import parallel
 from stages.training.activations import Inputs
 from stages.training.trainer import Trainer
 
@@ -40,8 +41,9 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 def measure_temperature(trainer: Trainer, val: Inputs) -> float:
     """Return `fit_temperature` of a trained network on validation pictures, and print what it changes there."""
-    outputs, labels = zip(*((trainer.logits(inputs).cpu(), labels) for inputs, labels in val), strict=True)
-    logits, targets = torch.cat(outputs).double(), torch.cat(labels)
+    own = [(trainer.logits(inputs).cpu(), labels.cpu()) for inputs, labels, *_ in val if len(labels)]
+    logits, targets = (parallel.interleave(torch.cat(each) if each else None) for each in zip(*own, strict=True))
+    logits = logits.double()
     temperature = fit_temperature(logits, targets)
     before, after = (float(objective.loss(logits / divisor, targets)) for divisor in (1.0, temperature))
     print(f"temperature {temperature:.3f}: log-loss on the validation pictures {before:.4f} -> {after:.4f}")

@@ -5,10 +5,9 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from stages.pictures.index import Entry
-from stages.training.activations import FrozenPrefix
+from stages.training.activations import FrozenPrefix, read_all
 
 # Pixels of a side. Measured for near-duplicates, whose cosine has to be 0.9 (docs/results.md): different digits of the
 # bundled sample have 0.94 at most with 8 pixels, 0.86 with 12, 0.73 with 16; copies of them resized to a quarter have
@@ -34,11 +33,10 @@ def thumbnails_of(
     shrink = replace(
         like, blocks=nn.Sequential(nn.AdaptiveAvgPool2d(SIDE)), device=torch.device("cpu"), precision="float32"
     )
-    kept = shrink.keep(entries, max_gigabytes)
+    kept = shrink.keep(shrink.share.local(entries), max_gigabytes)
 
     def read(some: list[Entry]) -> Iterator[Tensor]:
-        batches = shrink.batches(some, kept, batch_size)
-        for pictures, _ in tqdm(batches, desc="thumbnails", unit="batch", disable=None):
+        for pictures in read_all(shrink, some, kept, batch_size, "thumbnails"):
             yield pictures.mean(dim=1)
 
     return read

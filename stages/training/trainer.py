@@ -11,13 +11,15 @@ from torch.optim.lr_scheduler import LRScheduler
 from torcheval.metrics import BinaryAccuracy, Metric, MulticlassAccuracy
 from tqdm import tqdm
 
+from stages.common import processes
 from stages.common.device import autocast
 from stages.common.params import Phase, Precision
 from stages.common.seeds import random_state, set_random_state
 from stages.common.stage import StageError
 from stages.network import objective
 from stages.network.network import Network
-from stages.training.activations import Inputs
+from stages.training import parallel
+from stages.training.activations import Inputs, Part
 from stages.training.fusion import fuse_for_training
 from stages.training.history import Epoch, best_epoch, out_of_patience
 from stages.training.optimizer import make_optimizer, schedule_rate, trainable_parameters
@@ -73,6 +75,7 @@ class Trainer:
         self._layout = torch.channels_last if len(network.backbone) else torch.contiguous_format
         self.network = network.to(device).to(memory_format=self._layout)
         self._fused = fuse_for_training(self.network, device, precision)
+        self._trained: nn.Module = self._fused
 
     def fit(
         self,
@@ -105,6 +108,7 @@ class Trainer:
         """
         trainable = trainable_parameters(self.network)
         optimizer = make_optimizer(self.network, phase, layer_decay)
+        self._trained = parallel.train_together(self._fused)
         print(f"training {sum(map(Tensor.numel, trainable)):,} parameters in {len(trainable)} tensors", flush=True)
         epochs: list[Epoch] = []
         weights: list[Tensor] = []
@@ -114,7 +118,7 @@ class Trainer:
             _copy_into(trainable, stopped.weights)
             weights = stopped.weights if stopped.selected is None else stopped.selected
             optimizer.load_state_dict(stopped.optimizer)
-            set_random_state(stopped.random, self.device)
+            set_random_state(stopped.random[processes.rank()], self.device)
             print(f"going on after epoch {epochs[-1].number} of a run that was stopped", flush=True)
             for epoch in epochs:
                 on_epoch(epoch)
@@ -138,7 +142,8 @@ class Trainer:
             if state is not None and epoch.number < phase.epochs:
                 now = [parameter.detach() for parameter in trainable]
                 earlier = None if epoch is selected else weights
-                state.save(State(epochs, now, earlier, optimizer.state_dict(), random_state(self.device)))
+                random = processes.gather(random_state(self.device))
+                state.save(State(epochs, now, earlier, optimizer.state_dict(), random))
         candidates = epochs[first:] if phase.select == "best" else epochs[1:]
         if not candidates:
             raise StageError(f"{failure}; no epoch was finished, nothing is kept")
@@ -149,7 +154,7 @@ class Trainer:
         """Return the logits, (n, outputs), float32, in evaluation mode."""
         self._fused.eval()
         with torch.inference_mode():
-            return self._forward(inputs)
+            return self._forward(inputs, self._fused)
 
     def features_and_logits(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return what enters the classifier, maps or tokens, and the logits as `logits` does."""
@@ -159,39 +164,52 @@ class Trainer:
             logits: Tensor = self._fused.classifier(features)
         return features, logits.float()
 
+    @property
+    def _outputs(self) -> int:
+        *_, last = (parameter for parameter in self.network.classifier.parameters() if parameter.dim() > 1)
+        return len(last)
+
     def evaluate(self, batches: Inputs) -> Scores:
         """Return the scores over all of `batches`."""
-        result = _Pass(self.device)
-        for inputs, labels in batches:
+        result = _Pass(self.device, self._outputs)
+        for inputs, labels, _, whole in batches:
+            if not len(labels):
+                result.add_none(whole)
+                continue
             logits, labels = self.logits(inputs), labels.to(self.device)
-            result.add(objective.loss(logits, labels, self.class_weights), logits, labels)
+            result.add(objective.loss(logits, labels, self.class_weights), logits, labels, whole)
         return result.scores()
 
-    def step(
-        self, inputs: Tensor, labels: Tensor, optimizer: torch.optim.Optimizer, phase: Phase
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, part: Part, optimizer: torch.optim.Optimizer, phase: Phase) -> tuple[Tensor, Tensor]:
         """Take one optimizer step; return the loss, a scalar, and the logits before it.
 
+        Of several processes, each returns what belongs to its part of the batch; the step is that of the whole batch.
+
         Args:
-            inputs: what enters the network, (n, ...).
-            labels: (n,), on the device.
+            part: what enters the network.
             optimizer: as `make_optimizer` makes it.
             phase: its `label_smoothing`, its `mixup` as for `mix`, and its `clip_norm`, the largest norm of all
                 gradients together.
         """
-        self._fused.train()
-        inputs, others, share = mix(inputs, labels, phase.mixup) if phase.mixup else (inputs, labels, 1.0)
-        logits = self._forward(inputs)
-        loss = objective.loss(logits, labels, self.class_weights, phase.label_smoothing)
-        if share < 1:
-            other = objective.loss(logits, others, self.class_weights, phase.label_smoothing)
-            loss = share * loss + (1 - share) * other
+        self._trained.train()
+        inputs, labels = part.inputs, part.labels.to(self.device)
+        others, share = labels, 1.0
+        if phase.mixup:
+            inputs, others, share = mix(part, phase.mixup)
+        every = self._forward(inputs, self._trained)
+        logits = every[: len(labels)]
+        loss = self._loss(logits, labels, phase) if len(labels) else every.sum()
+        if share < 1 and len(labels):
+            loss = share * loss + (1 - share) * self._loss(logits, others, phase)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        parallel.weigh(loss, len(labels), part.whole).backward()  # type: ignore[no-untyped-call]
         if phase.clip_norm is not None:
             nn.utils.clip_grad_norm_(trainable_parameters(self.network), phase.clip_norm)
         optimizer.step()
         return loss.detach(), logits.detach()
+
+    def _loss(self, logits: Tensor, labels: Tensor, phase: Phase) -> Tensor:
+        return objective.loss(logits, labels, self.class_weights, phase.label_smoothing)
 
     def _look_at_start(self, val: Inputs) -> Epoch:
         scores = self.evaluate(val)
@@ -212,13 +230,15 @@ class Trainer:
         title = f"epoch {number}/{phase.epochs}"
         # Not around the batches: a bar that its own iteration has ended shows no results any more.
         with tqdm(total=len(train), desc=title, unit="batch", disable=None) as progress:
-            result = _Pass(self.device)
+            result = _Pass(self.device, self._outputs)
             train.set_epoch(number)
-            for step, (inputs, labels) in enumerate(train, start=1):
-                labels = labels.to(self.device)
-                loss, logits = self.step(inputs, labels, optimizer, phase)
+            for step, part in enumerate(train, start=1):
+                loss, logits = self.step(part, optimizer, phase)
                 schedule.step()
-                result.add(loss, logits, labels)
+                if len(part.labels):
+                    result.add(loss, logits, part.labels.to(self.device), part.whole)
+                else:
+                    result.add_none(part.whole)
                 progress.update()
                 if step % _CHECKED == 0 or step == len(train):
                     result.require_finite(f"of epoch {number}")
@@ -231,9 +251,9 @@ class Trainer:
             print(f"{title}  {results}", flush=True)
         return Epoch(number, training.loss, training.accuracy, scores.loss, scores.accuracy)
 
-    def _forward(self, inputs: Tensor) -> Tensor:
+    def _forward(self, inputs: Tensor, network: nn.Module) -> Tensor:
         with autocast(self.device, self.precision):
-            logits: Tensor = self._fused(self._place(inputs))
+            logits: Tensor = network(self._place(inputs))
         return logits.float()
 
     def _place(self, inputs: Tensor) -> Tensor:
@@ -242,14 +262,14 @@ class Trainer:
         return inputs.to(self.device, memory_format=layout)
 
 
-def mix(inputs: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, Tensor, float]:
+def mix(part: Part, alpha: float) -> tuple[Tensor, Tensor, float]:
     """Mix each input with another one of the batch, as mixup does (Zhang et al. 2018, https://arxiv.org/abs/1710.09412).
 
     Kept activations are mixed as pictures would be: manifold mixup (Verma et al. 2019, https://arxiv.org/abs/1806.05236).
+    Of several processes, each mixes its own pictures with those of all.
 
     Args:
-        inputs: what enters the network, (n, ...).
-        labels: (n,).
+        part: of a batch.
         alpha: above 0: of the Beta distribution of the share of the first one.
 
     Returns:
@@ -258,42 +278,63 @@ def mix(inputs: Tensor, labels: Tensor, alpha: float) -> tuple[Tensor, Tensor, f
     """
     # From the processor's generator: its state is what a stopped run resumes with.
     drawn = float(torch.distributions.Beta(alpha, alpha).sample())
-    share, order = max(drawn, 1 - drawn), torch.randperm(len(inputs)).to(inputs.device)
-    return torch.lerp(inputs[order], inputs, share), labels[order.to(labels.device)], share
+    share, order = processes.agree((max(drawn, 1 - drawn), torch.randperm(part.whole)))
+    count = len(part.labels)
+    inputs, labels = parallel.join_parts(part.inputs[:count], part.labels, part.places)
+    if not count:
+        return part.inputs, part.labels, share
+    chosen = order[list(part.places)]
+    others = inputs[chosen.to(inputs.device)]
+    return torch.lerp(others, part.inputs, share), labels[chosen.to(labels.device)].to(part.labels.device), share
 
 
 class _Pass:
-    """What the batches of one pass came to, on the device: reading it at each batch would make a GPU wait."""
+    """What the batches of one pass came to, on the device: reading it at each batch would make a GPU wait.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        device: of what is added.
+        outputs: number of logits.
+    """
+
+    def __init__(self, device: torch.device, outputs: int) -> None:
+        kind = BinaryAccuracy if outputs == 1 else MulticlassAccuracy
+        self._accuracy: Metric[Tensor] = kind(device=device)
         self._device = device
         self._losses: list[Tensor] = []
         self._counts: list[int] = []
-        self._accuracy: Metric[Tensor] | None = None
         self._checked = 0
 
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Take a batch: its mean loss, a scalar; its logits, (n, outputs); its labels, (n,)."""
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor, whole: int) -> None:
+        """Take a part of a batch: its mean loss, a scalar; its logits, (n, outputs); its labels, (n,).
+
+        Args:
+            loss: as above, like the next two.
+            logits: of n pictures, at least one.
+            labels: theirs.
+            whole: pictures of the batch in all processes.
+        """
         self._losses.append(len(labels) * loss)
-        self._counts.append(len(labels))
-        if self._accuracy is None:
-            kind = BinaryAccuracy if logits.shape[1] == 1 else MulticlassAccuracy
-            self._accuracy = kind(device=self._device)
+        self._counts.append(whole)
         # BinaryAccuracy compares what it is given with 0.5: that has to be a probability, not a logit.
         probabilities = objective.probabilities(logits)
         self._accuracy.update(probabilities[:, 1] if logits.shape[1] == 1 else probabilities, labels)
 
+    def add_none(self, whole: int) -> None:
+        """Take a batch of which no picture is this process's."""
+        self._losses.append(torch.zeros((), device=self._device))
+        self._counts.append(whole)
+
     def scores(self) -> Scores:
-        """Return the means over all pictures, at least one."""
-        assert self._accuracy is not None
+        """Return the means over all pictures of all processes, at least one."""
         total = 0.0  # Python's: some devices have no floats of 64 bits
-        for value in torch.stack(self._losses).tolist():
+        for value in processes.add_up(torch.stack(self._losses)).tolist():
             total += value
-        return Scores(total / sum(self._counts), self._accuracy.compute().item())
+        return Scores(total / sum(self._counts), parallel.compute(self._accuracy).item())
 
     def require_finite(self, when: str) -> None:
         """Raise `NonFiniteLossError` if one of the losses since the last call is not."""
-        for step, value in enumerate(torch.stack(self._losses[self._checked :]).tolist(), start=self._checked + 1):
+        losses = processes.add_up(torch.stack(self._losses[self._checked :]))
+        for step, value in enumerate(losses.tolist(), start=self._checked + 1):
             _require_finite(value, f"the training loss at step {step} {when}")
         self._checked = len(self._losses)
 
@@ -329,16 +370,19 @@ def predict(
     Args:
         trainers: of the networks.
         batches: the pictures.
-        on_features: called with what enters the first network's classifier, maps or tokens, for each batch.
+        on_features: called with what enters the first network's classifier, maps or tokens, for each batch, or this
+            process's part of it.
 
     Returns:
-        The logits of each network, (n, outputs), float64, on the CPU.
+        The logits of each network, (n, outputs), float64, on the CPU; in all processes those of all pictures.
     """
     outputs: list[list[Tensor]] = [[] for _ in trainers]
-    for inputs, _ in batches:
+    for inputs, labels, *_ in batches:
+        if not len(labels):
+            continue
         for number, (own, trainer) in enumerate(zip(outputs, trainers, strict=True)):
             features, logits = trainer.features_and_logits(inputs)
             own.append(logits.cpu().double())
             if number == 0:
                 on_features(features)
-    return [torch.cat(own) for own in outputs]
+    return [parallel.interleave(torch.cat(own) if own else None) for own in outputs]

@@ -110,7 +110,7 @@ class Seen:
 def see(paths: Iterable[Path], prefix: FrozenPrefix) -> Seen:
     """Let the backbone see pictures, and shrink them."""
     entries = [Entry(str(path), 0, "", hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths]
-    features = [pool_features(batch.float()).cpu() for batch, _ in prefix.batches(entries, Kept(), BATCH)]
+    features = [pool_features(batch.float()).cpu() for batch, *_ in prefix.batches(entries, Kept(), BATCH)]
     return Seen(torch.cat(features), torch.cat(list(thumbnails_of(entries, prefix, 1.0, BATCH)(entries))))
 
 

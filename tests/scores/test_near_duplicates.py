@@ -118,7 +118,7 @@ def test_a_picture_has_the_same_features_through_the_tail_as_through_the_whole_b
     predict(
         [trainer, trainer], inputs_of(blocks), on_features=lambda features: collected.append(pool_features(features))
     )
-    whole = torch.cat([pool_features(activations) for activations, _ in inputs_of(network.backbone)])
+    whole = torch.cat([pool_features(activations) for activations, *_ in inputs_of(network.backbone)])
     assert whole.shape == (len(entries), 576)
     assert whole.std(dim=0).max() > 0.1
     torch.testing.assert_close(torch.cat(collected), whole, rtol=1e-4, atol=1e-5)

@@ -111,7 +111,7 @@ def test_kept_rows_and_the_tail_are_the_plain_network_at_every_cut(
         kept = prefix.keep(entries, 1.0)
         assert not kept.missing(entries)
         assert (capsys.readouterr().out == "") == (unfreeze < len(network.backbone))
-        ((rows, _),) = prefix.batches(entries, kept, len(entries))
+        ((rows, *_),) = prefix.batches(entries, kept, len(entries))
         logits = Trainer(tail, CPU).logits(rows)
         assert (logits - plain).abs().max() <= 1e-5 * plain.abs().max() + 2 * rounding, unfreeze
 

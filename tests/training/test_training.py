@@ -26,6 +26,7 @@ from stages.network.backbones import stock_model
 from stages.network.network import Network, build_network, set_trainable
 from stages.scores.metrics import score
 from stages.training import resume
+from stages.training.activations import Part
 from stages.training.history import Epoch, read_history, still_falling
 from stages.training.resume import StateFile
 from stages.training.trainer import Fit, Scores, Trainer, predict
@@ -50,8 +51,8 @@ class OneBatch:
     def set_epoch(self, epoch: int) -> None:
         pass
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        yield self.images, torch.tensor([0, 1, 0, 1])
+    def __iter__(self) -> Iterator[Part]:
+        yield Part(self.images, torch.tensor([0, 1, 0, 1]), range(4), 4)
 
 
 class Scripted(Trainer):
@@ -333,7 +334,8 @@ def test_torchevals_scores_equal_scikit_learns_for_logits_near_the_threshold(out
     logits = torch.rand(90, outputs, generator=generator) - 0.4
     labels = torch.randint(max(outputs, 2), (90,), generator=generator)
     trainer = Trainer(network, torch.device("cpu"))
-    batches = list(zip(logits[..., None, None].split(40), labels.split(40), strict=True))
+    parts = zip(logits[..., None, None].split(40), labels.split(40), strict=True)
+    batches = [Part(*part, range(len(part[1])), len(part[1])) for part in parts]
     scores = trainer.evaluate(batches)  # type: ignore[arg-type]
     probabilities = objective.probabilities(predict([trainer], batches)[0]).numpy()  # type: ignore[arg-type]
     expected = score(labels.numpy(), probabilities)
@@ -378,7 +380,7 @@ def test_a_validation_loss_of_exactly_0_is_no_warning(caplog: pytest.LogCaptureF
     with torch.no_grad():
         network.classifier[-1].weight.zero_()
         network.classifier[-1].bias.fill_(-200.0)
-    batch = (OneBatch().images, torch.zeros(4, dtype=torch.int64))
+    batch = Part(OneBatch().images, torch.zeros(4, dtype=torch.int64), range(4), 4)
     assert Trainer(network, torch.device("cpu")).evaluate([batch]) == Scores(0.0, 1.0)
     assert caplog.text == ""
 
@@ -389,7 +391,7 @@ def test_a_loss_that_is_not_finite_is_named_by_its_step(step: int, monkeypatch: 
         def __len__(self) -> int:
             return 60
 
-        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        def __iter__(self) -> Iterator[Part]:
             for _ in range(60):
                 yield from super().__iter__()
 

@@ -17,7 +17,7 @@ from stages.network.network import Network
 from stages.pictures.batches import read_entry
 from stages.pictures.index import read_index, write_index
 from stages.pictures.preprocessing import make_transform
-from stages.training.activations import FrozenPrefix, View, choose_views
+from stages.training.activations import FrozenPrefix, Part, View, choose_views
 from stages.training.history import read_history
 from stages.training.trainer import Trainer, mix
 
@@ -145,7 +145,7 @@ def test_mixup_mixes_inputs_and_labels_in_the_same_shares() -> None:
     inputs, labels = torch.eye(6), torch.arange(6)
     shares = []
     for _ in range(50):
-        mixed, others, share = mix(inputs, labels, 0.4)
+        mixed, others, share = mix(Part(inputs, labels, range(6), 6), 0.4)
         assert torch.allclose(mixed, share * inputs + (1 - share) * inputs[others], atol=1e-6)
         assert sorted(others.tolist()) == labels.tolist()
         shares.append(share)
@@ -174,12 +174,12 @@ def test_a_step_with_mixup_learns_from_both_labels_in_these_shares(outputs: int)
         epochs=1, batch_size=6, lr=1e-3, weight_decay=0.0, augment="none", select="best", patience=None, mixup=0.4
     )
     torch.manual_seed(5)
-    mixed, others, share = mix(inputs, labels, 0.4)
+    mixed, others, share = mix(Part(inputs, labels, range(6), 6), 0.4)
     with torch.no_grad():
         logits = network(mixed)
         both = share * objective.loss(logits, labels) + (1 - share) * objective.loss(logits, others)
     assert both != pytest.approx(objective.loss(logits, labels).item(), abs=1e-3)
     torch.manual_seed(5)
     trainer = Trainer(network, torch.device("cpu"))
-    loss, _ = trainer.step(inputs, labels, torch.optim.SGD(network.parameters(), lr=0.1), phase)
+    loss, _ = trainer.step(Part(inputs, labels, range(6), 6), torch.optim.SGD(network.parameters(), lr=0.1), phase)
     assert loss.item() == pytest.approx(both.item(), abs=1e-6)
