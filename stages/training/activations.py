@@ -35,7 +35,7 @@ from stages.pictures.preprocessing import Preprocessing
 from stages.training import cache
 from stages.training.fusion import fold_batchnorm
 from stages.training.parallel import interleave
-from stages.training.store import ROW_OVERHEAD, Kept, Writer, find
+from stages.training.store import FILE_OVERHEAD, ROW_OVERHEAD, Kept, Writer, find
 
 # Part of each folder's name: to be raised when the same prefix and picture give other values than before.
 _FORMAT = 2
@@ -92,7 +92,8 @@ class View:
 class FrozenPrefix:
     """The blocks that training does not change, and the pictures that go through them.
 
-    `blocks` are on `device`, all of them frozen; `root` is the folder that the entries' paths are relative to; `view`:
+    `blocks` are on `device`, all of them frozen; `behind` are more of them, whose results are not kept: what is kept
+    goes through them each time it is used; `root` is the folder that the entries' paths are relative to; `view`:
     the version of each picture that is kept, `None` for the picture as it is; `share`: what this process computes of a
     pass, if there are several. All of them then call the same methods with the same pictures.
     """
@@ -105,6 +106,33 @@ class FrozenPrefix:
     workers: int
     view: View | None = None
     share: Share = field(default_factory=Share)
+    behind: nn.Sequential = field(default_factory=nn.Sequential)
+
+    def fit(self, blocks: int, rows: int, max_gigabytes: float) -> "FrozenPrefix":
+        """Return a prefix that keeps what enters its last blocks, if there is no room for what leaves them.
+
+        In float32 the values are the same bytes. Going through some blocks again takes longer than reading what was
+        kept, but a fraction of going through all: of MobileNetV3-Large, what leaves the last three blocks has six times
+        the bytes.
+
+        Args:
+            blocks: the last ones of the prefix that may be gone through each time.
+            rows: how many there are to keep.
+            max_gigabytes: of the whole cache.
+        """
+        count = len(self.blocks) - blocks
+        if not 0 <= count < len(self.blocks):
+            return self
+        crop = self.preprocessing.crop
+        forward = _make_forward(self)
+        before, after = (
+            row.nbytes + ROW_OVERHEAD for row in forward(torch.zeros(1, 3, crop, crop), [count, len(self.blocks)])
+        )
+        room = processes.agree(_find_room(max_gigabytes))
+        if min(rows, room // before) <= min(rows, room // after):
+            return self
+        print(f"kept before the last {blocks} blocks: {before:,} bytes a picture; {after:,} behind them have no room")
+        return replace(self, blocks=self.blocks[:count], behind=self.blocks[count:])
 
     def keep(self, entries: list[Entry], max_gigabytes: float, also: Mapping[int, list[Entry]] | None = None) -> Kept:
         """Find the activations of pictures in the cache; compute those that are not there, once, and keep them.
@@ -185,9 +213,9 @@ class FrozenPrefix:
         if not any(processes.gather(bool(kept.missing(entries)))):
             return kept, None
         later = {
-            folders[count - blocks]: {entry.sha256 for entry in pictures}
+            folders[count + len(self.behind) - blocks]: {entry.sha256 for entry in pictures}
             for blocks, pictures in also.items()
-            if 0 < blocks <= count
+            if len(self.behind) < blocks <= count + len(self.behind)
         }
         cuts = [count, *map(folders.index, later)]
         forward = _make_forward(self)
@@ -243,11 +271,14 @@ class FrozenPrefix:
             shuffle_seed: each epoch takes another order, the same ones for the same seed; `None` keeps the index's.
             views: of augmented pictures, as `keep_views` returns them; without any, they are computed live.
         """
+        inputs: Inputs
         if augment == "none":
-            return _Rows(self, entries, kept, batch_size, shuffle_seed)
-        if views:
-            return _Views(self, entries, views, batch_size, shuffle_seed)
-        return _Augmented(self, entries, batch_size, augment, shuffle_seed)
+            inputs = _Rows(self, entries, kept, batch_size, shuffle_seed)
+        elif views:
+            inputs = _Views(self, entries, views, batch_size, shuffle_seed)
+        else:
+            inputs = _Augmented(self, entries, batch_size, augment, shuffle_seed)
+        return _Through(self, inputs) if len(self.behind) else inputs
 
     def read(self, entries: list[Entry], batch_size: int, augment: Augment, order: Order) -> Batches:
         """Return batches of preprocessed pictures, not yet seen by the blocks."""
@@ -411,6 +442,37 @@ class _Augmented:
         self.order.epoch = epoch
 
 
+class _Through:
+    """Batches of what the blocks behind a prefix make of its activations, in batches of the size that kept ones had."""
+
+    def __init__(self, prefix: FrozenPrefix, inputs: Inputs) -> None:
+        self.inputs, self.blocks = inputs, len(prefix.behind)
+        self.forward = _forward_through(prefix.behind, prefix)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __iter__(self) -> Iterator[Part]:
+        for part in self.inputs:
+            rows = [self._through(part.inputs[first : first + _BATCH]) for first in range(0, len(part.inputs), _BATCH)]
+            yield part._replace(inputs=torch.cat(rows)) if rows else part
+
+    def _through(self, activations: Tensor) -> Tensor:
+        (rows,) = self.forward(_pad(activations), [self.blocks])
+        return rows[: len(activations)]
+
+    def set_epoch(self, epoch: int) -> None:
+        self.inputs.set_epoch(epoch)
+
+
+def _find_room(max_gigabytes: float) -> int:
+    try:
+        room = cache.find_room([cache.activations_folder()], max_gigabytes)
+    except OSError:
+        return 0
+    return max(0, min(room.limit, room.disk))
+
+
 def _divide(share: Share, entries: list[Entry], batch_size: int) -> list[tuple[range, int]]:
     """Return this process's places in each batch, and how many pictures there are in it."""
     own, whole = (each.places(len(entries), batch_size) for each in (share, Share()))
@@ -465,13 +527,19 @@ def _make_forward(prefix: FrozenPrefix) -> Callable[[Tensor, Collection[int]], l
         crop = prefix.preprocessing.crop
         # A batch stays there, as read and as padded, until its rows are computed.
         require_memory(_BATCH, widest_layer(prefix.blocks, crop) + 2 * 3 * crop**2 * 4, crop)
+    return _forward_through(prefix.blocks, prefix)
+
+
+def _forward_through(frozen: nn.Sequential, prefix: FrozenPrefix) -> Callable[[Tensor, Collection[int]], list[Tensor]]:
     # Block by block: what leaves a block has to be what the plain network has there.
-    blocks = [fold_batchnorm(block).eval().to(memory_format=torch.channels_last) for block in prefix.blocks]
+    blocks = [fold_batchnorm(block).eval().to(memory_format=torch.channels_last) for block in frozen]
 
     # Not inference_mode: its tensors cannot enter what autograd looks at.
     @torch.no_grad()
     def forward(images: Tensor, cuts: Collection[int]) -> list[Tensor]:
-        activations = images.to(prefix.device, memory_format=torch.channels_last, non_blocking=True)
+        # Tokens have no such layout: it is one of maps.
+        layout = torch.channels_last if images.dim() == 4 else torch.contiguous_format
+        activations = images.to(prefix.device, memory_format=layout, non_blocking=True)
         after: dict[int, Tensor] = {}
         with autocast(prefix.device, prefix.precision):
             for number, block in enumerate([nn.Identity(), *blocks]):
@@ -561,8 +629,8 @@ def _make_plan(
         return _Plan([], None)
     parts, spare = [cache.activations_folder()], set(kept.paths)
     room = cache.find_room(parts, max_gigabytes, spare)
-    problem = room.why_not(len(missing) * sizes[0])
-    left = max(0, min(room.limit, room.disk))
+    problem = room.why_not(len(missing) * sizes[0] + FILE_OVERHEAD)
+    left = max(0, min(room.limit, room.disk) - len(sizes) * FILE_OVERHEAD)
     needed = [] if all_or_none and problem is not None else missing[: left // sizes[0]]
     if not needed:
         return _Plan([], problem)

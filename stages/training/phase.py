@@ -96,6 +96,9 @@ def open_inputs(
     """
     _divide_batches(phase, len(pictures.train), prefix.share)
     gigabytes, views, local = params.cache.max_gigabytes, [], pictures.local(prefix.share)
+    if later is not None:
+        versions = phase.augment_views * len(local.train) if phase.augment != "none" else 0
+        prefix = prefix.fit(later.unfreeze, len(local.unchanging(phase)) + versions, gigabytes)
     also = {} if later is None else {later.unfreeze: local.unchanging(later)}
     kept = prefix.keep(local.unchanging(phase), gigabytes, also)
     if phase.augment != "none" and phase.augment_views:

@@ -22,6 +22,7 @@ _KEY = "activations"
 _FILE_BYTES = 2**26
 # What a row takes in a file beside its values: its picture and its checksum, as JSON, and a share of the header.
 ROW_OVERHEAD = 100
+FILE_OVERHEAD = 300
 
 
 @dataclass
