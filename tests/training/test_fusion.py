@@ -46,6 +46,26 @@ def test_logits_and_gradients_are_those_of_the_plain_network(
         assert torch.allclose(got, expected, atol=1e-4 * max(1.0, expected.abs().max().item()))
 
 
+@pytest.mark.parametrize(("size", "bias"), [(5, False), (5, True), (7, True)])
+def test_convolutions_of_single_channels_have_the_gradients_of_plain_ones(size: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(12, 12, size, padding=size // 2, groups=12, bias=bias)
+    plain, followed = nn.Sequential(conv), nn.Sequential(conv, nn.BatchNorm2d(12).eval().requires_grad_(False))
+    images = torch.randn(3, 12, 9, 8, dtype=torch.float32).to(memory_format=torch.channels_last)
+    for module in (plain, followed):
+        fused = fuse_for_training(module, CPU, "float32").eval()
+        results = []
+        for each in (module, fused):
+            inputs = images.clone().requires_grad_()
+            outputs = each(inputs)
+            conv.zero_grad()
+            (outputs * torch.linspace(-1, 1, outputs.numel()).view(outputs.shape)).sum().backward()
+            results.append([outputs, inputs.grad, *(parameter.grad.clone() for parameter in conv.parameters())])
+        for expected, got in zip(*results, strict=True):
+            assert torch.allclose(got, expected, atol=1e-4 * max(1.0, expected.abs().max().item()))
+        assert "ConvolveEachChannel" in str(fused(images.clone().requires_grad_()).grad_fn)
+
+
 def test_a_wide_linear_layer_takes_inputs_of_any_dimension(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fusion, "_WIDE", 1)
     plain = nn.Sequential(nn.Linear(6, 5))
