@@ -9,6 +9,8 @@ from stages.network.network import cut, set_trainable
 from stages.network.objective import weigh_classes
 from stages.report.rates import draw_rates
 from stages.report.style import save_figure
+from stages.training.activations import keep
+from stages.training.inputs import open_batches
 from stages.training.phase import load, open_prefix, prepare
 from stages.training.rate_finder import advise, sweep_rates, valley
 from stages.training.trainer import Trainer
@@ -41,8 +43,8 @@ def main() -> None:
     prefix = open_prefix(blocks, description, device, params)
     unchanging = pictures.train if phase.augment == "none" else []
     later = {params.finetune.unfreeze: unchanging} if name == "train_head" else None
-    kept = prefix.keep(unchanging, params.cache.max_gigabytes, also=later)
-    train = prefix.batches(pictures.train, kept, phase.batch_size, phase.augment, shuffle_seed=params.seed)
+    kept = keep(prefix, unchanging, params.cache.max_gigabytes, also=later)
+    train = open_batches(prefix, pictures.train, kept, phase.batch_size, phase.augment, shuffle_seed=params.seed)
 
     trainer = Trainer(tail, device, params.precision, weigh_classes(params.class_weights, pictures.train))
     sweep = sweep_rates(trainer, train, phase, layer_decay)

@@ -17,7 +17,7 @@ from stages.common import stage as command
 from stages.common.params import Phase
 from stages.common.stage import StageError
 from stages.network.network import Network, set_trainable
-from stages.training.activations import Part
+from stages.training.inputs import Part
 from stages.training.rate_finder import Sweep, advise, sweep_rates, valley
 from stages.training.trainer import Trainer
 

@@ -15,8 +15,10 @@ from stages.network.checkpoint import Description
 from stages.network.network import Network, count_shared_blocks, cut, pool_features
 from stages.pictures.index import Entry
 from stages.training import cache
-from stages.training.activations import FrozenPrefix, read_all
+from stages.training.activations import keep
+from stages.training.inputs import open_batches, read_all
 from stages.training.parallel import interleave
+from stages.training.prefix import FrozenPrefix
 from stages.training.thumbnails import thumbnails_of
 from stages.training.trainer import Trainer, predict
 
@@ -37,12 +39,12 @@ def predict_with_both(
     device = resolve_device(params.device)
     blocks, tail = cut(head.to(device), unfrozen)
     prefix = _put_in_front(description, params)(blocks)
-    kept = prefix.keep(prefix.share.local(test), params.cache.max_gigabytes)
+    kept = keep(prefix, prefix.share.local(test), params.cache.max_gigabytes)
     trainers = [Trainer(network, device, params.precision) for network in (tail, cut(finetuned, unfrozen)[1])]
     features: list[Tensor] = []
     logits = predict(
         trainers,
-        prefix.batches(test, kept, params.evaluate.batch_size),
+        open_batches(prefix, test, kept, params.evaluate.batch_size),
         on_features=lambda activations: features.append(pool_features(activations.float()).cpu()),
     )
     return logits, interleave(torch.cat(features) if features else None)
@@ -53,7 +55,7 @@ def open_features(network: Network, description: Description, params: Params, en
     # As the head phase has kept them.
     blocks, _ = cut(network.to(resolve_device(params.device)), unfreeze=0)
     whole = _put_in_front(description, params)(blocks)
-    kept = whole.keep(whole.share.local(entries), params.cache.max_gigabytes)
+    kept = keep(whole, whole.share.local(entries), params.cache.max_gigabytes)
 
     def read(some: list[Entry]) -> Iterator[Tensor]:
         for activations in read_all(whole, some, kept, params.evaluate.batch_size, "features"):

@@ -18,9 +18,11 @@ from stages.network.checkpoint import Description, load_checkpoint, require_clas
 from stages.network.network import Network
 from stages.pictures.index import Entry, read_index
 from stages.training import cache
-from stages.training.activations import FrozenPrefix, Inputs
+from stages.training.activations import fit, keep, keep_views
 from stages.training.fusion import reuse_freed_memory
 from stages.training.history import History
+from stages.training.inputs import Inputs, open_batches
+from stages.training.prefix import FrozenPrefix
 from stages.training.resume import StateFile
 from stages.training.temperature import measure_temperature
 from stages.training.trainer import Fit, Trainer
@@ -98,16 +100,16 @@ def open_inputs(
     gigabytes, views, local = params.cache.max_gigabytes, [], pictures.local(prefix.share)
     if later is not None:
         versions = phase.augment_views * len(local.train) if phase.augment != "none" else 0
-        prefix = prefix.fit(later.unfreeze, len(local.unchanging(phase)) + versions, gigabytes)
+        prefix = fit(prefix, later.unfreeze, len(local.unchanging(phase)) + versions, gigabytes)
     also = {} if later is None else {later.unfreeze: local.unchanging(later)}
-    kept = prefix.keep(local.unchanging(phase), gigabytes, also)
+    kept = keep(prefix, local.unchanging(phase), gigabytes, also)
     if phase.augment != "none" and phase.augment_views:
         also = {}
         if later is not None and later.augment == phase.augment and later.augment_views >= phase.augment_views:
             also = {later.unfreeze: local.train}
-        views = prefix.keep_views(local.train, phase.augment_views, phase.augment, params.seed, gigabytes, also)
-    train = prefix.batches(pictures.train, kept, phase.batch_size, phase.augment, params.seed, views)
-    return train, prefix.batches(pictures.watched, kept, phase.batch_size)
+        views = keep_views(prefix, local.train, phase.augment_views, phase.augment, params.seed, gigabytes, also)
+    train = open_batches(prefix, pictures.train, kept, phase.batch_size, phase.augment, params.seed, views)
+    return train, open_batches(prefix, pictures.watched, kept, phase.batch_size)
 
 
 def _divide_batches(phase: Phase, pictures: int, share: Share) -> None:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from stages.common.params import Phase
 from stages.common.stage import StageError
 from stages.network import objective
-from stages.training.activations import Inputs, Part
+from stages.training.inputs import Inputs, Part
 from stages.training.optimizer import make_optimizer
 from stages.training.trainer import Trainer
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from stages.network import objective
 from stages.training import parallel
-from stages.training.activations import Inputs
+from stages.training.inputs import Inputs
 from stages.training.trainer import Trainer
 
 # Of the normal prior of log T, whose mean is 0: 95% of it lies between 0.38 and 2.7.

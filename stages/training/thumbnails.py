@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from stages.pictures.index import Entry
-from stages.training.activations import FrozenPrefix, read_all
+from stages.training.activations import keep
+from stages.training.inputs import read_all
+from stages.training.prefix import FrozenPrefix
 
 # Pixels of a side. Measured for near-duplicates, whose cosine has to be 0.9 (docs/results.md): different digits of the
 # bundled sample have 0.94 at most with 8 pixels, 0.86 with 12, 0.73 with 16; copies of them resized to a quarter have
@@ -18,7 +20,7 @@ SIDE = 12
 def thumbnails_of(
     entries: list[Entry], like: FrozenPrefix, max_gigabytes: float, batch_size: int
 ) -> Callable[[list[Entry]], Iterator[Tensor]]:
-    """Keep the thumbnails of pictures in the cache, as `FrozenPrefix.keep` does, and return what reads them.
+    """Keep the thumbnails of pictures in the cache, as `keep` does, and return what reads them.
 
     Args:
         entries: the pictures.
@@ -33,7 +35,7 @@ def thumbnails_of(
     shrink = replace(
         like, blocks=nn.Sequential(nn.AdaptiveAvgPool2d(SIDE)), device=torch.device("cpu"), precision="float32"
     )
-    kept = shrink.keep(shrink.share.local(entries), max_gigabytes)
+    kept = keep(shrink, shrink.share.local(entries), max_gigabytes)
 
     def read(some: list[Entry]) -> Iterator[Tensor]:
         for pictures in read_all(shrink, some, kept, batch_size, "thumbnails"):

@@ -19,9 +19,9 @@ from stages.common.stage import StageError
 from stages.network import objective
 from stages.network.network import Network
 from stages.training import parallel
-from stages.training.activations import Inputs, Part
 from stages.training.fusion import fuse_for_training
 from stages.training.history import Epoch, best_epoch, out_of_patience
+from stages.training.inputs import Inputs, Part
 from stages.training.optimizer import make_optimizer, schedule_rate, trainable_parameters
 from stages.training.resume import State, StateFile
 

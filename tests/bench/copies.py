@@ -30,7 +30,8 @@ from stages.scores.near_duplicates import Similar
 from stages.scores.orientations import find_turned, join
 from stages.scores.similarity import find_similar
 from stages.training import cache
-from stages.training.activations import FrozenPrefix
+from stages.training.inputs import open_batches
+from stages.training.prefix import FrozenPrefix
 from stages.training.store import Kept
 from stages.training.thumbnails import thumbnails_of
 
@@ -110,7 +111,7 @@ class Seen:
 def see(paths: Iterable[Path], prefix: FrozenPrefix) -> Seen:
     """Let the backbone see pictures, and shrink them."""
     entries = [Entry(str(path), 0, "", hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths]
-    features = [pool_features(batch.float()).cpu() for batch, *_ in prefix.batches(entries, Kept(), BATCH)]
+    features = [pool_features(batch.float()).cpu() for batch, *_ in open_batches(prefix, entries, Kept(), BATCH)]
     return Seen(torch.cat(features), torch.cat(list(thumbnails_of(entries, prefix, 1.0, BATCH)(entries))))
 
 

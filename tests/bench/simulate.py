@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from stages.pictures.index import Entry
-    from stages.training.activations import FrozenPrefix
+    from stages.training.prefix import FrozenPrefix
 
 Measured = Callable[[], object]
 
@@ -33,6 +33,8 @@ CHANNELS = 960
 # Rows in a file of activations: 64 MiB of what its backbone makes of a picture of 224 px, float32.
 ROWS_A_FILE = 357
 BATCH = 64
+# Blocks that fine-tuning trains: the tutorial's and the default.
+UNFREEZE = (3, 4)
 
 # What is measured imports what it needs, and no more: memory would tell of it.
 
@@ -57,7 +59,7 @@ def measure_imports(_: int, __: Path) -> Measured:
     """Load what all but `split` and the index need."""
 
     def load() -> None:
-        import stages.training.activations  # noqa: F401
+        import stages.training.inputs  # noqa: F401
 
     return load
 
@@ -119,6 +121,7 @@ def measure_finding(count: int, folder: Path) -> Measured:
 
 def measure_epoch(count: int, folder: Path) -> Measured:
     """Read the kept rows of all pictures once, in batches of 64, in a shuffled order."""
+    from stages.training.inputs import open_batches
     from stages.training.store import find
 
     prefix, entries = _fake_prefix(folder), fake_entries(count)
@@ -127,7 +130,7 @@ def measure_epoch(count: int, folder: Path) -> Measured:
         sys.exit(f"{len(missing):,} of {count:,} rows are not found")
 
     def read() -> None:
-        for _ in prefix.batches(entries, kept, BATCH, shuffle_seed=0):
+        for _ in open_batches(prefix, entries, kept, BATCH, shuffle_seed=0):
             pass
 
     return read
@@ -138,7 +141,7 @@ def _fake_prefix(folder: Path) -> "FrozenPrefix":
     from torch import nn
 
     from stages.pictures.preprocessing import Preprocessing
-    from stages.training.activations import FrozenPrefix
+    from stages.training.prefix import FrozenPrefix
 
     return FrozenPrefix(nn.Sequential(), folder, Preprocessing(crop=32), torch.device("cpu"), "float32", 0)
 
@@ -190,6 +193,10 @@ def simulate(counts: list[int], folder: Path) -> Iterable[str]:
             seconds, kibibytes = json.loads(call("measure", name, count, own).splitlines()[-1])
             cells.append(f"{seconds:.2f} s, {kibibytes / 2**20:.2f} GiB")
         yield f"| {title} | {' | '.join(cells)} |"
+    for unfreeze in UNFREEZE:
+        size = float(call("kept", "", unfreeze, folder))
+        cells = [f"{size * count / 1e9:.2f} GB" for count in counts]
+        yield f"| kept for both phases, pooled head, 224 px, `unfreeze: {unfreeze}` | {' | '.join(cells)} |"
 
 
 def call(*arguments: object) -> str:
@@ -205,8 +212,31 @@ def call(*arguments: object) -> str:
     return process.stdout
 
 
+def measure_kept(unfreeze: int, folder: Path) -> float:
+    """Return the bytes a picture of what both phases keep of it, from files with as many rows as real ones."""
+    import torch
+
+    from stages.network.backbones import stock_model
+    from stages.network.network import build_network, cut
+    from stages.training.store import Writer
+
+    network = build_network(stock_model("mobilenet_v3_large"), "pooled", 500, 1, 224).eval()
+    hashes = [fake_hash(number) for number in range(ROWS_A_FILE)]
+    for phase, trained in (("head", 0), ("finetune", unfreeze)):
+        with torch.inference_mode():
+            row = cut(network, trained)[0](torch.zeros(1, 3, 224, 224))
+        writer = Writer(folder / f"kept-{unfreeze}" / phase, set(hashes))
+        writer.add(hashes, row.expand(len(hashes), *row.shape[1:]))
+        writer.flush()
+    files = (folder / f"kept-{unfreeze}").rglob("*.safetensors")
+    return sum(path.stat().st_size for path in files) / len(hashes)
+
+
 def run_part(part: str, name: str, count: int, folder: Path) -> None:
     """Prepare a measurement, or make it and print its seconds and its peak memory in KiB."""
+    if part == "kept":
+        print(measure_kept(count, folder))
+        return
     _, prepare, measure = MEASUREMENTS[name]
     if part == "prepare" and prepare:
         prepare(count, folder)

@@ -19,7 +19,8 @@ from stages.scores import near_duplicates, similarity
 from stages.scores.near_duplicates import LOOKED_FOR, Similar
 from stages.scores.predictions import Predictions
 from stages.scores.similarity import find_similar
-from stages.training.activations import FrozenPrefix, Inputs
+from stages.training.inputs import Inputs, open_batches
+from stages.training.prefix import FrozenPrefix
 from stages.training.store import Kept
 from stages.training.trainer import Trainer, predict
 
@@ -110,7 +111,7 @@ def test_a_picture_has_the_same_features_through_the_tail_as_through_the_whole_b
 
     def inputs_of(blocks: nn.Sequential) -> Inputs:
         prefix = FrozenPrefix(blocks, project.path("pictures"), description.preprocessing, cpu, "float32", 0)
-        return prefix.batches(entries, Kept(), 3)
+        return open_batches(prefix, entries, Kept(), 3)
 
     blocks, tail = cut(network, unfreeze)
     trainer = Trainer(tail, cpu)

@@ -19,7 +19,7 @@ from stages.pictures.preprocessing import Preprocessing
 from stages.scores.near_duplicates import Similar
 from stages.scores.orientations import find_turned, join
 from stages.scores.similarity import THRESHOLD
-from stages.training.activations import FrozenPrefix
+from stages.training.prefix import FrozenPrefix
 from stages.training.thumbnails import SIDE, thumbnails_of
 
 PHOTOS = os.environ.get("DVC_FINETUNE_PHOTOS")  # a folder of cats and one of dogs, 60 photos or more in each

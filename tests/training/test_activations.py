@@ -308,7 +308,7 @@ def test_rows_that_another_process_removes_are_computed_live_with_a_line(
 
 def test_many_files_take_few_descriptors(built: Project) -> None:
     limit = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))\n"
-    small = "from stages.training import store, activations\nstore._FILE_BYTES = 1\nactivations._BATCH = 1\n"
+    small = "from stages.training import prefix, store\nstore._FILE_BYTES = 1\nprefix.BATCH = 1\n"
     program = f"{limit}{small}import runpy, sys\nrunpy.run_module('stages.train_head', run_name='__main__')"
     process = subprocess.run(
         [sys.executable, "-c", program, *built.arguments("train_head")],

@@ -20,8 +20,10 @@ from stages.network.network import Network, build_network, calibrate_batchnorm, 
 from stages.pictures.batches import Batches
 from stages.pictures.index import Entry
 from stages.pictures.preprocessing import Preprocessing
-from stages.training.activations import FrozenPrefix
+from stages.training.activations import keep
 from stages.training.history import Epoch, History
+from stages.training.inputs import open_batches
+from stages.training.prefix import FrozenPrefix
 from stages.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -103,15 +105,15 @@ def test_kept_rows_and_the_tail_are_the_plain_network_at_every_cut(
         rounding = (copy.deepcopy(network).double()(images.double()) - plain).abs().max()
     # As `train_head` does: what a later cut needs is kept in passing, by a prefix that is longer.
     whole = FrozenPrefix(cut(network, unfreeze=0)[0], root, preprocessing, CPU, "float32", 0)
-    whole.keep(entries, 1.0, also=dict.fromkeys(range(len(network.backbone)), entries))
+    keep(whole, entries, 1.0, also=dict.fromkeys(range(len(network.backbone)), entries))
     assert "activations: 4 pictures" in capsys.readouterr().out
     for unfreeze in range(len(network.backbone) + 1):
         blocks, tail = cut(network, unfreeze)
         prefix = FrozenPrefix(blocks, root, preprocessing, CPU, "float32", 0)
-        kept = prefix.keep(entries, 1.0)
+        kept = keep(prefix, entries, 1.0)
         assert not kept.missing(entries)
         assert (capsys.readouterr().out == "") == (unfreeze < len(network.backbone))
-        ((rows, *_),) = prefix.batches(entries, kept, len(entries))
+        ((rows, *_),) = open_batches(prefix, entries, kept, len(entries))
         logits = Trainer(tail, CPU).logits(rows)
         assert (logits - plain).abs().max() <= 1e-5 * plain.abs().max() + 2 * rounding, unfreeze
 

@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import socket
@@ -126,8 +125,11 @@ def nothing_kept(project: Project) -> None:
 @pytest.mark.usefixtures("cold_cache")
 @pytest.mark.parametrize(
     ("change", "count"),
-    [(plain, 2), (with_every_key, 3), (mixed_versions, 3), (three_classes, 2)]
-    + [pytest.param(change, 2, marks=pytest.mark.slow) for change in (augmented_live, nothing_kept)],
+    [(plain, 2), (mixed_versions, 3)]
+    + [
+        pytest.param(change, count, marks=pytest.mark.slow)
+        for change, count in ((with_every_key, 3), (three_classes, 2), (augmented_live, 2), (nothing_kept, 2))
+    ],
 )
 def test_several_processes_train_and_score_what_one_does(
     built: Project, change: Callable[[Project], None], count: int
@@ -168,12 +170,11 @@ def test_the_same_number_of_processes_gives_the_same_bytes_and_moves_nothing_fro
     assert run_together(built, *PHASES) == [0, 0]
     assert [outputs(built, stage) for stage in PHASES] == first
     before, after = (load_file(built.checkpoint(name)) for name in ("initial", "finetuned"))
-    layers = json.loads(built.path("metrics/layers/finetune.json").read_text())["layers"]
-    trained = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
-    assert trained
-    assert all(not re.search(r"running_|num_batches", name) for name in trained)
-    assert len(trained) < len(before) / 2
-    assert layers
+    moved = [name for name, tensor in after.items() if not torch.equal(tensor, before[name])]
+    norms = {name.removesuffix(".running_mean") for name in before if name.endswith(".running_mean")}
+    assert not any(name.rpartition(".")[0] in norms for name in moved)
+    blocks = sorted({int(name.split(".")[1]) for name in before if name.startswith("backbone.")})
+    assert {int(name.split(".")[1]) for name in moved if name.startswith("backbone.")} == set(blocks[-3:])
 
 
 @pytest.mark.usefixtures("cold_cache")
@@ -363,6 +364,7 @@ def test_processes_end_with_the_one_that_started_them(built: Project) -> None:
     wait_until_gone(ranks)
 
 
+@pytest.mark.slow
 def test_what_is_wrong_in_one_process_is_said_in_one_line(built: Project) -> None:
     gone = built.parts()["train"][1]
     built.path(f"pictures/{gone.path}").unlink()

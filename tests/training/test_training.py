@@ -26,8 +26,8 @@ from stages.network.backbones import stock_model
 from stages.network.network import Network, build_network, set_trainable
 from stages.scores.metrics import score
 from stages.training import resume
-from stages.training.activations import Part
 from stages.training.history import Epoch, read_history, still_falling
+from stages.training.inputs import Part
 from stages.training.resume import StateFile
 from stages.training.trainer import Fit, Scores, Trainer, predict
 

@@ -17,8 +17,10 @@ from stages.network.network import Network
 from stages.pictures.batches import read_entry
 from stages.pictures.index import read_index, write_index
 from stages.pictures.preprocessing import make_transform
-from stages.training.activations import FrozenPrefix, Part, View, choose_views
+from stages.training.activations import keep_views
 from stages.training.history import read_history
+from stages.training.inputs import Part, choose_views
+from stages.training.prefix import FrozenPrefix, View
 from stages.training.trainer import Trainer, mix
 
 __all__ = ["no_decoding"]
@@ -70,7 +72,7 @@ def test_a_kept_version_is_what_the_augmented_picture_is_live(built: Project) ->
     blocks = network.backbone[:2].requires_grad_(False)
     prefix = FrozenPrefix(blocks, root, preprocessing, torch.device("cpu"), "float32", 0)
     entries = read_index(built.path("data/index/train.csv"))
-    views = prefix.keep_views(entries, 2, "strong", 7, 1.0)
+    views = keep_views(prefix, entries, 2, "strong", 7, 1.0)
     different = 0
     for number, kept in enumerate(views):
         view, transform = View("strong", 7, number), make_transform(preprocessing, "strong")
