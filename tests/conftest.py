@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,12 @@ def make_pictures(root: Path, classes: tuple[str, ...] = ("cat", "dog"), count: 
     return root
 
 
+@lru_cache
+def pipeline() -> dict[str, Any]:
+    """The content of `dvc.yaml`; reading it takes longer than some stages."""
+    return yaml.safe_load((ROOT / "dvc.yaml").read_text())
+
+
 class Project:
     """A folder in which the stages run as `dvc.yaml` says, on small pictures."""
 
@@ -140,8 +147,7 @@ class Project:
         return self.folder / "data" / "checkpoints" / f"{name}.safetensors"
 
     def arguments(self, stage: str) -> list[str]:
-        cmd = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["cmd"]
-        python, dash_m, module, *rest = shlex.split(cmd)
+        python, dash_m, module, *rest = shlex.split(pipeline()["stages"][stage]["cmd"])
         assert (python, dash_m, module) == ("python", "-m", f"stages.{stage}")
         return rest
 

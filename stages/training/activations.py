@@ -265,7 +265,7 @@ def _compute(
     needed = [entries[position] for position in prefix.share.of_team(wanted[0] if wanted else [])]
     if not needed:
         return
-    forward, started = prefix.forward(), time.monotonic()
+    started = time.monotonic()
     with ExitStack() as stack, tqdm(total=len(needed), desc="activations", unit=" pictures", disable=None) as progress:
         writers = [
             Writer(folder, {entries[position].sha256 for position in own})
@@ -277,7 +277,7 @@ def _compute(
         for images, _ in _read_once(prefix, needed):
             count = len(images)
             batch = [entry.sha256 for entry in needed[position : position + count]]
-            for writer, activations in zip(writers, forward(pad(images), cuts), strict=True):
+            for writer, activations in zip(writers, prefix.forward(pad(images), cuts), strict=True):
                 writer.add(batch, activations[:count].cpu())
             position += count
             progress.update(count)

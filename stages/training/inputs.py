@@ -208,7 +208,7 @@ class _LiveRows:
         positions = {position for position, entry in enumerate(entries) if entry.sha256 in absent}
         self.order = Order(len(entries), shuffle_seed, positions, share=prefix.share)
         self.pictures = prefix.read(entries, BATCH, "none", self.order)
-        self.forward, self.blocks = prefix.forward(), len(prefix.blocks)
+        self.forward, self.blocks = prefix.forward, len(prefix.blocks)
 
     def __iter__(self) -> Iterator[Tensor]:
         for images, _ in self.pictures:
@@ -225,7 +225,7 @@ class _Augmented:
         self.order = Order(len(entries), shuffle_seed, share=prefix.share)
         self.parts = _divide(prefix.share, entries, batch_size)
         self.pictures, self.device = prefix.read(entries, batch_size, augment, self.order), prefix.device
-        self.forward, self.blocks = prefix.forward(), len(prefix.blocks)
+        self.forward, self.blocks = prefix.forward, len(prefix.blocks)
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -245,7 +245,7 @@ class _Through:
 
     def __init__(self, prefix: FrozenPrefix, inputs: Inputs) -> None:
         self.inputs, self.blocks = inputs, len(prefix.behind)
-        self.forward = prefix.forward_behind()
+        self.forward = prefix.forward_behind
 
     def __len__(self) -> int:
         return len(self.inputs)

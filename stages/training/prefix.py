@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -67,8 +68,9 @@ class FrozenPrefix:
         pinned = self.device.type == "cuda"
         return Batches(self.root, entries, self.preprocessing, batch_size, self.workers, augment, order, pinned)
 
+    @cached_property
     def forward(self) -> Forward:
-        """Return what computes activations of batches of `BATCH` pictures (`pad` fills them up).
+        """What computes activations of batches of `BATCH` pictures (`pad` fills them up).
 
         Raises:
             StageError: there is not the memory for it.
@@ -79,14 +81,15 @@ class FrozenPrefix:
             require_memory(BATCH, widest_layer(self.blocks, crop) + 2 * 3 * crop**2 * 4, crop)
         return _forward_through(self.blocks, self)
 
+    @cached_property
     def forward_behind(self) -> Forward:
-        """Return what goes on with the blocks `behind`."""
+        """What goes on with the blocks `behind`."""
         return _forward_through(self.behind, self)
 
     def row_sizes(self, cuts: list[int]) -> list[int]:
         """Return the bytes of a picture's activations after some numbers of blocks."""
         crop = self.preprocessing.crop
-        return [row.nbytes for row in self.forward()(torch.zeros(1, 3, crop, crop), cuts)]
+        return [row.nbytes for row in self.forward(torch.zeros(1, 3, crop, crop), cuts)]
 
     def names(self) -> list[str]:
         """Return names for the activations after 0, 1, 2 ... blocks: hashes of all that they come from."""
