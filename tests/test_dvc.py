@@ -286,10 +286,9 @@ def test_the_weight_file_is_followed_and_never_touched(tmp_path: Path) -> None:
     assert run_with("weights.pth") == ["data/dvc.yaml:weights"]
     assert link.resolve() == weights
     assert run_with("weights.pth") == []
-    for value in ("null", "DEFAULT"):
-        assert run_with(value) == ["data/dvc.yaml:weights"]
-        assert link.is_file()
-        assert not link.is_symlink()
+    assert run_with("DEFAULT") == ["data/dvc.yaml:weights"]
+    assert link.is_file()
+    assert not link.is_symlink()
     assert run_with("weights.pth") == ["data/dvc.yaml:weights"]
     assert link.resolve() == weights
     write_weights(weights, seed=2)

@@ -34,6 +34,10 @@ Export = Callable[..., int]
 NAMES = ("cat", "dog", "owl")
 
 
+# One process makes the network, once.
+pytestmark = pytest.mark.xdist_group("export")
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     folder = tmp_path_factory.mktemp("finished")
@@ -266,9 +270,7 @@ def check_export(folder: Path, arch: str, head: Head, classes: int) -> None:
 ARCHS = [parameter.values[0] for parameter in families()]
 
 
-@pytest.mark.parametrize(
-    "arch", [pytest.param(arch, marks=() if arch == "resnet18" else pytest.mark.slow) for arch in ARCHS]
-)
+@pytest.mark.parametrize("arch", [pytest.param(arch, marks=pytest.mark.slow) for arch in ARCHS])
 def test_one_network_of_each_family_can_be_exported(arch: str, tmp_path: Path) -> None:
     check_export(tmp_path, arch, "pooled", 3)
     if arch not in ("densenet121", "maxvit_t"):  # whose BatchNorm comes before a convolution

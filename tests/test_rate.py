@@ -162,7 +162,8 @@ def content(folder: Path) -> dict[Path, bytes]:
 def test_it_prints_what_to_paste_draws_a_figure_and_leaves_all_else_as_it_was(
     project: Project, capsys: pytest.CaptureFixture[str], phase: str, stages: tuple[str, ...], augment: str
 ) -> None:
-    assert project.run("split", "build_model", *stages) == 0
+    project.build()
+    assert project.run(*stages) == 0
     project.set(f"{phase}.augment", augment)
     before = content(project.folder)
     capsys.readouterr()
@@ -185,14 +186,15 @@ def test_it_prints_what_to_paste_draws_a_figure_and_leaves_all_else_as_it_was(
 
 
 def test_the_default_phase_is_fine_tuning_and_its_figure_is_not_for_git(project: Project) -> None:
-    assert project.run("split", "build_model", "train_head") == 0
+    project.build()
+    assert project.run("train_head") == 0
     assert find_rate(project) == 0
     assert project.path("data/rate_finetune.png").exists()
     assert "/data/rate_*.png" in (ROOT / ".gitignore").read_text().splitlines()
 
 
 def test_without_a_checkpoint_it_refuses(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    assert project.run("split", "build_model") == 0
+    project.build()
     capsys.readouterr()
     assert find_rate(project) == 1
     line = capsys.readouterr().err
@@ -202,6 +204,6 @@ def test_without_a_checkpoint_it_refuses(project: Project, capsys: pytest.Captur
 
 
 def test_what_the_head_phase_needs_next_is_kept_in_passing(project: Project, cold_cache: Path) -> None:
-    assert project.run("split", "build_model") == 0
+    project.build()
     assert find_rate(project, "train_head") == 0
     assert len([path for path in (cold_cache / "activations").iterdir() if path.is_dir()]) == 2

@@ -42,7 +42,7 @@ def make_scenes(root: Path, count: int) -> None:
             scene.save(root / name / f"{number:03d}.png")
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_a_training_picture_saved_again_and_put_into_the_test_part_is_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
@@ -54,7 +54,8 @@ def test_a_training_picture_saved_again_and_put_into_the_test_part_is_found(
     project.set("finetune.unfreeze", 4)
     for phase in ("train_head", "finetune"):
         project.set(f"{phase}.epochs", 1)
-    assert project.run("split", "build_model", "train_head", "finetune") == 0
+    project.build()
+    assert project.run("train_head", "finetune") == 0
     original, watched = (read_index(project.path(f"data/index/{part}.csv"))[0] for part in ("train", "val"))
     project.plant(original, "box/again.jpg", quality=80)
     project.plant(watched, "box/watched.jpg", quality=60)
@@ -104,7 +105,7 @@ def test_a_training_picture_saved_again_and_put_into_the_test_part_is_found(
 def test_a_picture_has_the_same_features_through_the_tail_as_through_the_whole_backbone(
     project: Project, unfreeze: int
 ) -> None:
-    assert project.run("split", "build_model") == 0
+    project.build()
     entries = read_index(project.path("data/index/test.csv"))
     network, description = load_checkpoint(project.checkpoint("initial"))
     cpu = torch.device("cpu")

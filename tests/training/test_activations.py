@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("cold_cache")
 
 @pytest.fixture
 def built(project: Project) -> Project:
-    assert project.run("split", "build_model") == 0
+    project.build()
     return project
 
 
@@ -182,7 +182,7 @@ def test_a_damaged_file_is_noticed_and_computed_again(
 def test_two_processes_compute_the_same_activations_once(project: Project, cold_cache: Path) -> None:
     make_pictures(project.path("pictures"), count=150)
     project.set("train_head.epochs", 1)
-    assert project.run("split", "build_model") == 0
+    project.build()
     other = project.folder.parent / f"{project.folder.name} other"
     shutil.copytree(project.folder, other, ignore=shutil.ignore_patterns("cache"))
     processes = [project.start("train_head"), project.start("train_head", cwd=other)]
@@ -237,7 +237,7 @@ def test_as_many_as_fit_are_kept_and_the_bytes_do_not_depend_on_it(
     assert [built.checkpoint(name).read_bytes() for name in ("head", "finetuned")] == checkpoints
 
 
-@pytest.mark.parametrize("augment", ["none", "light"])
+@pytest.mark.parametrize("augment", [pytest.param("none", marks=pytest.mark.slow), "light"])
 def test_where_only_smaller_activations_fit_these_are_kept_and_the_last_blocks_are_gone_through_again(
     built: Project, capsys: pytest.CaptureFixture[str], cold_cache: Path, augment: str
 ) -> None:

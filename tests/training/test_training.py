@@ -206,7 +206,7 @@ def explode_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 def test_a_loss_that_explodes_at_once_stops_the_stage_and_names_the_step(
     project: Project, refusal: Callable[[Project, str], str], explode_after: Callable[[int], None]
 ) -> None:
-    assert project.run("split", "build_model") == 0
+    project.build()
     explode_after(1 + 2)  # validation before training, and two steps
     line = refusal(project, "train_head")
     assert "the training loss at step 3 of epoch 1 is nan" in line
@@ -217,7 +217,7 @@ def test_a_loss_that_explodes_at_once_stops_the_stage_and_names_the_step(
 def test_a_loss_that_explodes_later_leaves_the_best_checkpoint(
     project: Project, refusal: Callable[[Project, str], str], explode_after: Callable[[int], None]
 ) -> None:
-    assert project.run("split", "build_model") == 0
+    project.build()
     explode_after(1 + 2 * (4 + 1) + 1)  # two epochs of four training batches and a validation batch, and a step
     project.set("train_head.epochs", 5)
     line = refusal(project, "train_head")
@@ -230,7 +230,8 @@ def test_a_loss_that_explodes_later_leaves_the_best_checkpoint(
 def test_fine_tuning_that_explodes_keeps_the_head_checkpoint_and_says_so(
     project: Project, explode_after: Callable[[int], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert project.run("split", "build_model", "train_head") == 0
+    project.build()
+    assert project.run("train_head") == 0
     explode_after(1 + 2)
     assert project.run("finetune") == 0
     printed = capsys.readouterr().out
@@ -244,7 +245,8 @@ def test_fine_tuning_that_explodes_keeps_the_head_checkpoint_and_says_so(
 def test_fine_tuning_that_explodes_is_refused_where_the_last_epoch_is_asked_for(
     project: Project, refusal: Callable[[Project, str], str], explode_after: Callable[[int], None]
 ) -> None:
-    assert project.run("split", "build_model", "train_head") == 0
+    project.build()
+    assert project.run("train_head") == 0
     project.set("finetune.select", "last")
     explode_after(1 + 4 + 1 + 2)
     assert "finetuned.safetensors keeps epoch 1" in refusal(project, "finetune")
@@ -259,7 +261,8 @@ def assert_same_tensors(first: Path, second: Path) -> None:
 def test_fine_tuning_that_lowers_nothing_ends_with_the_head_checkpoint_and_says_so_everywhere(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert project.run("split", "build_model", "train_head") == 0
+    project.build()
+    assert project.run("train_head") == 0
     project.set("finetune.lr", 1)
     project.set("finetune.unfreeze", 13)
     assert project.run("finetune", "evaluate", "plot") == 0
@@ -283,12 +286,13 @@ def test_a_head_phase_that_is_cut_short_by_its_epochs_says_so(
 ) -> None:
     project.set("train_head.lr", 1e-4)
     project.set("train_head.patience", None)
-    assert project.run("split", "build_model", "train_head") == 0
+    project.build()
+    assert project.run("train_head") == 0
     assert "still falling after all 2 epochs: raise train_head.epochs" in capsys.readouterr().out
 
 
 def test_in_a_terminal_the_bar_of_each_epoch_ends_with_its_results(project: Project) -> None:
-    assert project.run("split", "build_model") == 0
+    project.build()
     terminal, side = os.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
     process = project.start("train_head", stderr=side)
