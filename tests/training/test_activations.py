@@ -192,7 +192,7 @@ def test_two_processes_compute_the_same_activations_once(project: Project, cold_
     assert (other / "data/checkpoints/head.safetensors").read_bytes() == project.checkpoint("head").read_bytes()
 
 
-@pytest.mark.parametrize("problem", ["not a folder", "read-only"])
+@pytest.mark.parametrize("problem", [pytest.param("not a folder", marks=pytest.mark.slow), "read-only"])
 def test_a_cache_that_cannot_be_written_is_told_and_training_goes_on(
     built: Project,
     capsys: pytest.CaptureFixture[str],
