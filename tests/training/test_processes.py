@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,11 +22,14 @@ from safetensors.torch import load_file
 from test_activations import kept_files
 from test_resume import outputs, states
 
+from stages.common import processes
+from stages.common.params import Params
 from stages.common.processes import Share, count_processes
 from stages.common.stage import LOST, StageError
 from stages.pictures.batches import Order
 from stages.training import cache
 from stages.training.history import read_history
+from stages.training.resume import StateFile
 
 PHASES = ("train_head", "finetune")
 
@@ -61,12 +65,12 @@ def run_together(
             os._exit(code)
 
         fork = multiprocessing.get_context("fork")
-        processes = [fork.Process(target=one, args=(rank,)) for rank in range(count)]
-        for process in processes:
+        running = [fork.Process(target=one, args=(rank,)) for rank in range(count)]
+        for process in running:
             process.start()
-        for process in processes:
+        for process in running:
             process.join(60)
-        codes = [process.exitcode for process in processes]
+        codes = [process.exitcode for process in running]
         if any(codes):
             return codes
     return [0] * count
@@ -93,7 +97,10 @@ def built(project: Project) -> Project:
 
 
 def plain(project: Project) -> None:
-    project.set("precision", "float32")
+    # Adam's steps would be the same for half the gradient.
+    for phase in PHASES:
+        project.set(f"{phase}.optimizer", "sgd")
+        project.set(f"{phase}.lr", 1e-2)
 
 
 def with_every_key(project: Project) -> None:
@@ -190,6 +197,35 @@ def test_a_picture_is_computed_by_one_process_and_only_the_first_one_speaks(buil
     assert len(kept) == 3
     for path in kept:
         assert len(load_file(path)["activations"]) in (10, 11)
+
+
+def test_each_process_draws_random_numbers_of_its_own_and_the_first_one_those_of_one_alone(built: Project) -> None:
+    def note_the_seed(rank: int) -> None:
+        from stages import train_head
+
+        prepare = train_head.prepare
+
+        def noted(params: Params) -> torch.device:
+            device = prepare(params)
+            built.path(f"seed.{rank}").write_text(f"{torch.initial_seed()}")
+            return device
+
+        train_head.prepare = noted
+
+    built.set("train_head.epochs", 1)
+    assert run_together(built, "train_head", count=3, before=note_the_seed) == [0, 0, 0]
+    seeds = [int(built.path(f"seed.{rank}").read_text()) for rank in range(3)]
+    assert seeds[0] == built.params["seed"]
+    assert len(set(seeds)) == 3
+
+
+def test_a_state_that_not_all_machines_have_is_not_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = StateFile(torch.device("cpu"), 1.0, [], Share(0, 2, (0, 1)))
+    stopped = SimpleNamespace(epochs=[SimpleNamespace(number=2)])
+    monkeypatch.setattr(file, "_load", lambda: stopped)
+    for others, expected in (([2], stopped), ([None], None), ([1], None)):
+        monkeypatch.setattr(processes, "gather", lambda own, others=others: [own, *others])
+        assert file.load() is expected
 
 
 def test_killed_processes_go_on_together_and_end_with_the_same_bytes(built: Project) -> None:
@@ -322,9 +358,9 @@ def ranks_of(process: subprocess.Popen[str]) -> list[int]:
     return [int(child) for child in children.read_text().split()]
 
 
-def wait_until_gone(processes: list[int]) -> None:
+def wait_until_gone(ranks: list[int]) -> None:
     until = time.monotonic() + 10
-    while any(Path(f"/proc/{each}").exists() for each in processes):
+    while any(Path(f"/proc/{each}").exists() for each in ranks):
         assert time.monotonic() < until
         time.sleep(0.05)
 
