@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from sklearn.metrics import confusion_matrix
 
 from stages.common.words import number, plural
 from stages.report.loss_figure import draw_losses
@@ -117,6 +116,8 @@ def draw_confusion(predictions: Predictions) -> Figure:
     With many classes the most frequent confusions are written out below, and with very many only the 40 are drawn that
     have a part in most mistakes, of whichever checkpoint.
     """
+    from sklearn.metrics import confusion_matrix
+
     classes = len(predictions.classes)
     few = classes <= _CLASSES_WITH_NUMBERS
     drawn = _most_mistaken(predictions, _CLASSES_SHOWN)

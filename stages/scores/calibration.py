@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
 
 from stages.common.files import write_json
 from stages.common.stage import StageError
@@ -116,6 +115,8 @@ def measure_calibration(
 
 def without_temperature(probabilities: Probabilities, temperature: float) -> Probabilities:
     """Return the probabilities (n, classes) that the logits have when they are not divided by `temperature`."""
+    from scipy.special import softmax
+
     if temperature == 1:
         return probabilities
     with np.errstate(divide="ignore"):

@@ -5,7 +5,6 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import numpy as np
-from sklearn.metrics import precision_recall_fscore_support
 
 from stages.common.files import read_rows, write_csv
 from stages.common.stage import StageError
@@ -35,6 +34,8 @@ _COLUMNS = [field.name.replace("name", "class") for field in fields(ClassScores)
 
 def score_classes(predictions: Predictions) -> list[ClassScores]:
     """Return the scores of every class, in the order of their labels."""
+    from sklearn.metrics import precision_recall_fscore_support
+
     scores = []
     for probabilities in predictions.models.values():
         precision, recall, _, support = precision_recall_fscore_support(

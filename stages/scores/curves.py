@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import precision_recall_curve, roc_curve
 
 from stages.common.files import write_csv
 from stages.scores.metrics import Labels, Probabilities, predicted_labels
@@ -95,6 +94,8 @@ def _one_against_rest(
 
 
 def _roc_sides(truth: NDArray[np.bool_], scores: _Values) -> tuple[_Values, _Sides]:
+    from sklearn.metrics import roc_curve
+
     false_rates, true_rates, _ = roc_curve(truth, scores)
 
     def sides(x: _Values) -> tuple[_Values, _Values]:
@@ -106,6 +107,8 @@ def _roc_sides(truth: NDArray[np.bool_], scores: _Values) -> tuple[_Values, _Sid
 
 
 def _precision_sides(truth: NDArray[np.bool_], scores: _Values) -> tuple[_Values, _Sides]:
+    from sklearn.metrics import precision_recall_curve
+
     precisions, recalls, _ = precision_recall_curve(truth, scores)
     # From the highest threshold down; of several precisions at one recall, the first reached, which is the highest.
     recalls, first = np.unique(recalls[::-1], return_index=True)

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, t
 
 from stages.common.files import write_json
 from stages.common.stage import StageError
 from stages.common.words import p_value, percent, percent_range, plural, points, points_range
 from stages.scores.metrics import CONFIDENCE, predicted_labels, wilson_interval
 from stages.scores.predictions import Predictions
-from stages.scores.verdict import Verdict, describe_verdict, paired_interval
+from stages.scores.verdict import Verdict, describe_verdict, mcnemar_p, paired_interval
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,8 @@ def corrected_interval(gains: Sequence[float], test_to_train: float) -> tuple[fl
         gains: one a run, at least two.
         test_to_train: number of test over number of training pictures of a run; 0: the runs are independent.
     """
+    from scipy.stats import t
+
     runs = len(gains)
     mean = sum(gains) / runs
     variance = sum((gain - mean) ** 2 for gain in gains) / (runs - 1)
@@ -100,7 +101,7 @@ def combine_folds(predictions: dict[str, Predictions], test_to_train: float) -> 
     right = [sum(round(getattr(run, model) * run.pictures) for run in runs) for model in ("head", "finetuned")]
     intervals = [wilson_interval(count, len(paths)) for count in right]
     fixed, broken = sum(run.fixed for run in runs), sum(run.broken for run in runs)
-    p = float(binomtest(fixed, fixed + broken, 0.5).pvalue) if fixed + broken else 1.0
+    p = mcnemar_p(fixed, broken)
     low, high = corrected_interval([run.gain for run in runs], test_to_train)
     gain = (fixed - broken) / len(paths)
     # Around the gain on all pictures; folds differ in size by a picture or so, hence the means hardly.

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
-from sklearn.metrics import average_precision_score, log_loss, precision_recall_fscore_support, roc_auc_score
 
 Labels = NDArray[np.int64]
 Probabilities = NDArray[np.float64]
@@ -59,6 +57,8 @@ def score(labels: Labels, probabilities: Probabilities) -> Scores:
         labels: (n,).
         probabilities: (n, classes).
     """
+    from sklearn.metrics import average_precision_score, log_loss, precision_recall_fscore_support, roc_auc_score
+
     predicted = predicted_labels(probabilities)
     right = predicted == labels
     numbers = np.arange(probabilities.shape[1])
@@ -90,6 +90,8 @@ def score(labels: Labels, probabilities: Probabilities) -> Scores:
 
 def wilson_interval(successes: int, count: int) -> tuple[float, float]:
     """Return the 95% interval of a proportion by Wilson's score method, without continuity correction."""
+    from scipy.stats import binomtest
+
     interval = binomtest(successes, count).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
 

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.stats import binomtest
-from sklearn.metrics import log_loss
 
 from stages.common.words import p_value, plural, points, points_range
 from stages.scores.metrics import CONFIDENCE, Labels, Probabilities, predicted_labels, wilson_interval
@@ -44,14 +42,16 @@ def compare(labels: Labels, head: Probabilities, finetuned: Probabilities) -> Ga
         head: probabilities (n, classes).
         finetuned: likewise.
     """
+    from sklearn.metrics import log_loss
+
     right, right_after = predicted_labels(head) == labels, predicted_labels(finetuned) == labels
     fixed, broken = int((right_after & ~right).sum()), int((right & ~right_after).sum())
     low, high = paired_interval(int((right & right_after).sum()), fixed, broken, len(labels))
-    p_value = float(binomtest(fixed, fixed + broken, 0.5).pvalue) if fixed + broken else 1.0
+    p = mcnemar_p(fixed, broken)
     numbers = np.arange(head.shape[1])
     loss, loss_after = (float(log_loss(labels, values, labels=numbers)) for values in (head, finetuned))
     verdict: Verdict = "no evidence"
-    if p_value < 1 - CONFIDENCE:
+    if p < 1 - CONFIDENCE:
         verdict = "better" if fixed > broken else "worse"
     return Gain(
         accuracy=(fixed - broken) / len(labels),
@@ -60,9 +60,16 @@ def compare(labels: Labels, head: Probabilities, finetuned: Probabilities) -> Ga
         loss=loss_after - loss,
         fixed=fixed,
         broken=broken,
-        mcnemar_p=p_value,
+        mcnemar_p=p,
         verdict=verdict,
     )
+
+
+def mcnemar_p(fixed: int, broken: int) -> float:
+    """Return the p-value of `Gain.mcnemar_p`."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(fixed, fixed + broken, 0.5).pvalue) if fixed + broken else 1.0
 
 
 def paired_interval(both: int, fixed: int, broken: int, count: int) -> tuple[float, float]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops.misc import SqueezeExcitation
 
 from stages.common.params import Head
 from stages.network import objective
@@ -64,6 +65,32 @@ def test_convolutions_of_single_channels_have_the_gradients_of_plain_ones(size: 
         for expected, got in zip(*results, strict=True):
             assert torch.allclose(got, expected, atol=1e-4 * max(1.0, expected.abs().max().item()))
         assert "ConvolveEachChannel" in str(fused(images.clone().requires_grad_()).grad_fn)
+
+
+@pytest.mark.parametrize("frozen", [(), ("fc1.weight",), ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")])
+@pytest.mark.parametrize("activation", [nn.ReLU, lambda: nn.SiLU(inplace=True)])
+def test_squeeze_and_excitation_has_the_gradients_of_the_plain_one(
+    activation: Callable[[], nn.Module], frozen: tuple[str, ...]
+) -> None:
+    torch.manual_seed(0)
+    layer = SqueezeExcitation(12, 4, activation, nn.Hardsigmoid)
+    for name, parameter in layer.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    plain = nn.Sequential(layer)
+    images = torch.randn(3, 12, 9, 8).to(memory_format=torch.channels_last)
+    results = []
+    for module in (plain, fuse_for_training(plain, CPU, "float32")):
+        inputs = images.clone().requires_grad_()
+        outputs = module(inputs)
+        layer.zero_grad()
+        (outputs * torch.linspace(-1, 1, outputs.numel()).view(outputs.shape)).sum().backward()
+        results.append([outputs, inputs.grad, *(parameter.grad for parameter in layer.parameters())])
+        with torch.no_grad():
+            assert torch.allclose(module(images), outputs, atol=1e-6)
+    assert "SqueezeAndExcite" in str(outputs.grad_fn)
+    for expected, got in zip(*results, strict=True):
+        assert (got is None) == (expected is None)
+        assert got is None or torch.allclose(got, expected, atol=1e-4 * max(1.0, expected.abs().max().item()))
 
 
 def test_a_wide_linear_layer_takes_inputs_of_any_dimension(monkeypatch: pytest.MonkeyPatch) -> None:
