@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def main() -> None:
         write_onnx(folder / "model.onnx", network, description, sha256)
         stock = stock_shapes(description.arch, description.preprocessing.crop)
         write_json(folder / "torchvision_names.json", names_in_torchvision(cut_into_blocks(stock), stock))
-        write_text(folder / "labels.txt", "".join(f"{' '.join(name.split())}\n" for name in description.classes))
+        write_text(folder / "labels.txt", name_lines(description.classes))
         exported = classify(open_classifier(folder / "model.onnx", cpu, "float32"), root, test, workers)
         agreement = measure_agreement(np.array([entry.label for entry in test]), original, exported)
         if not agreement.is_close:
@@ -73,6 +74,11 @@ def main() -> None:
         write_text(folder / "README.md", card)
     print(describe_agreement(agreement))
     print(f"exported to {arguments.output}; README.md there says how to use it")
+
+
+def name_lines(names: Iterable[str]) -> str:
+    """Return names as they are, a line each; what would break a line becomes a space."""
+    return "".join(f"{' '.join(name.splitlines())}\n" for name in names)
 
 
 def require_replaceable(folder: Path) -> None:

@@ -286,6 +286,12 @@ def test_every_head_on_each_family_can_be_exported(arch: str, head: Head, classe
     check_export(tmp_path, arch, head, classes)
 
 
+def test_a_class_keeps_its_spaces_and_its_line() -> None:
+    names = ["old  oak", " fir", "new\nash", "elm\u2028 1"]
+    lines = export.name_lines(names).splitlines()
+    assert lines == ["old  oak", " fir", "new ash", "elm  1"]
+
+
 def test_a_network_above_the_limit_of_one_onnx_file_is_refused(tmp_path: Path) -> None:
     with torch.device("meta"):
         network = build_network(stock_shapes("vit_h_14", 70), "pooled", 8, 1, 70)

@@ -61,15 +61,16 @@ def keep_views(
     max_gigabytes: float,
     also: Mapping[int, list[Entry]] | None = None,
 ) -> list[Kept]:
-    """Do the same for several augmented versions of each picture, for training to choose from.
+    """Do the same for several versions of each picture, for training to choose from: augmented, and at last as it is.
 
-    Where there is not room for all of them, there are fewer, and a line says why.
+    That one may be kept already, and `evaluate` needs it. Where there is not room for all, there are fewer, and a line
+    says why.
 
     Args:
         prefix: whose activations.
         entries: the pictures.
-        count: of versions.
-        augment: how they are made.
+        count: of versions; a single one is augmented.
+        augment: how.
         seed: the same versions for the same one.
         max_gigabytes: as for `keep`.
         also: as for `keep`.
@@ -78,11 +79,11 @@ def keep_views(
         The activations of each version, of all pictures.
     """
     views: list[Kept] = []
-    for number in range(count):
-        version = replace(prefix, view=View(augment, seed, number))
-        kept, problem = _keep(version, entries, max_gigabytes, also or {}, all_or_none=True)
+    augmented = [View(augment, seed, number) for number in range(max(1, count - 1))]
+    for view in [*augmented, None][:count]:
+        kept, problem = _keep(replace(prefix, view=view), entries, max_gigabytes, also or {}, all_or_none=True)
         if any(processes.gather(bool(kept.missing(entries)))):
-            print(f"{number} of {count} augmented versions of each picture are kept: {_explain(problem)}", flush=True)
+            print(f"{len(views)} of {count} versions of each picture are kept: {_explain(problem)}", flush=True)
             break
         views.append(kept)
     return views

@@ -17,7 +17,7 @@ from stages.network.network import Network
 from stages.pictures.batches import read_entry
 from stages.pictures.index import read_index, write_index
 from stages.pictures.preprocessing import make_transform
-from stages.training.activations import keep_views
+from stages.training.activations import keep, keep_views
 from stages.training.history import read_history
 from stages.training.inputs import Part, choose_views
 from stages.training.prefix import FrozenPrefix, View
@@ -58,6 +58,10 @@ def test_each_version_is_computed_once_for_both_phases_and_experiments(
     assert built.run("train_head", "finetune") == 0
     watched = len(read_index(built.path("data/index/val.csv")))
     assert computed(capsys) == 3 * PICTURES + watched
+    # Of the training pictures, `evaluate` has only thumbnails to make.
+    assert built.run("evaluate") == 0
+    tested = len(read_index(built.path("data/index/test.csv")))
+    assert computed(capsys) == tested + (PICTURES + watched + tested)
     request.getfixturevalue("no_decoding")
     before = built.checkpoint("head").read_bytes()
     assert built.run("train_head", "finetune") == 0
@@ -72,7 +76,9 @@ def test_a_kept_version_is_what_the_augmented_picture_is_live(built: Project) ->
     blocks = network.backbone[:2].requires_grad_(False)
     prefix = FrozenPrefix(blocks, root, preprocessing, torch.device("cpu"), "float32", 0)
     entries = read_index(built.path("data/index/train.csv"))
-    views = keep_views(prefix, entries, 2, "strong", 7, 1.0)
+    *views, plain = keep_views(prefix, entries, 3, "strong", 7, 1.0)
+    for entry in entries:
+        assert torch.equal(plain.row(entry), keep(prefix, entries, 1.0).row(entry))
     different = 0
     for number, kept in enumerate(views):
         view, transform = View("strong", 7, number), make_transform(preprocessing, "strong")
@@ -101,7 +107,7 @@ def test_a_version_hangs_on_its_picture_augmentation_and_seed_alone(
         path = built.path("data/index/train.csv")
         write_index(path, list(reversed(read_index(path))))
     assert built.run("train_head") == 0
-    assert computed(capsys) == (0 if change == "order of the index" else 3 * PICTURES)
+    assert computed(capsys) == (0 if change == "order of the index" else 2 * PICTURES)
 
 
 def test_where_not_all_versions_fit_there_are_fewer_and_a_line_says_so(
@@ -112,7 +118,7 @@ def test_where_not_all_versions_fit_there_are_fewer_and_a_line_says_so(
     assert built.run("train_head") == 0
     folders = {path.parent for path in kept_files(cold_cache)}
     sizes = [sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) for folder in folders]
-    (view,) = (size for size in set(sizes) if sizes.count(size) == 3)
+    (view,) = (size for size in set(sizes) if sizes.count(size) == 2)
     # Beside them, the pictures to watch are in use: a seventh of those to train on.
     built.set("cache.max_gigabytes", (2.5 + 1 / 7) * view / 1e9)
     built.set("seed", 5)  # other versions
@@ -120,13 +126,11 @@ def test_where_not_all_versions_fit_there_are_fewer_and_a_line_says_so(
         path.unlink()
     assert built.run("train_head") == 0
     printed = capsys.readouterr().out
-    assert re.search(
-        "2 of 3 augmented versions of each picture are kept: .*no room for .* cache.max_gigabytes", printed
-    )
+    assert re.search("2 of 3 versions of each picture are kept: .*no room for .* cache.max_gigabytes", printed)
     built.set("cache.max_gigabytes", 0)
     built.set("seed", 6)
     assert built.run("train_head") == 0
-    assert "0 of 3 augmented versions of each picture are kept" in capsys.readouterr().out
+    assert "0 of 3 versions of each picture are kept" in capsys.readouterr().out
     assert len(read_history(built.path("metrics/train_head"))) == 5
 
 
