@@ -224,7 +224,9 @@ class _SqueezeAndExcite(torch.autograd.Function):
         by_scales = (gradient * images).sum((2, 3), keepdim=True)
         by_means, *by_trained = torch.autograd.grad(ctx.scales, [ctx.means, *ctx.trained], by_scales)
         by_images = torch.addcmul(by_means / images[0, 0].numel(), gradient, ctx.scales)
-        return by_images, None, *by_trained
+        # With the parameters' strides: DistributedDataParallel warns of others.
+        laid_out = (torch.empty_like(own).copy_(by) for own, by in zip(ctx.trained, by_trained, strict=True))
+        return by_images, None, *laid_out
 
 
 class _InFloat32(nn.Module):
