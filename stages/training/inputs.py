@@ -72,7 +72,8 @@ def open_batches(
         batch_size: pictures per batch; the last one may be smaller.
         augment: for training pictures only.
         shuffle_seed: each epoch takes another order, the same ones for the same seed; `None` keeps the index's.
-        views: of augmented pictures, as `keep_views` returns them; without any, they are computed live.
+        views: versions of them to choose from, as `keep_views` returns them; without any, augmented ones are computed
+            live.
     """
     inputs: Inputs
     if augment == "none":

@@ -79,6 +79,8 @@ def test_a_kept_version_is_what_the_augmented_picture_is_live(built: Project) ->
     *views, plain = keep_views(prefix, entries, 3, "strong", 7, 1.0)
     for entry in entries:
         assert torch.equal(plain.row(entry), keep(prefix, entries, 1.0).row(entry))
+    (single,) = keep_views(prefix, entries, 1, "strong", 7, 1.0)
+    assert torch.equal(single.row(entries[0]), views[0].row(entries[0]))
     different = 0
     for number, kept in enumerate(views):
         view, transform = View("strong", 7, number), make_transform(preprocessing, "strong")
