@@ -4,10 +4,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from stages.common import processes
 from stages.common.device import dtype_of
 from stages.common.params import Precision
 from stages.scores.near_duplicates import Similar
@@ -72,7 +74,8 @@ def find_similar(
 
     All pairs are compared, first in 64 random directions, which costs a fifteenth; only pictures that are alike in
     these are compared in full. Of pairs with a cosine of just 0.9, one in a million is missed so, and fewer of those
-    that are more alike. The memory needed grows with m alone.
+    that are more alike. The memory needed grows with m alone. Of several processes each takes a part of the test
+    pictures, and all return the same.
 
     Args:
         sample: pooled features of training pictures, (k, channels), from which the whitening is measured.
@@ -82,13 +85,14 @@ def find_similar(
         noise: variance of what differs between copies in each channel, where that is known.
     """
     mean, whitening = _whitening(sample.double(), torch.finfo(dtype_of(precision)).eps, noise)
-    asked = torch.empty_like(test)
-    for first in range(0, len(test), _CHUNK):
+    own = test[processes.rank() :: processes.count()]
+    asked = torch.empty_like(own)
+    for first in range(0, len(own), _CHUNK):
         rows = slice(first, first + _CHUNK)
-        asked[rows] = _unit((test[rows].double() - mean) @ whitening)
+        asked[rows] = _unit((own[rows].double() - mean) @ whitening)
     directions = _directions(test.shape[1])
     asked_in_short = _unit(asked @ directions)
-    best, column = _Best(len(test)), 0
+    best, column = _Best(len(own)), 0
     for features in _chunks(train):
         known = _unit((features.double() - mean) @ whitening)
         known_in_short = _unit(known @ directions)
@@ -98,7 +102,16 @@ def find_similar(
             columns = likely.nonzero().squeeze(1)
             best.add(rows, column + columns, asked[rows] @ known[columns].T)
         column += len(known)
-    return best.similar()
+    return _put_together(processes.gather(best.similar()), len(test))
+
+
+def _put_together(parts: list[Similar], count: int) -> Similar:
+    """Join what each of n processes found of its share of `count` test pictures, which is every n-th."""
+    paired, pairs = np.zeros(count, dtype=bool), []
+    for number, part in enumerate(parts):
+        paired[number :: len(parts)] = part.paired
+        pairs += [(row * len(parts) + number, column, cosine) for row, column, cosine in part.pairs]
+    return Similar(sorted(pairs, key=lambda pair: pair[0]), sum(part.count for part in parts), paired)
 
 
 class _Best:

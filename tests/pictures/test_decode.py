@@ -179,6 +179,7 @@ def test_damaged_pixels_are_damaged_whatever_the_metadata() -> None:
         decode(whole[: len(whole) - 500])
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # where Pillow writes it
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize(
     "options",

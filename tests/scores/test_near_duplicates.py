@@ -2,12 +2,14 @@
 
 import csv
 import json
+import multiprocessing
 from dataclasses import asdict, astuple
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from conftest import ROOT, Project
 from PIL import Image, ImageDraw
 from torch import nn
@@ -184,6 +186,32 @@ def test_of_many_alike_each_test_picture_lists_its_first_and_all_are_counted() -
     assert np.flatnonzero(found.paired).tolist() == [3, 7, 40]
     listed = [(row, column) for row in (3, 40) for column in range(100, 110)]
     assert sorted(pair[:2] for pair in found.pairs) == sorted([*listed, (7, 5)])
+
+
+@pytest.mark.parametrize("count", [3, 6])
+def test_several_processes_find_what_one_finds(tmp_path: Path, count: int) -> None:
+    train, test = make_features(300, 0), make_features(5, 1)
+    train[100:120] = train[100]
+    test[[0, 4]] = train[100]
+    test[3] = train[5]
+    alone = find_similar(train, train.split(64), test, "float32")
+
+    def one(rank: int) -> None:
+        dist.init_process_group("gloo", f"file://{tmp_path}/meet", rank=rank, world_size=count)
+        torch.save(find_similar(train, train.split(64), test, "float32"), tmp_path / f"{rank}")
+        dist.destroy_process_group()
+
+    running = [multiprocessing.get_context("fork").Process(target=one, args=(rank,)) for rank in range(count)]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join(60)
+    for rank in range(count):
+        found = torch.load(tmp_path / f"{rank}", weights_only=False)
+        assert [pair[:2] for pair in found.pairs] == [pair[:2] for pair in alone.pairs]
+        assert [pair[2] for pair in found.pairs] == pytest.approx([pair[2] for pair in alone.pairs], abs=1e-6)
+        assert found.count == alone.count == 41
+        assert found.paired.tolist() == alone.paired.tolist() == [True, False, False, True, True]
 
 
 def test_a_sample_of_the_training_pictures_measures_the_whitening_for_all() -> None:
