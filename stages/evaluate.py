@@ -8,6 +8,7 @@ import torch
 
 from stages.common import processes
 from stages.common.files import sha256_of
+from stages.common.memory import reuse_freed_memory
 from stages.common.params import load_params
 from stages.common.seeds import make_deterministic
 from stages.common.stage import run
@@ -54,6 +55,7 @@ def main() -> None:
 
     processes.start_processes(params.processes, params.device)
     make_deterministic(params.seed)
+    reuse_freed_memory()
     indices = [arguments.index / f"{part}.csv" for part in ("train", "val", "test")]
     processes.require_same(params, [*indices, arguments.head, arguments.finetuned])
     train, val, test = map(read_index, indices)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from stages.common.files import sha256_of, whole_folder, write_json, write_text
+from stages.common.memory import reuse_freed_memory
 from stages.common.params import load_params
 from stages.common.seeds import make_deterministic
 from stages.common.stage import StageError, run
@@ -46,6 +47,7 @@ def main() -> None:
     require_replaceable(arguments.output)
     params = load_params(arguments.params)
     make_deterministic(params.seed)
+    reuse_freed_memory()
 
     network, description = load_checkpoint(arguments.checkpoint)
     test = count_once(read_index(arguments.index / "test.csv"))

@@ -8,6 +8,7 @@ from typing import get_args
 from tqdm import tqdm
 
 from stages.common.device import resolve_device
+from stages.common.memory import reuse_freed_memory
 from stages.common.params import Precision
 from stages.common.seeds import make_deterministic
 from stages.common.stage import StageError, run
@@ -44,6 +45,7 @@ def main() -> None:
 
     paths = find_files(arguments.pictures)
     make_deterministic(0)
+    reuse_freed_memory()
     # "auto" may be a GPU, which is not for ONNX files.
     device = (
         "cpu" if arguments.device == "auto" and arguments.checkpoint.suffix.lower() == ".onnx" else arguments.device

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import platform
+import resource
 import shutil
 import signal
 import subprocess
@@ -74,6 +77,31 @@ def test_test_pictures_get_the_probabilities_of_the_evaluation(finished: Project
         assert values == pytest.approx([float(other[f"finetuned.{name}"]) for name in ("cat", "dog", "owl")], abs=1e-6)
         assert row["prediction"] == ("cat", "dog", "owl")[int(np.argmax(values))]
         assert float(row["probability"]) == max(values)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have other rules")
+def test_memory_that_one_batch_leaves_is_used_by_the_next(finished: Project, tmp_path: Path) -> None:
+    program = """
+import resource
+import torch
+from stages import predict
+predict.main()
+for _ in range(5):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    picture = next(finished.path("pictures/cat").iterdir())
+    arguments = [picture, "--checkpoint", finished.checkpoint("finetuned"), "--device", "cpu", "--workers", "0"]
+    output = subprocess.check_output(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        text=True,
+    )
+    faults = list(map(int, output.split()))
+    pages = 2**26 / resource.getpagesize()
+    assert max(faults[-2:]) < pages / 100
 
 
 def test_a_folder_is_searched_at_any_depth_and_what_cannot_be_read_has_a_row(

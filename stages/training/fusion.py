@@ -1,7 +1,6 @@
-"""What makes training and predicting faster: the same network in fewer and cheaper steps, memory that is used again."""
+"""What makes training and predicting faster: the same network in fewer and cheaper steps."""
 
 import copy
-import ctypes
 from typing import Any, TypeVar
 
 import torch
@@ -47,20 +46,6 @@ def fuse_for_training(module: AnyModule, device: torch.device, precision: Precis
             for position, layer in enumerate(sequence):
                 sequence[position] = _choose_for_cpu(layer, precision)
     return fused
-
-
-def reuse_freed_memory() -> None:
-    """Let the C library keep freed blocks, where it is glibc. For training, which asks for the same ones every step.
-
-    By default glibc gives blocks above 32 MiB back to the kernel, and the gradient of the flatten head (94 MB) is
-    faulted in again, page by page, at each step: a third of its time. mallopt(3): no block is mapped on its own
-    (M_MMAP_MAX), and the heap does not shrink (M_TRIM_THRESHOLD).
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        m_mmap_max, m_trim_threshold = -4, -1
-        mallopt(m_mmap_max, 0)
-        mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def _choose_for_cpu(layer: nn.Module, precision: Precision) -> nn.Module:

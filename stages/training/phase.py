@@ -9,6 +9,7 @@ from torch import nn
 
 from stages.common import processes
 from stages.common.device import resolve_device
+from stages.common.memory import reuse_freed_memory
 from stages.common.params import Finetune, Params, Phase
 from stages.common.processes import Share
 from stages.common.seeds import make_deterministic, seed_for
@@ -19,7 +20,6 @@ from stages.network.network import Network
 from stages.pictures.index import Entry, read_index
 from stages.training import cache
 from stages.training.activations import fit, keep, keep_views
-from stages.training.fusion import reuse_freed_memory
 from stages.training.history import History
 from stages.training.inputs import Inputs, open_batches
 from stages.training.prefix import FrozenPrefix
