@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torchvision.ops.misc import SqueezeExcitation
 
@@ -87,7 +87,7 @@ class _FoldedConv2d(nn.Module):
         bias = self.shift if self.conv.bias is None else self.shift + self.scale * self.conv.bias
         weight = self.conv.weight * self.scale.view(-1, 1, 1, 1)
         if _trains_slowly(self.conv) and images.device.type == "cpu" and images.dtype == torch.float32:
-            return _convolve_each_channel(images, weight, bias)
+            return _convolve_each_channel(images, weight, bias, self.conv.stride[0])
         folded: Tensor = self.conv._conv_forward(images, weight, bias)
         return folded
 
@@ -100,27 +100,27 @@ class _ChannelwiseConv2d(nn.Module):
         self.conv = conv
 
     def forward(self, images: Tensor) -> Tensor:
-        return _convolve_each_channel(images, self.conv.weight, self.conv.bias)
+        return _convolve_each_channel(images, self.conv.weight, self.conv.bias, self.conv.stride[0])
 
 
 def _trains_slowly(conv: nn.Conv2d) -> bool:
-    """Say whether a convolution is one of each channel by itself with a kernel of 5 x 5, 7 x 7 ..., at every place.
+    """Say whether a convolution is one of each channel by itself with a kernel of 5 x 5, 7 x 7 ...
 
     For gradients of kernels wider than 3, oneDNN has only its general code: 7 ms where a kernel of 5 x 3 takes 0.4.
     """
-    size = conv.kernel_size[0]
+    size, stride = conv.kernel_size[0], conv.stride[0]
     return (
         torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and conv.groups == conv.in_channels == conv.out_channels > 1
         and size > 3
         and size % 2 == 1
         and (conv.kernel_size, conv.padding) == ((size, size), (size // 2, size // 2))
-        and (conv.stride, conv.dilation, conv.padding_mode) == ((1, 1), (1, 1), "zeros")
+        and (conv.stride, conv.dilation, conv.padding_mode) == ((stride, stride), (1, 1), "zeros")
     )
 
 
-def _convolve_each_channel(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    outputs: Tensor = _ConvolveEachChannel.apply(images, weight, bias)
+def _convolve_each_channel(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    outputs: Tensor = _ConvolveEachChannel.apply(images, weight, bias, stride)
     return outputs
 
 
@@ -131,39 +131,56 @@ class _ConvolveEachChannel(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:  # noqa: ANN401
         ctx.save_for_backward(images, weight)
-        return functional.conv2d(images, weight, bias, padding=weight.shape[3] // 2, groups=len(weight))
+        ctx.stride = stride
+        return functional.conv2d(images, weight, bias, stride, weight.shape[3] // 2, groups=len(weight))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 (torch's has no types)
         images, weight = ctx.saved_tensors
-        by_images, by_weight, by_bias = ctx.needs_input_grad
-        channels, size = len(weight), weight.shape[3]
-        of_images = of_weight = None
-        if by_images:
-            of_images = functional.conv2d(gradient, weight.flip(2, 3), padding=size // 2, groups=channels)
+        by_images, by_weight, by_bias, _ = ctx.needs_input_grad
+        padding, of_images, of_weight = weight.shape[3] // 2, None, None
+        if by_images and ctx.stride == 1:
+            of_images = functional.conv2d(gradient, weight.flip(2, 3), padding=padding, groups=len(weight))
+        elif by_images:
+            of_images, _, _ = _gradients(gradient, images, weight, ctx.stride, (padding, padding), (True, False, False))
         if by_weight:
-            of_weight = torch.empty_like(weight)
-            for column in sorted({*range(0, size - 2, 3), size - 3}):
-                left = size // 2 - column
-                shifted = functional.pad(images, (left, 2 - left))
-                strip = slice(column, column + 3)
-                _, of_weight[..., strip], _ = torch.ops.aten.convolution_backward(
-                    gradient,
-                    shifted,
-                    weight[..., strip],
-                    None,
-                    [1, 1],
-                    [size // 2, 0],
-                    [1, 1],
-                    False,
-                    [0, 0],
-                    channels,
-                    [False, True, False],
-                )
-        return of_images, of_weight, gradient.sum((0, 2, 3)) if by_bias else None
+            of_weight = _by_wide_kernels(gradient, images, weight, ctx.stride)
+        return of_images, of_weight, gradient.sum((0, 2, 3)) if by_bias else None, None
+
+
+def _by_wide_kernels(gradient: Tensor, images: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """Return the gradient by kernels wider than 3, in strips of 3."""
+    size, (height, width) = weight.shape[3], images.shape[2:]
+    # oneDNN's fast code is for maps that are as high as the kernel: lower ones are padded here, and not by it.
+    above = size // 2 if height < size else 0
+    of_weight = torch.empty_like(weight)
+    for column in sorted({*range(0, size - 2, 3), size - 3}):
+        left = size // 2 - column
+        right = (gradient.shape[3] - 1) * stride + 3 - width - left
+        shifted = functional.pad(images, (left, right, above, above))
+        strip = slice(column, column + 3)
+        _, of_weight[..., strip], _ = _gradients(
+            gradient, shifted, weight[..., strip], stride, (size // 2 - above, 0), (False, True, False)
+        )
+    return of_weight
+
+
+def _gradients(
+    gradient: Tensor,
+    images: Tensor,
+    weight: Tensor,
+    stride: int,
+    padding: tuple[int, int],
+    wanted: tuple[bool, bool, bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return those gradients that are wanted, of a convolution of each channel: by images, kernels, biases."""
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
+        gradient, images, weight, None, [stride] * 2, padding, [1, 1], False, [0, 0], len(weight), wanted
+    )
+    return found
 
 
 class _SqueezeExcitation(nn.Module):

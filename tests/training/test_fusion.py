@@ -47,12 +47,16 @@ def test_logits_and_gradients_are_those_of_the_plain_network(
         assert torch.allclose(got, expected, atol=1e-4 * max(1.0, expected.abs().max().item()))
 
 
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("maps", [(9, 8), (4, 5), (2, 2), (1, 1)])
 @pytest.mark.parametrize(("size", "bias"), [(5, False), (5, True), (7, True)])
-def test_convolutions_of_single_channels_have_the_gradients_of_plain_ones(size: int, bias: bool) -> None:
+def test_convolutions_of_single_channels_have_the_gradients_of_plain_ones(
+    size: int, bias: bool, maps: tuple[int, int], stride: int
+) -> None:
     torch.manual_seed(0)
-    conv = nn.Conv2d(12, 12, size, padding=size // 2, groups=12, bias=bias)
+    conv = nn.Conv2d(12, 12, size, stride, padding=size // 2, groups=12, bias=bias)
     plain, followed = nn.Sequential(conv), nn.Sequential(conv, nn.BatchNorm2d(12).eval().requires_grad_(False))
-    images = torch.randn(3, 12, 9, 8, dtype=torch.float32).to(memory_format=torch.channels_last)
+    images = torch.randn(3, 12, *maps).to(memory_format=torch.channels_last)
     for module in (plain, followed):
         fused = fuse_for_training(module, CPU, "float32").eval()
         results = []
