@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable, Mapping, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
+from torch import Tensor
 from tqdm import tqdm
 
 from stages.common import processes
@@ -30,7 +32,8 @@ def keep(
     """Find the activations of pictures in the cache; compute those that are not there, once, and keep them.
 
     As many are kept as there is room for. Where that is not all, a line says why. Several processes of one store
-    compute a part each, and find all.
+    compute a part each, and find all. Of pictures that are decoded for this the thumbnails are kept as well, which
+    `evaluate` needs of all.
 
     Args:
         prefix: whose activations.
@@ -136,20 +139,21 @@ def _keep(
         for blocks, pictures in also.items()
         if len(prefix.behind) < blocks <= count + len(prefix.behind)
     }
-    cuts = [count, *map(folders.index, later)]
+    rows = _Rows(prefix, [count, *map(folders.index, later)])
+    if rows.thumbnails is not None:
+        later[rows.thumbnails] = {entry.sha256 for entry in entries}
     with ExitStack() as stack:
 
         def plan() -> _Plan:
             waiting = "waiting for another process that computes the same activations"
             stack.enter_context(cache.one_at_a_time(folders[count], waiting))
             kept.add(find(folders[count], kept.missing(entries).keys()))
-            sizes = [size + ROW_OVERHEAD for size in prefix.row_sizes(cuts)]
-            return _make_plan(entries, kept, later, sizes, max_gigabytes, all_or_none)
+            return _make_plan(entries, kept, later, rows.sizes(), max_gigabytes, all_or_none)
 
         planned = _ask_leader(prefix, plan)
         problem = planned.problem
         try:
-            _compute(prefix, [folders[cut] for cut in cuts], cuts, entries, planned.wanted)
+            _compute(rows, entries, planned.wanted)
         except OSError as error:
             problem = error
         problems = processes.gather(problem)
@@ -183,6 +187,38 @@ def _explain(problem: OSError | None) -> str:
 
 def _folders(prefix: FrozenPrefix) -> list[Path]:
     return [cache.activations_folder() / name for name in prefix.names()]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What is made of a picture once it is decoded: what leaves some numbers of blocks, and its thumbnail."""
+
+    prefix: FrozenPrefix
+    cuts: list[int]
+
+    @cached_property
+    def thumbnails(self) -> Path | None:
+        """The folder of the thumbnails; `None` where they are none of these rows, or the only ones."""
+        folder = _folders(self.prefix.thumbnails)[1]
+        return None if self.prefix.view is not None or folder in _folders(self.prefix) else folder
+
+    def folders(self) -> list[Path]:
+        """Return where the rows are kept, in the order of `forward`."""
+        own = _folders(self.prefix)
+        return [own[cut] for cut in self.cuts] + ([] if self.thumbnails is None else [self.thumbnails])
+
+    def sizes(self) -> list[int]:
+        """Return the bytes that they take on disk."""
+        sizes = self.prefix.row_sizes(self.cuts)
+        if self.thumbnails is not None:
+            sizes += self.prefix.thumbnails.row_sizes([1])
+        return [size + ROW_OVERHEAD for size in sizes]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the rows of `BATCH` pictures."""
+        images = pad(images)
+        small = [] if self.thumbnails is None else self.prefix.thumbnails.forward(images, [1])
+        return [*self.prefix.forward(images, self.cuts), *small]
 
 
 @dataclass(frozen=True)
@@ -244,41 +280,33 @@ def _make_plan(
     return _Plan([[positions[sha256] for sha256 in own] for own in wanted], problem)
 
 
-def _compute(
-    prefix: FrozenPrefix,
-    folders: list[Path],
-    cuts: list[int],
-    entries: list[Entry],
-    wanted: list[list[int]],
-) -> None:
+def _compute(rows: _Rows, entries: list[Entry], wanted: list[list[int]]) -> None:
     """Compute this process's part of what is planned, and write it.
 
     Args:
-        prefix: whose rows.
-        folders: for each cut.
-        cuts: numbers of blocks.
+        rows: what of each picture.
         entries: the pictures.
         wanted: as in `_Plan`.
 
     Raises:
         OSError: it cannot be written.
     """
-    needed = [entries[position] for position in prefix.share.of_team(wanted[0] if wanted else [])]
+    needed = [entries[position] for position in rows.prefix.share.of_team(wanted[0] if wanted else [])]
     if not needed:
         return
     started = time.monotonic()
     with ExitStack() as stack, tqdm(total=len(needed), desc="activations", unit=" pictures", disable=None) as progress:
         writers = [
             Writer(folder, {entries[position].sha256 for position in own})
-            for folder, own in zip(folders, wanted, strict=True)
+            for folder, own in zip(rows.folders(), wanted, strict=True)
         ]
         for writer in writers:
             stack.callback(writer.close)
         position = 0
-        for images, _ in _read_once(prefix, needed):
+        for images, _ in _read_once(rows.prefix, needed):
             count = len(images)
             batch = [entry.sha256 for entry in needed[position : position + count]]
-            for writer, activations in zip(writers, prefix.forward(pad(images), cuts), strict=True):
+            for writer, activations in zip(writers, rows.forward(images), strict=True):
                 writer.add(batch, activations[:count].cpu())
             position += count
             progress.update(count)

@@ -1,26 +1,21 @@
 """Small grey versions of the pictures that a network sees, kept as activations are."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stages.pictures.index import Entry
 from stages.training.activations import keep
 from stages.training.inputs import read_all
 from stages.training.prefix import FrozenPrefix
 
-# Pixels of a side. Measured for near-duplicates, whose cosine has to be 0.9 (docs/results.md): different digits of the
-# bundled sample have 0.94 at most with 8 pixels, 0.86 with 12, 0.73 with 16; copies of them resized to a quarter have
-# 0.98, 0.92, 0.86 at worst.
-SIDE = 12
-
 
 def thumbnails_of(
     entries: list[Entry], like: FrozenPrefix, max_gigabytes: float, batch_size: int
 ) -> Callable[[list[Entry]], Iterator[Tensor]]:
     """Keep the thumbnails of pictures in the cache, as `keep` does, and return what reads them.
+
+    Where the pictures have been through a network, `keep` has kept them already.
 
     Args:
         entries: the pictures.
@@ -29,12 +24,9 @@ def thumbnails_of(
         batch_size: pictures per batch.
 
     Returns:
-        Some of the pictures -> batches of them: grey, (n, `SIDE`, `SIDE`), normalized as for the network.
+        Some of the pictures -> batches of them: grey, (n, `THUMBNAIL`, `THUMBNAIL`), normalized as for the network.
     """
-    # On the processor, in float32: shrinking takes no time there, and a GPU of Apple's cannot do it at every size.
-    shrink = replace(
-        like, blocks=nn.Sequential(nn.AdaptiveAvgPool2d(SIDE)), device=torch.device("cpu"), precision="float32"
-    )
+    shrink = like.thumbnails
     kept = keep(shrink, shrink.share.local(entries), max_gigabytes)
 
     def read(some: list[Entry]) -> Iterator[Tensor]:

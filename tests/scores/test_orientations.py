@@ -19,8 +19,8 @@ from stages.pictures.preprocessing import Preprocessing
 from stages.scores.near_duplicates import Similar
 from stages.scores.orientations import find_turned, join
 from stages.scores.similarity import THRESHOLD
-from stages.training.prefix import FrozenPrefix
-from stages.training.thumbnails import SIDE, thumbnails_of
+from stages.training.prefix import THUMBNAIL, FrozenPrefix
+from stages.training.thumbnails import thumbnails_of
 
 PHOTOS = os.environ.get("DVC_FINETUNE_PHOTOS")  # a folder of cats and one of dogs, 60 photos or more in each
 
@@ -63,7 +63,7 @@ def find(train: list[Entry], test: list[Entry], image_size: int = 64) -> Similar
     like = FrozenPrefix(nn.Sequential(), Path("/"), preprocessing, torch.device("cpu"), "float32", 0)
     read = thumbnails_of([*train, *test], like, 1.0, 64)
     known = torch.cat(list(read(train)))
-    assert known.shape == (len(train), SIDE, SIDE)
+    assert known.shape == (len(train), THUMBNAIL, THUMBNAIL)
     return find_turned(known, [known], torch.cat(list(read(test))))
 
 

@@ -20,9 +20,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from stages.common.stage import run
+from stages.network.checkpoint import load_checkpoint
 from stages.pictures.index import read_index, write_index
 from stages.training import cache, store
+from stages.training.activations import keep
 from stages.training.history import read_history
+from stages.training.prefix import THUMBNAIL, FrozenPrefix
 
 pytestmark = pytest.mark.usefixtures("cold_cache")
 
@@ -55,8 +58,8 @@ def test_each_picture_is_computed_once_for_all_stages_and_experiments(
     built: Project, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
     assert built.run(*STAGES[2:]) == 0
-    # Those to train on and to watch by train_head, also for finetune; those of the test, and all small, by evaluate.
-    assert computed(capsys) == 40 + 40
+    # Those to train on and to watch by train_head, also for finetune; those of the test by evaluate.
+    assert computed(capsys) == 40
     request.getfixturevalue("no_decoding")
     for key, value in {"train_head.lr": 0.002, "finetune.lr": 2e-5, "train_head.epochs": 3}.items():
         built.set(key, value)
@@ -226,15 +229,31 @@ def test_as_many_as_fit_are_kept_and_the_bytes_do_not_depend_on_it(
     total = sum(path.stat().st_size for path in kept_files(cold_cache))
     shutil.rmtree(cold_cache)
     capsys.readouterr()
-    built.set("cache.max_gigabytes", total / 8 / 1e9)
+    built.set("cache.max_gigabytes", total / 12 / 1e9)
     assert built.run("train_head", "finetune") == 0
     out = capsys.readouterr().out
     left = re.findall(r"activations of (\d+) pictures are not kept, .*no room for .* under cache.max_gigabytes", out)
     pictures = len(read_index(built.path("data/index/train.csv"))) + len(read_index(built.path("data/index/val.csv")))
     assert left
     assert all(0 < int(number) < pictures for number in left)
-    assert sum(path.stat().st_size for path in kept_files(cold_cache)) <= total / 8
+    assert sum(path.stat().st_size for path in kept_files(cold_cache)) <= total / 12
     assert [built.checkpoint(name).read_bytes() for name in ("head", "finetuned")] == checkpoints
+
+
+def test_thumbnails_that_are_kept_in_passing_are_those_that_are_made_alone(
+    built: Project, cold_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, description = load_checkpoint(built.checkpoint("initial"))
+    cpu, root = torch.device("cpu"), built.path("pictures")
+    prefix = FrozenPrefix(network.backbone, root, description.preprocessing, cpu, "float32", 0)
+    entries = read_index(built.path("data/index/train.csv"))
+    keep(prefix, entries, 1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr("stages.pictures.batches.read_picture", None)
+        passed = keep(prefix.thumbnails, entries, 1.0).gather(entries)
+    assert passed.shape == (len(entries), 3, THUMBNAIL, THUMBNAIL)
+    shutil.rmtree(cold_cache)
+    assert torch.equal(keep(prefix.thumbnails, entries, 1.0).gather(entries), passed)
 
 
 @pytest.mark.parametrize("augment", [pytest.param("none", marks=pytest.mark.slow), "light"])
@@ -266,7 +285,7 @@ def test_nothing_is_kept_in_passing_that_fine_tuning_cannot_read(built: Project,
     pictures = {entry.sha256 for entry in read_index(built.path("data/index/train.csv"))} | watched
     folders = [folder for folder in (cold_cache / "activations").iterdir() if folder.is_dir()]
     named = [{sha256 for sha256 in pictures if sha256 in contents(folder)} for folder in folders]
-    assert sorted(named, key=len) == [watched, pictures]
+    assert sorted(named, key=len) == [watched, pictures, pictures]  # for fine-tuning; for the head, as thumbnails
 
 
 def contents(folder: Path) -> str:
@@ -443,7 +462,8 @@ def test_a_kept_row_is_checksummed_once_a_run(
     assert built.run("train_head") == 0
     new = computed(capsys)
     assert new == len(read_index(index))
-    assert checked == kept + 2 * new  # a new row: when it is written, and when it is read back
+    # A new row: when it is written, and when it is read back. A thumbnail: when it is written.
+    assert checked == kept + 3 * new
 
 
 def test_pictures_too_large_for_the_memory_are_refused_before_any_is_read(
