@@ -206,4 +206,5 @@ def test_without_a_checkpoint_it_refuses(project: Project, capsys: pytest.Captur
 def test_what_the_head_phase_needs_next_is_kept_in_passing(project: Project, cold_cache: Path) -> None:
     project.build()
     assert find_rate(project, "train_head") == 0
-    assert len([path for path in (cold_cache / "activations").iterdir() if path.is_dir()]) == 2
+    # For the head, for fine-tuning, and thumbnails.
+    assert len([path for path in (cold_cache / "activations").iterdir() if path.is_dir()]) == 3

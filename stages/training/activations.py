@@ -139,7 +139,8 @@ def _keep(
         for blocks, pictures in also.items()
         if len(prefix.behind) < blocks <= count + len(prefix.behind)
     }
-    rows = _Rows(prefix, [count, *map(folders.index, later)])
+    cuts = [count, *map(folders.index, later)]
+    rows = _Rows(prefix, cuts, [folders[cut] for cut in cuts])
     if rows.thumbnails is not None:
         later[rows.thumbnails] = {entry.sha256 for entry in entries}
     with ExitStack() as stack:
@@ -191,21 +192,26 @@ def _folders(prefix: FrozenPrefix) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Rows:
-    """What is made of a picture once it is decoded: what leaves some numbers of blocks, and its thumbnail."""
+    """What is made of a picture once it is decoded: what leaves some numbers of blocks, and its thumbnail.
+
+    `own` is where the former are kept, for each of `cuts`.
+    """
 
     prefix: FrozenPrefix
     cuts: list[int]
+    own: list[Path]
 
     @cached_property
     def thumbnails(self) -> Path | None:
         """The folder of the thumbnails; `None` where they are none of these rows, or the only ones."""
+        if self.prefix.view is not None:
+            return None
         folder = _folders(self.prefix.thumbnails)[1]
-        return None if self.prefix.view is not None or folder in _folders(self.prefix) else folder
+        return None if folder in self.own else folder
 
     def folders(self) -> list[Path]:
         """Return where the rows are kept, in the order of `forward`."""
-        own = _folders(self.prefix)
-        return [own[cut] for cut in self.cuts] + ([] if self.thumbnails is None else [self.thumbnails])
+        return self.own + ([] if self.thumbnails is None else [self.thumbnails])
 
     def sizes(self) -> list[int]:
         """Return the bytes that they take on disk."""
