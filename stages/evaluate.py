@@ -30,7 +30,7 @@ from stages.scores.orientations import find_turned, join
 from stages.scores.predictions import Predictions, count_once, write_predictions, write_probabilities
 from stages.scores.remarks import compare_balanced, find_remarks
 from stages.scores.similarity import THRESHOLD, find_similar, read_sample
-from stages.scores.suspects import find_suspects, write_suspects
+from stages.scores.suspects import find_suspects, judge_all, write_suspects
 from stages.scores.verdict import compare
 from stages.training.inference import open_features, open_thumbnails, predict_with_both
 
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--head", type=Path, required=True, help="checkpoint")
     parser.add_argument("--finetuned", type=Path, required=True, help="checkpoint")
     parser.add_argument("--split", type=Path, required=True, help="JSON file with the counts")
+    parser.add_argument("--out-of-fold", type=Path, required=True, help="NumPy archive that train_head wrote")
     parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--classes", type=Path, required=True, help="CSV file to write, of each class's scores")
     parser.add_argument("--calibration", type=Path, required=True, help="JSON file to write: what probabilities mean")
@@ -94,10 +95,9 @@ def main() -> None:
     write_predictions(arguments.predictions, predictions)
     write_classes(arguments.classes, classes)
     write_near_duplicates(arguments.near_duplicates, name_pairs(similar, known, different))
-    write_suspects(
-        arguments.suspects,
-        find_suspects(predictions.paths, predictions.labels, predictions.finetuned, predictions.classes),
-    )
+    judged = judge_all(predictions, arguments.out_of_fold)
+    suspects = find_suspects(judged.paths, judged.labels, judged.probabilities, predictions.classes)
+    write_suspects(arguments.suspects, suspects)
     write_calibrations(arguments.calibration, measure_calibrations(predictions, temperatures, checkpoints))
     write_evaluation(arguments.metrics, evaluation)
     print(describe(evaluation))

@@ -9,9 +9,10 @@ from stages.common.stage import run
 from stages.network.layers import write_layers
 from stages.network.network import cut, set_trainable
 from stages.network.objective import weigh_classes
+from stages.training.line import write_line
 from stages.training.phase import (
     add_arguments,
-    calibrate,
+    describe,
     finish,
     load,
     open_history,
@@ -27,6 +28,7 @@ def main() -> None:
     """Train the last blocks, without their BatchNorm, and go on training the head."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_arguments(parser)
+    parser.add_argument("--line", type=Path, required=True, help="CSV file to write: points between start and end")
     parser.add_argument("--layers", type=Path, required=True, help="layer table to write, as .json and .txt")
     arguments = parser.parse_args()
     params = load_params(arguments.params)
@@ -35,17 +37,22 @@ def main() -> None:
     start_processes(params.processes, params.device)
     device = prepare(params)
     network, description, pictures = load(arguments.start, arguments.index, params)
+    if phase.select == "line" and pictures.watches_test:
+        print("no validation pictures: the end of the schedule is kept, as with finetune.select=last")
+        phase = phase.model_copy(update={"select": "last"})
     set_trainable(network, phase.unfreeze)
     blocks, tail = cut(network.to(device), phase.unfreeze)
     prefix = open_prefix(blocks, description, device, params)
     train, watched = open_inputs(prefix, pictures, phase, params)
 
     history, state = open_history(arguments), open_state(__file__, arguments, phase, params, device)
-    trainer = Trainer(tail, device, params.precision, weigh_classes(params.class_weights, pictures.train))
-    # The head checkpoint competes: where no epoch is better, it is the result.
+    weights = weigh_classes(params.class_weights, pictures.train)
+    trainer = Trainer(tail, device, params.precision, weights, tempered=not pictures.watches_test)
+    # The head checkpoint competes: where nothing is better, it is the result.
     fit = trainer.fit(train, watched, phase, history.add, state, keep_start=True, layer_decay=phase.layer_decay)
-    description = calibrate(description, trainer, fit, watched, pictures)
-    finish(arguments.output, network.cpu(), description, fit, history, state)
+    if history.writes:
+        write_line(arguments.line, fit.line)
+    finish(arguments.output, network.cpu(), describe(description, fit, pictures), fit, history, state)
     write_layers(arguments.layers, network, description.preprocessing.crop)
 
 

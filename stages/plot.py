@@ -24,8 +24,10 @@ from stages.scores.curves import write_curves
 from stages.scores.evaluation import read_evaluation
 from stages.scores.near_duplicates import read_near_duplicates
 from stages.scores.predictions import count_once, read_predictions
-from stages.scores.suspects import estimate_wrong_labels, read_suspects
-from stages.training.history import read_history, read_selected
+from stages.scores.suspects import judge_all, read_suspects
+from stages.training.history import read_alpha, read_history, read_selected
+from stages.training.line import read_line
+from stages.training.search import read_candidates
 
 
 def main() -> None:
@@ -42,6 +44,7 @@ def main() -> None:
     parser.add_argument("--classes", type=Path, required=True, help="CSV file with each class's scores")
     parser.add_argument("--predictions", type=Path, required=True, help="CSV file")
     parser.add_argument("--probabilities", type=Path, required=True, help="NumPy archive with all predictions")
+    parser.add_argument("--out-of-fold", type=Path, required=True, help="NumPy archive that train_head wrote")
     parser.add_argument("--near-duplicates", type=Path, required=True, help="CSV file")
     parser.add_argument("--suspects", type=Path, required=True, help="CSV file")
     parser.add_argument("--figures", type=Path, required=True, help="folder to write to")
@@ -60,25 +63,27 @@ def main() -> None:
     histories = (arguments.head_history, arguments.finetune_history)
     head, finetune = map(read_history, histories)
     selected = (read_selected(histories[0]), read_selected(histories[1]))
+    alpha = read_alpha(histories[1])
+    candidates, line = read_candidates(histories[0] / "candidates.csv"), read_line(histories[1] / "line.csv")
 
     make_deterministic(params.seed)
     network, description = load_checkpoint(arguments.finetuned)
     require_classes(arguments.finetuned, description, entries)
     album = Album(Path(params.data.path), entries, description.preprocessing)
     calibrations = read_calibrations(arguments.calibration)
-    figures = draw_numbers(predictions, evaluation.scores, (head, finetune), selected, calibrations)
+    figures = draw_numbers(predictions, evaluation.scores, (head, finetune), selected, calibrations, (line, alpha))
     figures |= draw_pictures(predictions, album, network)
     for name, figure in figures.items():
         save_figure(arguments.figures / f"{name}.png", figure)
     write_curves(arguments.curves, predictions)
     folder = Path(os.path.relpath(arguments.figures, arguments.report.parent)).as_posix()
     captions = {"losses": describe_losses(predictions)}
-    training = describe_training(head, finetune, selected, params)
+    training = describe_training(head, finetune, selected, params, candidates, line, alpha)
     copies = len(test) - len(entries)
-    wrong = estimate_wrong_labels(predictions.labels, predictions.finetuned)
-    suspects = describe_suspects(read_suspects(arguments.suspects), wrong, len(entries))
+    judged = judge_all(predictions, arguments.out_of_fold)
+    suspects = describe_suspects(read_suspects(arguments.suspects), judged, predictions.classes, split)
     validation = sum(counts["val"] for counts in class_counts(split).values())
-    probabilities = describe_probabilities(calibrations, validation)
+    probabilities = describe_probabilities(calibrations, validation, len(judged.paths) - len(entries))
     results = Results(evaluation, classes, copies, split, list_recipe(params), pairs, suspects, probabilities, training)
     write_text(arguments.report, compose_report(results, folder, captions))
     print(f"figures in {arguments.figures}, report in {arguments.report}")

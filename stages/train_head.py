@@ -1,6 +1,7 @@
-"""Step 3: the initial checkpoint -> the head checkpoint. The backbone is frozen, the head is trained."""
+"""Step 3: the initial checkpoint -> the head checkpoint. The backbone is frozen, the head is found or trained."""
 
 import argparse
+from pathlib import Path
 
 from stages.common.params import load_params
 from stages.common.processes import start_processes
@@ -10,7 +11,7 @@ from stages.network.objective import weigh_classes
 from stages.training.history import still_falling
 from stages.training.phase import (
     add_arguments,
-    calibrate,
+    describe,
     finish,
     load,
     open_history,
@@ -18,14 +19,18 @@ from stages.training.phase import (
     open_prefix,
     open_state,
     prepare,
+    search_head,
 )
-from stages.training.trainer import Trainer
+from stages.training.search import Found, describe_search, write_candidates, write_out_of_fold
+from stages.training.trainer import Fit, Trainer
 
 
 def main() -> None:
-    """Train the head."""
+    """Find the head on the kept features, or train it as the parameters say."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_arguments(parser)
+    parser.add_argument("--candidates", type=Path, required=True, help="CSV file to write: the heads that were tried")
+    parser.add_argument("--out-of-fold", type=Path, required=True, help="NumPy archive to write: their predictions")
     arguments = parser.parse_args()
     params = load_params(arguments.params)
     phase = params.train_head
@@ -37,13 +42,29 @@ def main() -> None:
     blocks, tail = cut(network.to(device), unfreeze=0)
     prefix = open_prefix(blocks, description, device, params)
     train, watched = open_inputs(prefix, pictures, phase, params, params.ahead.finetune)
+    weights = weigh_classes(params.class_weights, pictures.train)
 
     history, state = open_history(arguments), open_state(__file__, arguments, phase, params, device)
-    trainer = Trainer(tail, device, params.precision, weigh_classes(params.class_weights, pictures.train))
-    fit = trainer.fit(train, watched, phase, history.add, state)
-    description = calibrate(description, trainer, fit, watched, pictures)
+    found: Found | None = None
+    if phase.search and description.head == "pooled":
+        found = search_head(prefix, pictures, description, params, weights)
+        description = found.install(network, description)
+        print(describe_search(found))
+    if found is not None and phase.augment == "none" and not phase.mixup:
+        fit = Fit(found.epochs, found.epochs[-1])
+        for epoch in fit.epochs:
+            history.add(epoch)
+    else:
+        _, tail = cut(network.to(device), unfreeze=0)
+        trainer = Trainer(tail, device, params.precision, weights, tempered=not pictures.watches_test)
+        # A head that was found on the images as they are competes with what augmentation makes of it.
+        fit = trainer.fit(train, watched, phase, history.add, state, keep_start=found is not None)
+        description = describe(description, fit, pictures)
+    if history.writes:
+        write_candidates(arguments.candidates, found.candidates if found else [])
+        write_out_of_fold(arguments.out_of_fold, found)
     finish(arguments.output, network.cpu(), description, fit, history, state)
-    if still_falling(fit.epochs, phase.epochs, phase.patience):
+    if found is None and still_falling(fit.epochs, phase.epochs, phase.patience):
         print(f"the validation loss was still falling after all {phase.epochs} epochs: raise train_head.epochs")
 
 

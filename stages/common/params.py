@@ -109,8 +109,15 @@ class Phase(Section):
     augment: Augment
     augment_views: Annotated[int, Field(ge=0)] = 0
     mixup: Annotated[float, Field(ge=0, le=1)] = 0.0
-    select: Literal["best", "last"]
+    select: Literal["line", "best", "last"]
     patience: Size | None
+
+
+class TrainHead(Phase):
+    """The first phase; with `search`, the head is chosen by folds (`training.search`)."""
+
+    select: Literal["best", "last"]
+    search: bool = False
 
 
 class Finetune(Phase):
@@ -165,7 +172,7 @@ class Params(Section):
     split: Split
     model: Model
     class_weights: ClassWeights = None
-    train_head: Phase
+    train_head: TrainHead
     finetune: Finetune
     evaluate: Evaluate
 

@@ -27,9 +27,9 @@ _AGAIN = "`dvc repro` makes the pipeline's own again"
 class Description:
     """What a checkpoint says of itself.
 
-    `classes` are in the order of their labels; `weights` and `weights_sha256` tell where the backbone came from, `None`
-    for a random one. The logits are to be divided by `temperature` before they become probabilities; it is 1 where none
-    was fitted.
+    `hidden` is 0 where the head is linear; `standardized`: it standardizes its features. `classes` are in the order of
+    their labels; `weights` and `weights_sha256` tell where the backbone came from, `None` for a random one. The logits
+    are to be divided by `temperature` before they become probabilities; it is 1 where none was fitted.
     """
 
     arch: str
@@ -40,6 +40,7 @@ class Description:
     weights: str | None
     weights_sha256: str | None
     temperature: float = 1.0
+    standardized: bool = False
 
 
 def save_checkpoint(path: Path, network: Network, description: Description) -> None:
@@ -79,7 +80,7 @@ def load_checkpoint(path: Path) -> tuple[Network, Description]:
     crop, outputs = description.preprocessing.crop, outputs_for(len(description.classes))
     stock = stock_shapes(description.arch, crop)
     with torch.device("meta"):  # without the time that random values take
-        network = build_network(stock, description.head, description.hidden, outputs, crop)
+        network = build_network(stock, description.head, description.hidden, outputs, crop, description.standardized)
     try:
         network.to_empty(device="cpu").load_state_dict(tensors)
     except RuntimeError as error:

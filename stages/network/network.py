@@ -12,7 +12,27 @@ from stages.common.params import Head
 from stages.common.stage import StageError, is_out_of_memory
 from stages.network.backbones import ClassToken, cut_into_blocks
 
-_POOLING = (nn.AdaptiveAvgPool2d, ClassToken)
+POOLING = (nn.AdaptiveAvgPool2d, ClassToken)
+
+
+class Standardize(nn.Module):
+    """Features (n, d) less their `mean`, over their `spread`, (d,): those of the training images.
+
+    One learning rate and one grid of penalties then suit the features of every backbone. Both are buffers: no optimizer
+    moves them.
+    """
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self, mean: Tensor, spread: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("spread", spread)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the standardized features."""
+        return (features - self.mean) / self.spread
 
 
 class Network(nn.Module):
@@ -48,18 +68,21 @@ class Network(nn.Module):
         return self
 
 
-def build_network(stock: nn.Module, head: Head, hidden: int, outputs: int, image_size: int) -> Network:
+def build_network(
+    stock: nn.Module, head: Head, hidden: int, outputs: int, image_size: int, standardized: bool = False
+) -> Network:
     """Give a stock model a new head.
 
     `pooled` is a head behind the mean over space, `flatten` one on all values of all places. Where a network has tokens
-    both take the class token, as its own head does. Both end in hidden -> ReLU -> outputs.
+    both take the class token, as its own head does. Both end in hidden -> ReLU -> outputs, or are linear.
 
     Args:
         stock: as `stock_model` makes it, with or without loaded weights; its parts are taken over.
         head: as above; `original` is the model's own classifier with another last layer.
-        hidden: units of the hidden layer of `flatten` and `pooled`.
+        hidden: units of the hidden layer of `flatten` and `pooled`; 0 for a linear head.
         outputs: number of logits.
         image_size: height and width of the pictures, pixels.
+        standardized: the features are standardized first, by values that are still to be set.
 
     Raises:
         StageError: the pictures are too small for the backbone.
@@ -75,9 +98,10 @@ def build_network(stock: nn.Module, head: Head, hidden: int, outputs: int, image
     else:
         reduce = [nn.AdaptiveAvgPool2d(1), nn.Flatten()] if head == "pooled" else [nn.Flatten()]
     inputs = nn.Sequential(*reduce)(features).shape[1]
-    return Network(
-        backbone, nn.Sequential(*reduce, nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs)), names
-    )
+    if standardized:
+        reduce.append(Standardize(torch.zeros(inputs), torch.ones(inputs)))
+    layers = [nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs)]
+    return Network(backbone, nn.Sequential(*reduce, *(layers if hidden else [nn.Linear(inputs, outputs)])), names)
 
 
 def _probe(backbone: nn.Sequential, image_size: int) -> Tensor:
@@ -192,8 +216,8 @@ def cut(network: Network, unfreeze: int) -> tuple[nn.Sequential, Network]:
 
 def _leading_pooling(classifier: nn.Sequential) -> list[nn.Module]:
     """Return the layers up to the first that is trained or random, if there is one among them that reduces."""
-    layers = list(takewhile(lambda layer: isinstance(layer, (*_POOLING, nn.Flatten)), classifier))
-    return layers if any(isinstance(layer, _POOLING) for layer in layers) else []
+    layers = list(takewhile(lambda layer: isinstance(layer, (*POOLING, nn.Flatten)), classifier))
+    return layers if any(isinstance(layer, POOLING) for layer in layers) else []
 
 
 def count_shared_blocks(network: Network, other: Network) -> int:

@@ -28,15 +28,24 @@ def loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None, la
         label_smoothing: in [0, 1): the part of each target that is spread evenly over all classes
             (https://arxiv.org/abs/1512.00567).
     """
-    reduction = "mean" if class_weights is None else "none"
-    if logits.shape[1] == 1:
-        targets = labels.to(logits.dtype)
-        if label_smoothing:
-            targets = targets * (1 - label_smoothing) + label_smoothing / 2
-        losses = functional.binary_cross_entropy_with_logits(logits[:, 0], targets, reduction=reduction)
-    else:
-        losses = functional.cross_entropy(logits, labels, reduction=reduction, label_smoothing=label_smoothing)
-    return losses if class_weights is None else (losses * class_weights[labels]).mean()
+    if class_weights is not None:
+        return losses(logits, labels, class_weights, label_smoothing).mean()
+    return _reduce(logits, labels, label_smoothing, "mean")
+
+
+def losses(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
+    """Return each picture's loss, (n,), of which `loss` is the mean; arguments as there."""
+    each = _reduce(logits, labels, label_smoothing, "none")
+    return each if class_weights is None else each * class_weights[labels]
+
+
+def _reduce(logits: Tensor, labels: Tensor, label_smoothing: float, reduction: str) -> Tensor:
+    if logits.shape[1] > 1:
+        return functional.cross_entropy(logits, labels, reduction=reduction, label_smoothing=label_smoothing)
+    targets = labels.to(logits.dtype)
+    if label_smoothing:
+        targets = targets * (1 - label_smoothing) + label_smoothing / 2
+    return functional.binary_cross_entropy_with_logits(logits[:, 0], targets, reduction=reduction)
 
 
 def weigh_classes(setting: ClassWeights, train: list[Entry]) -> Tensor | None:

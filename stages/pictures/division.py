@@ -14,6 +14,7 @@ from stages.pictures.index import PARTS, Entry
 _OVERSHOOT = 0.1
 # Of the same bytes in two parts that are given, those of the later one are kept.
 _STRICTER = ("", "train", "val", "test")
+CONFLICT = "which is in another class"
 
 
 def find_copies(hashes: dict[str, str], class_of: dict[str, str]) -> tuple[list[list[str]], dict[str, str]]:
@@ -37,7 +38,7 @@ def find_copies(hashes: dict[str, str], class_of: dict[str, str]) -> tuple[list[
         if stranger is not None:
             for path in group:
                 other = stranger if class_of[path] == class_of[first] else first
-                contradictions[path] = f"same bytes as {other}, which is in another class"
+                contradictions[path] = f"same bytes as {other}, {CONFLICT}"
         elif len(group) > 1:
             duplicates.append(group)
     return duplicates, contradictions

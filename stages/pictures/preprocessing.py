@@ -11,6 +11,8 @@ from stages.common.params import Augment, Framing
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# How much larger a picture is framed before augmentation crops it: as 256 to 224, torchvision's border.
+ENLARGED = 8 / 7
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class Preprocessing:
             framed = replace(self, resize=None, crop=size, pad=framing == "pad")
         return replace(framed, grey_max=grey_max, draft=True)
 
+    def enlarged(self, factor: float) -> "Preprocessing":
+        """Return the same framing in so many times as many pixels a side."""
+        resize = None if self.resize is None else round(factor * self.resize)
+        return replace(self, resize=resize, crop=round(factor * self.crop))
+
     def least(self, augment: Augment) -> int | None:
         """Return how many pixels the sides of a picture have to keep when it is decoded, `None` for all of them.
 
@@ -92,8 +99,9 @@ class _Pad(torch.nn.Module):
 def make_framing(preprocessing: Preprocessing) -> v2.Compose:
     """Return the first half of the transform: from an RGB picture to uint8, (3, crop, crop), not yet normalized."""
     crop, interpolation = preprocessing.crop, InterpolationMode(preprocessing.interpolation)
+    margins = [_Pad(crop, margin_colour(preprocessing), interpolation)] if preprocessing.pad else []
     resize = v2.Resize(preprocessing.resize or (crop, crop), interpolation)
-    return v2.Compose([*_margins(preprocessing), resize, v2.CenterCrop(crop), v2.ToImage()])
+    return v2.Compose([*margins, resize, v2.CenterCrop(crop), v2.ToImage()])
 
 
 def margin_colour(preprocessing: Preprocessing) -> tuple[int, ...]:
@@ -101,38 +109,27 @@ def margin_colour(preprocessing: Preprocessing) -> tuple[int, ...]:
     return tuple(round(255 * value) for value in preprocessing.mean)
 
 
-def _margins(preprocessing: Preprocessing) -> list[torch.nn.Module]:
-    interpolation = InterpolationMode(preprocessing.interpolation)
-    return [_Pad(preprocessing.crop, margin_colour(preprocessing), interpolation)] if preprocessing.pad else []
-
-
 def make_transform(preprocessing: Preprocessing, augment: Augment) -> v2.Compose:
     """Return the transform from an RGB picture to a float32 tensor of shape (3, crop, crop).
 
-    `light` moves the crop a little and mirrors half of the pictures; `strong` takes crops from 35% of the area up,
-    mirrors half, and adds TrivialAugment (https://arxiv.org/abs/2103.10158) and random erasing.
+    Augmented pictures are framed as those of the test are, larger by `ENLARGED`, and cropped at random from there: so
+    both show the same parts of a picture in the same proportions. `light` crops back to the size and mirrors half of
+    the pictures; `strong` takes crops from 35% of the area up, mirrors half, and adds TrivialAugment
+    (https://arxiv.org/abs/2103.10158) and random erasing.
     """
     crop, interpolation = preprocessing.crop, InterpolationMode(preprocessing.interpolation)
     normalize = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(preprocessing.mean, preprocessing.std)]
     if augment == "none":
         return v2.Compose([make_framing(preprocessing), *normalize])
+    framing = make_framing(preprocessing.enlarged(ENLARGED))
     if augment == "light":
-        return v2.Compose(
-            [
-                *_margins(preprocessing),
-                v2.RandomResizedCrop(crop, (0.8, 1.0), (0.9, 1.1), interpolation),
-                v2.RandomHorizontalFlip(),
-                v2.ToImage(),
-                *normalize,
-            ]
-        )
+        return v2.Compose([framing, v2.RandomCrop(crop), v2.RandomHorizontalFlip(), *normalize])
     return v2.Compose(
         [
-            *_margins(preprocessing),
+            framing,
             v2.RandomResizedCrop(crop, (0.35, 1.0), interpolation=interpolation),
             v2.RandomHorizontalFlip(),
             v2.TrivialAugmentWide(interpolation=interpolation),
-            v2.ToImage(),
             *normalize,
             v2.RandomErasing(p=0.25),
         ]

@@ -1,5 +1,6 @@
 """The figures of numbers: histories, confusion, curves; and all of them together."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +19,7 @@ from stages.scores.curves import Curve, counted_classes, precision_recall_curves
 from stages.scores.metrics import Scores, predicted_labels
 from stages.scores.predictions import Predictions, find_confused
 from stages.training.history import Epoch
+from stages.training.line import Point
 
 # More classes than these: no numbers in the cells of a confusion matrix, not every class in it.
 _CLASSES_WITH_NUMBERS = 12
@@ -33,10 +35,11 @@ def draw_numbers(
     histories: tuple[Sequence[Epoch], Sequence[Epoch]],
     selected: tuple[int, int],
     calibrations: Calibrations,
+    line: tuple[Sequence[Point], float],
 ) -> dict[str, Figure]:
-    """Draw all figures of numbers, by name; `histories` and `selected` are those of both phases."""
+    """Draw all figures of numbers, by name; `histories` and `selected` are of both phases, `line` of the second."""
     return {
-        "training": draw_training(*histories, selected),
+        "training": draw_training(*histories, selected, *line),
         "confusion": draw_confusion(predictions),
         "curves": draw_curves(predictions, scores),
         "reliability": draw_reliability(predictions, calibrations),
@@ -46,36 +49,46 @@ def draw_numbers(
 
 
 @house_style()
-def draw_training(head: Sequence[Epoch], finetune: Sequence[Epoch], selected: tuple[int, int]) -> Figure:
-    """Draw loss and accuracy of both phases on one axis of epochs, the hand-over, and a ring round each kept epoch.
+def draw_training(
+    head: Sequence[Epoch],
+    finetune: Sequence[Epoch],
+    selected: tuple[int, int],
+    line: Sequence[Point] = (),
+    alpha: float = 1.0,
+) -> Figure:
+    """Draw loss and accuracy of both phases on one axis of epochs, the hand-over, and a ring round what was kept.
 
     Args:
         head: the first phase, in order.
         finetune: the second phase, in order.
         selected: the number of the epoch kept of each.
+        line: points between start and end of the second phase, drawn beside; none: nothing is.
+        alpha: that of the point kept.
     """
-    figure = new_figure(8, 6)
-    losses, accuracies = figure.subplots(2, sharex=True)
+    figure = new_figure(10.5 if line else 8, 6)
+    grid = figure.subplots(2, 2 if line else 1, sharex="col", squeeze=False, width_ratios=(2.4, 1) if line else None)
+    losses, accuracies = grid[:, 0]
     panels = ((losses, "loss", "train_loss", "val_loss"), (accuracies, "accuracy", "train_accuracy", "accuracy"))
     first = 0
     for phase, look, kept in zip((head, finetune), LOOKS.values(), selected, strict=True):
         ring = first + [epoch.number for epoch in phase].index(kept)
         for axes, _, training, validation in panels:
-            for series, line, face in ((training, ":", "white"), (validation, "-", look.color)):
+            for series, dashes, face in ((training, ":", "white"), (validation, "-", look.color)):
                 points = [(first + number, getattr(epoch, series)) for number, epoch in enumerate(phase)]
                 known = [(number, value) for number, value in points if value is not None]
                 axes.plot(
                     [number for number, _ in known],
                     [value for _, value in known],
-                    line,
+                    dashes,
                     color=look.color,
                     marker=look.marker,
                     markersize=5 if len(phase) <= 30 else 3,
                     markerfacecolor=face,
                     label=f"{look.title}: {'training' if series == training else 'validation'}",
                 )
-            height = getattr(phase[ring - first], validation)
-            axes.plot(ring, height, "o", markersize=15, fillstyle="none", color="black", markeredgewidth=1.3)
+            # What lies within the line is no epoch.
+            if phase is head or alpha in (0, 1):
+                _ring(axes, ring, getattr(phase[ring - first], validation))
         first += len(phase)
     for axes, name, *_ in panels:
         axes.set(ylabel=name, xlim=(-0.6, first - 0.4))
@@ -88,25 +101,45 @@ def draw_training(head: Sequence[Epoch], finetune: Sequence[Epoch], selected: tu
         losses.set_ylim(0, 1.1 * max(values))
     accuracies.margins(y=0.1)
     losses.set_title(f"head phase: epoch {selected[0]} kept ◯")
-    losses.set_title(f"fine-tuning: epoch {selected[1]} kept ◯", loc="right")
+    losses.set_title("fine-tuning" if 0 < alpha < 1 else f"fine-tuning: epoch {selected[1]} kept ◯", loc="right")
     accuracies.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     accuracies.set_xlabel("epoch of the phase")
-    _number_epochs(accuracies, len(head), len(finetune))
+    _number_epochs(accuracies, head, finetune)
+    if line:
+        _draw_line(grid[0, 1], grid[1, 1], line, alpha)
     figure.legend(*losses.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     return figure
 
 
-def _number_epochs(axes: Axes, *lengths: int) -> None:
+def _draw_line(losses: Axes, accuracies: Axes, line: Sequence[Point], alpha: float) -> None:
+    """Draw validation loss and accuracy between the start and the end of fine-tuning."""
+    look = LOOKS["finetuned"]
+    for axes, name in ((losses, "val_loss"), (accuracies, "accuracy")):
+        known = [point for point in line if math.isfinite(getattr(point, name))]
+        values = [getattr(point, name) for point in known]
+        axes.plot([point.alpha for point in known], values, color=look.color, marker=look.marker, markersize=5)
+        _ring(axes, alpha, next(value for point, value in zip(known, values, strict=True) if point.alpha == alpha))
+        axes.margins(x=0.1, y=0.15)
+    losses.set_title(f"on the line: {alpha:.0%} kept ◯")
+    accuracies.set_xlabel("part of the change kept")
+    accuracies.xaxis.set_major_formatter(PercentFormatter(xmax=1))
+    accuracies.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+
+
+def _ring(axes: Axes, place: float, height: float) -> None:
+    axes.plot(place, height, "o", markersize=15, fillstyle="none", color="black", markeredgewidth=1.3)
+
+
+def _number_epochs(axes: Axes, *phases: Sequence[Epoch]) -> None:
     """Let the numbers begin again at the hand-over."""
-    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, sum(lengths)) if step * 20 >= sum(lengths))
-    places, names = [], []
+    every = [epoch.number for phase in phases for epoch in phase]
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, len(every)) if step * 20 >= len(every))
+    places: list[int] = []
     before = 0
-    for length in lengths:
-        numbers = range(0, length, step)
-        places += [before + number for number in numbers]
-        names += [str(number) for number in numbers]
-        before += length
-    axes.set_xticks(places, names)
+    for phase in phases:
+        places += range(before, before + len(phase), step)
+        before += len(phase)
+    axes.set_xticks(places, [str(every[place]) for place in places])
 
 
 @house_style()

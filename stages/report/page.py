@@ -1,20 +1,23 @@
 """The report: the whole run on one page of Markdown, for a git host."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from stages.common.params import Params
 from stages.common.words import number, p_value, percent, percent_range, plural, points, points_range, signed
+from stages.pictures.division import CONFLICT
 from stages.pictures.index import PARTS
 from stages.pictures.summary import ClassCounts, class_counts
 from stages.report.markdown import bullets, cell, code, table
 from stages.scores.classes import ClassScores
 from stages.scores.evaluation import Evaluation
 from stages.scores.near_duplicates import LOOKED_FOR, Pair
-from stages.scores.suspects import Suspect
+from stages.scores.suspects import Judged, Suspect, estimate_wrong_labels, find_inseparable
 from stages.scores.verdict import describe_gain
 from stages.training.history import Epoch, out_of_patience, still_falling
+from stages.training.line import Point
+from stages.training.search import Candidate
 
 _MOST_CLASSES = 100
 # With more classes, so many with the lowest recall are shown.
@@ -129,23 +132,45 @@ def compose_report(results: Results, figures: str, captions: dict[str, str]) -> 
     ) + "\n"  # fmt: skip
 
 
-def describe_suspects(suspects: list[Suspect], wrong: float, pictures: int) -> str:
-    """Return the pictures whose labels are believed least, as Markdown.
+def describe_suspects(suspects: list[Suspect], judged: Judged, classes: Sequence[str], split: dict[str, Any]) -> str:
+    """Return the labels that are contradicted, those that are believed least, and classes that look alike, as Markdown.
 
     Args:
         suspects: the least believed first.
-        wrong: the number of labels that are probably wrong.
-        pictures: of the test part.
+        judged: the pictures that were looked at.
+        classes: names by label.
+        split: `split.json`.
     """
-    of = "Of the test pictures alone; `make folds` looks at all pictures."
+    everywhere = len(judged.paths) > sum(counts["test"] for counts in class_counts(split).values())
+    of = "" if everywhere else " Of the test pictures alone; `make folds` looks at all pictures."
+    paragraphs = []
+    if conflicts := [
+        f"{code(one['path'])}: {cell(one['reason'])}" for one in split["rejected"] if CONFLICT in one["reason"]
+    ]:
+        more = [f"... {len(conflicts) - _MOST_SUSPECTS:,} more in `split.json`"] * (len(conflicts) > _MOST_SUSPECTS)
+        paragraphs += [
+            "The same picture has two labels, and is left out:",
+            bullets([*conflicts[:_MOST_SUSPECTS], *more]),
+        ]
     if not suspects:
-        return f"Of no picture is another class more probable than its label. {of}"
-    text = (
-        f"{plural(len(suspects), 'picture')} for which the fine-tuned network believes another class; about "
-        f"{wrong:.0f} of {pictures:,} labels may be wrong, by [confident learning](https://arxiv.org/abs/1911.00068). "
-        f"Look at the first ones: a mistake of the network ranks as high as one of the label. {of}"
+        return "\n\n".join([*paragraphs, f"The network disagrees with no label.{of}"])
+    wrong = estimate_wrong_labels(judged.labels, judged.probabilities)
+    paragraphs.append(
+        f"{plural(len(suspects), 'picture')} where the network prefers another label; about {wrong:.0f} of "
+        f"{len(judged.paths):,} labels may be wrong, by [confident learning](https://arxiv.org/abs/1911.00068). Look "
+        f"at the first ones: a mistake of the network ranks as high as one of the label.{of}"
     )
-    return f"{text}\n\n{tabulate_suspects(suspects, 'suspects.csv')}"
+    if everywhere:
+        paragraphs.append(
+            "Test pictures are judged by the fine-tuned network, the others by heads that were trained without them."
+        )
+    if pairs := find_inseparable(judged, classes)[:_MOST_PAIRS]:
+        named = [f"{cell(first)} and {cell(second)} ({percent(apart)})" for first, second, apart in pairs]
+        paragraphs.append(
+            f"Classes that are hardly told apart, with how often the right one of the two is more probable: "
+            f"{', '.join(named)}. Are they one class, or their labels mixed up?"
+        )
+    return "\n\n".join([*paragraphs, tabulate_suspects(suspects, "suspects.csv")])
 
 
 def tabulate_suspects(suspects: list[Suspect], file: str) -> str:
@@ -162,42 +187,76 @@ def tabulate_suspects(suspects: list[Suspect], file: str) -> str:
     ]
     if len(suspects) > _MOST_SUSPECTS:
         rows.append([f"... {len(suspects) - _MOST_SUSPECTS:,} more in `{file}`", "", "", "", ""])
-    return table(["picture", "label", "probability", "rather", "probability"], rows)
+    return table(["picture", "label", "probability", "suggested", "probability"], rows)
 
 
-def describe_training(head: list[Epoch], finetune: list[Epoch], selected: tuple[int, int], params: Params) -> list[str]:
-    """Say which epoch each phase kept, why it ended, and what its loss counts.
+def describe_training(
+    head: list[Epoch],
+    finetune: list[Epoch],
+    selected: tuple[int, int],
+    params: Params,
+    candidates: list[Candidate],
+    line: list[Point],
+    alpha: float,
+) -> list[str]:
+    """Say what each phase kept, why it ended, and what its loss counts.
 
     Args:
         head: the first phase's history.
         finetune: the second's.
         selected: the number of the epoch kept of each.
         params: with which they were trained.
+        candidates: the heads that were tried, the kept one first; none where the head was not searched for.
+        line: the points between start and end of fine-tuning, if they were measured.
+        alpha: that of the one kept.
     """
     lines = []
+    if candidates:
+        best = candidates[0]
+        kind = f"hidden layer, lr {best.lr:.2g}" if best.lr else f"linear, L2 penalty {best.penalty:.3g}"
+        lines.append(
+            f"Head phase: of {len(candidates)} heads tried by folds, this one has the lowest out-of-fold log-loss: "
+            f"{kind} ({number(best.loss)}, accuracy {percent(best.accuracy)}); `candidates.csv` has all."
+        )
     phases = (
         ("Head phase", "train_head", head, params.train_head, 1),
         ("Fine-tuning", "finetune", finetune, params.finetune, 0),
     )
     for (title, section, epochs, phase, first), kept in zip(phases, selected, strict=True):
-        best, last = next(epoch for epoch in epochs if epoch.number == kept), epochs[-1].number
-        line = (
+        best_epoch, last = next(epoch for epoch in epochs if epoch.number == kept), epochs[-1].number
+        text = (
             f"{title}: kept epoch {kept} of {last}; validation loss {number(epochs[0].val_loss)} at the start, "
-            f"{number(best.val_loss)} kept."
+            f"{number(best_epoch.val_loss)} kept."
         )
-        if kept == 0:
-            line = f"{title}: kept epoch 0, the head checkpoint as it is: no epoch lowered the validation loss."
-        if section == "train_head" and still_falling(epochs, phase.epochs, phase.patience):
-            line += f" It was still falling when the epochs ran out: raise `{section}.epochs` ({phase.epochs})."
-        elif last < phase.epochs and not out_of_patience(epochs[first:], phase.patience):
-            line += f" Training stopped after epoch {last}, where the loss was no longer finite: lower `{section}.lr`."
-        lines.append(line)
+        if section == "finetune" and line:
+            text = f"{title}: {describe_line(line, alpha)}"
+        elif kept == 0:
+            text = f"{title}: kept epoch 0, the head checkpoint: no epoch lowered the validation loss."
+        if section == "train_head" and not candidates and still_falling(epochs, phase.epochs, phase.patience):
+            text += f" It was still falling when the epochs ran out: raise `{section}.epochs` ({phase.epochs})."
+        elif last < phase.epochs and not candidates and not out_of_patience(epochs[first:], phase.patience):
+            text += f" Training stopped after epoch {last}, where the loss was no longer finite: lower `{section}.lr`."
+        lines.append(text)
     if params.class_weights is not None:
         lines.append(
             f"Training and validation losses are weighted by class (`class_weights`: {code(params.class_weights)}); "
             "the scores on the test pictures are not."
         )
     return lines
+
+
+def describe_line(line: list[Point], alpha: float) -> str:
+    """Say which point between the head checkpoint and the end of fine-tuning was kept.
+
+    Args:
+        line: the points, the start first.
+        alpha: that of the one kept.
+    """
+    losses = f"validation loss {number(line[0].val_loss)} at the start, {number(line[-1].val_loss)} at the end"
+    if not alpha:
+        return f"kept the head checkpoint: nothing between it and the end has a lower validation loss ({losses})."
+    kept = next(point for point in line if point.alpha == alpha)
+    return f"kept {alpha:.0%} of the change; {losses}, {number(kept.val_loss)} kept."
 
 
 def _subject(classes: int, model: dict[str, Any], parts: dict[str, int]) -> str:

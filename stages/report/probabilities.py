@@ -8,15 +8,16 @@ from stages.scores.coverage import describe_coverage
 _TITLES = {"head": "head phase", "finetuned": "fine-tuned"}
 
 
-def describe_probabilities(calibrations: Calibrations, validation: int) -> str:
+def describe_probabilities(calibrations: Calibrations, validation: int, out_of_fold: int) -> str:
     """Return it as Markdown.
 
     Args:
         calibrations: of both checkpoints.
         validation: number of pictures in the validation part.
+        out_of_fold: number of pictures with out-of-fold predictions of the head.
     """
     coverage = f"{describe_coverage(calibrations.coverage)} `python -m stages.predict --reject` takes that probability."
-    if not validation:
+    if not validation and not out_of_fold:
         return (
             "The probabilities are of the logits as they are: a temperature is fitted on validation pictures, and "
             f"there are none.\n\n{coverage}"
@@ -29,10 +30,14 @@ def describe_probabilities(calibrations: Calibrations, validation: int) -> str:
             before, after, change = (getattr(side, key) for side in (own.before, own.after, own.change))
             rows.append([f"{title}, {name}", write(before), write(after), write(change, difference=True)])
     temperatures = " and ".join(f"{value:.3f} ({_TITLES[model]})" for model, value in calibrations.temperatures.items())
+    fitted = plural(validation, "validation picture")
+    if out_of_fold:
+        own = f"the fine-tuned network's on {fitted}" if validation else "which the fine-tuned network takes over"
+        fitted = f"the head's on {plural(out_of_fold, 'out-of-fold prediction')}, {own}"
     text = (
         f"All probabilities here, and those of `predict` and of the exported network, come from logits divided by a "
-        f"[temperature](https://arxiv.org/abs/1706.04599): {temperatures}, fitted on "
-        f"{plural(validation, 'validation picture')}. It changes no prediction. Above 1, it makes a network less sure."
+        f"[temperature](https://arxiv.org/abs/1706.04599): {temperatures}, fitted on {fitted}. It changes no "
+        "prediction. Above 1, it makes a network less sure."
     )
     shown = table(["on the test pictures, 95% interval", "without", "with temperature", "change"], rows)
     return f"{text}\n\n{shown}\n\n{coverage}"

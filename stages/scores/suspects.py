@@ -6,16 +6,73 @@ It needs the probabilities of pictures on which the network was not trained.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
 from stages.common.files import read_rows, write_csv
 from stages.common.stage import StageError
 from stages.scores.metrics import Labels, Probabilities
+from stages.scores.predictions import Predictions
 
 _COLUMNS = ["path", "label", "label_probability", "suggestion", "suggestion_probability"]
 _MOST_LISTED = 1000
 _DECIMALS = 4
+# Two classes that are told apart in fewer cases than this (half of them by tossing a coin), with so many pictures each.
+_HARDLY_APART, _ENOUGH = 0.65, 10
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Pictures with probabilities of networks that were not trained on them: paths, labels (n,), (n, classes)."""
+
+    paths: list[str]
+    labels: Labels
+    probabilities: Probabilities
+
+
+def judge_all(predictions: Predictions, out_of_fold: Path) -> Judged:
+    """Return the test pictures, with the fine-tuned checkpoint's probabilities, and those of training and validation.
+
+    Args:
+        predictions: for the test pictures.
+        out_of_fold: the archive that `train_head` wrote; it has no rows where the head was not searched for.
+
+    Raises:
+        StageError: not such a file, or of other classes.
+        OSError: not there.
+    """
+    try:
+        with np.load(out_of_fold, allow_pickle=False) as content:
+            paths, labels, probabilities = content["paths"].tolist(), content["labels"], content["probabilities"]
+        if not paths:
+            return Judged(predictions.paths, predictions.labels, predictions.finetuned)
+        return Judged(
+            [*predictions.paths, *paths],
+            np.concatenate([predictions.labels, labels]),
+            np.concatenate([predictions.finetuned, probabilities]),
+        )
+    except (BadZipFile, ValueError, KeyError, EOFError, AttributeError) as error:
+        raise StageError(
+            f"{out_of_fold}: not out-of-fold predictions ({error}); `dvc repro` writes it again"
+        ) from error
+
+
+def find_inseparable(judged: Judged, classes: Sequence[str]) -> list[tuple[str, str, float]]:
+    """Return pairs of classes that are hardly told apart, the worst first, with how often they are.
+
+    That is the mean over both classes of the fraction of pictures whose own class is more probable than the other one.
+    """
+    count = len(classes)
+    wins = np.full((count, count), np.nan)
+    for label in range(count):
+        own = judged.probabilities[judged.labels == label]
+        if len(own) >= _ENOUGH:
+            wins[label] = (own[:, label, None] > own).mean(axis=0)
+    apart = (wins + wins.T) / 2
+    pairs = [(first, second) for first in range(count) for second in range(first + 1, count)]
+    found = [(classes[a], classes[b], float(apart[a, b])) for a, b in pairs if apart[a, b] < _HARDLY_APART]
+    return sorted(found, key=lambda pair: pair[2])
 
 
 @dataclass(frozen=True)

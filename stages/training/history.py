@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages.common.files import write_text
+from stages.training.line import Point
 
 if TYPE_CHECKING:
     from dvclive.live import Live
@@ -22,8 +23,8 @@ class Epoch:
 
     `number` counts from 1; epoch 0 is the network as the phase found it, without a training loss. Losses are mean
     log-losses in nats (both weighted by `class_weights`, the training's also smoothed by `label_smoothing`), accuracies
-    are fractions. `val_loss` and `accuracy` are those on the watched pictures; the training's are means over the epoch,
-    while the weights were changing.
+    are fractions. `val_loss` and `accuracy` are those on the watched pictures, the loss after division of the logits by
+    `temperature`; the training's are means over the epoch, while the weights were changing.
     """
 
     number: int
@@ -31,6 +32,7 @@ class Epoch:
     train_accuracy: float | None
     val_loss: float
     accuracy: float
+    temperature: float = 1.0
 
 
 def best_epoch(epochs: Sequence[Epoch]) -> Epoch:
@@ -79,12 +81,20 @@ class History:
                     self._live.log_metric(name, value)
             self._live.make_summary()  # type: ignore[no-untyped-call]
 
-    def finish(self, selected: Epoch) -> None:
-        """Write which epoch's weights were kept, and close."""
+    def finish(self, selected: Epoch, point: Point | None = None) -> None:
+        """Write what was kept, and close: `metrics.json` gets its scores in place of those of the last epoch.
+
+        Args:
+            selected: the epoch.
+            point: the point on the line from the start of the phase to this epoch, if one was chosen.
+        """
         if self._live is None:
             return
+        kept = {name: value for name in SERIES if (value := getattr(selected, name)) is not None}
+        if point is not None:
+            kept = {"alpha": point.alpha, "val_loss": point.val_loss, "accuracy": point.accuracy}
         with self._naming_the_folder():
-            self._live.summary["selected_epoch"] = selected.number
+            self._live.summary = {"selected_epoch": selected.number, **kept}
             self._live.end()  # type: ignore[no-untyped-call]
             for name in SERIES:  # a phase that kept its start may have no training loss, yet DVC looks for each table
                 table = _table(self._folder, name)
@@ -140,9 +150,23 @@ def _table(folder: Path, name: str) -> Path:
 
 
 def read_selected(folder: Path) -> int:
-    """Return the number of the epoch whose weights were kept.
+    """Return the number of the epoch whose weights were kept, or from which the line went back.
 
     Raises:
         OSError: it is not there.
     """
-    return int(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["selected_epoch"])
+    return int(_read_summary(folder)["selected_epoch"])
+
+
+def read_alpha(folder: Path) -> float:
+    """Return the fraction of the phase's change that was kept; 1 where no line was measured, but for epoch 0.
+
+    Raises:
+        OSError: it is not there.
+    """
+    return float(_read_summary(folder).get("alpha", read_selected(folder) > 0))
+
+
+def _read_summary(folder: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return summary

@@ -11,6 +11,8 @@ from stages.common.params import Phase
 from stages.network.network import Network
 
 _MOMENTUM = 0.9
+# Steps of a warm-up. With one step, 45 photos ended the first epoch with 36 times the loss that they began with.
+LEAST_WARMUP = 10
 
 
 def trainable_parameters(module: nn.Module) -> list[nn.Parameter]:
@@ -61,10 +63,11 @@ def rate_factor(step: int, steps: int, schedule: str, warmup: float) -> float:
         steps: of the whole phase.
         schedule: `constant`, or `cosine`: half a cosine from 1 after the warm-up down to 0 after the last step
             (https://arxiv.org/abs/1608.03983).
-        warmup: the fraction of `steps` in which the rate rises evenly, from the first step on, to its full value.
-            Adam's first steps move every weight by about the rate, whatever the gradient (https://arxiv.org/abs/1908.03265).
+        warmup: the fraction of `steps` in which the rate rises evenly, from the first step on, to its full value; above
+            0, at least `LEAST_WARMUP` steps or half of all. Adam's first steps move every weight by about the rate,
+            whatever the gradient (https://arxiv.org/abs/1908.03265).
     """
-    rising = round(warmup * steps)
+    rising = max(round(warmup * steps), min(LEAST_WARMUP, steps // 2)) if warmup else 0
     if step < rising:
         return (step + 1) / (rising + 1)
     if schedule == "constant":

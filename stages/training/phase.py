@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stages.common import processes
 from stages.common.device import resolve_device
@@ -21,11 +21,13 @@ from stages.pictures.index import Entry, read_index
 from stages.training import cache
 from stages.training.activations import fit, keep, keep_views
 from stages.training.history import History
-from stages.training.inputs import Inputs, open_batches
+from stages.training.inputs import Inputs, open_batches, read_all
 from stages.training.prefix import FrozenPrefix
 from stages.training.resume import StateFile
-from stages.training.temperature import measure_temperature
-from stages.training.trainer import Fit, Trainer
+from stages.training.search import Found, find_head
+from stages.training.trainer import Fit
+
+_READ_AT_ONCE = 1024  # rows
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,33 @@ def open_inputs(
     return train, open_batches(prefix, pictures.watched, kept, phase.batch_size)
 
 
+def search_head(
+    prefix: FrozenPrefix, pictures: Pictures, description: Description, params: Params, weights: Tensor | None
+) -> Found:
+    """Find a head on the kept features; of several processes, the first does.
+
+    Args:
+        prefix: the whole backbone, with the pooling.
+        pictures: what to train on, and what to watch.
+        description: of the checkpoint, for the units of a hidden layer.
+        params: of the head phase, and the seed.
+        weights: (classes,), as for `objective.loss`, or `None`.
+    """
+    every = [*pictures.train, *pictures.watched]
+    kept = keep(prefix, prefix.share.local(every), params.cache.max_gigabytes)
+    features = torch.cat(list(read_all(prefix, every, kept, _READ_AT_ONCE, "features"))).flatten(1)
+    found: Found | None = None
+    if processes.rank() == 0:
+        val = [] if pictures.watches_test else pictures.watched
+        features = features.to(prefix.device)
+        found = find_head(
+            features, pictures.train, val, pictures.watched, description.hidden, params.train_head, weights, params.seed
+        )
+    found = processes.agree(found)
+    assert found is not None
+    return found
+
+
 def _divide_batches(phase: Phase, pictures: int, share: Share) -> None:
     """Say what part of a batch each of several processes has."""
     whole = min(phase.batch_size, pictures)
@@ -138,14 +167,14 @@ def open_state(
     return StateFile(device, params.cache.max_gigabytes, [*files, *settings], share)
 
 
-def calibrate(description: Description, trainer: Trainer, fit: Fit, watched: Inputs, pictures: Pictures) -> Description:
-    """Return the description of the trained network, with the temperature that its validation pictures ask for.
+def describe(description: Description, fit: Fit, pictures: Pictures) -> Description:
+    """Return the description of the trained network, with its temperature.
 
     None is fitted where training watched the test pictures. A start that was kept keeps its own.
     """
     if pictures.watches_test or not fit.selected.number:
         return description
-    return replace(description, temperature=measure_temperature(trainer, watched))
+    return replace(description, temperature=(fit.point or fit.selected).temperature)
 
 
 def finish(
@@ -157,18 +186,23 @@ def finish(
         StageError: training failed with no start to fall back on; the weights selected before it did are written.
     """
     if history.writes:
-        history.finish(fit.selected)
+        history.finish(fit.selected, fit.point)
         save_checkpoint(output, network, description)
     processes.wait()
     state.remove()
     processes.leave(history.writes)
-    selected = fit.selected
+    selected, point = fit.selected, fit.point
     if fit.failure is not None:
         if not fit.start_competed:
             raise StageError(f"{fit.failure}; {output} keeps epoch {selected.number}")
         print(f"training stopped: {fit.failure}")
-    why = "" if selected.number else "no epoch lowered the validation loss: "
-    print(f"kept epoch {selected.number}: {why}val_loss {selected.val_loss:.4f}, accuracy {selected.accuracy:.2%}")
+    kept, why = f"epoch {selected.number}", ""
+    if not selected.number:
+        why = f": {'nothing between it and the end' if fit.line else 'no epoch'} has a lower validation loss"
+    elif point is not None:
+        kept = f"{point.alpha:.0%} of the change"
+    loss, accuracy = (selected.val_loss, selected.accuracy) if point is None else (point.val_loss, point.accuracy)
+    print(f"kept {kept} (val_loss {loss:.4f}, accuracy {accuracy:.2%}){why}")
 
 
 def _inputs(start: Path, index: Path) -> list[Path]:

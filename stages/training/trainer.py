@@ -22,33 +22,30 @@ from stages.training import parallel
 from stages.training.fusion import fuse_for_training
 from stages.training.history import Epoch, best_epoch, out_of_patience
 from stages.training.inputs import Inputs, Part
+from stages.training.line import ALPHAS, Point, choose
 from stages.training.optimizer import make_optimizer, schedule_rate, trainable_parameters
 from stages.training.resume import State, StateFile
+from stages.training.temperature import Losses, Scores, score_logits
 
 # Steps from one look at the losses to the next: each makes a GPU wait.
 _CHECKED = 50
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Means over the pictures of one pass: the loss, and the fraction that is classified correctly."""
-
-    loss: float
-    accuracy: float
-
-
-@dataclass(frozen=True)
 class Fit:
     """How a training ended.
 
-    `selected` is the one of `epochs` whose weights the network now has; `failure` is what cut the training short, if
-    anything did; `start_competed`: epoch 0 was one of those to select from.
+    `selected` is the one of `epochs` whose weights the network now has. With `select: line`, `line` has the points that
+    were measured, and the weights are those of `point`; `selected` then is epoch 0, or the last one. `failure` is what
+    cut the training short, if anything did; `start_competed`: epoch 0 was one of those to select from.
     """
 
     epochs: list[Epoch]
     selected: Epoch
-    failure: str | None
-    start_competed: bool
+    failure: str | None = None
+    start_competed: bool = False
+    line: tuple[Point, ...] = ()
+    point: Point | None = None
 
 
 class Trainer:
@@ -59,6 +56,8 @@ class Trainer:
         device: where to compute.
         precision: in what.
         class_weights: as for `objective.loss`; of the training and of the validation loss.
+        tempered: the validation loss is that of the probabilities that will be served, after a temperature fitted to
+            the same pictures; else that of the logits as they are.
     """
 
     def __init__(
@@ -67,8 +66,9 @@ class Trainer:
         device: torch.device,
         precision: Precision = "float32",
         class_weights: Tensor | None = None,
+        tempered: bool = True,
     ) -> None:
-        self.device, self.precision = device, precision
+        self.device, self.precision, self.tempered = device, precision, tempered
         self.class_weights = None if class_weights is None else class_weights.to(device)
         # In channels-last, oneDNN trains depthwise convolutions three times as fast. A head alone begins with
         # flattening, which undoes it.
@@ -89,8 +89,8 @@ class Trainer:
     ) -> Fit:
         """Train for `phase.epochs`, or until the validation loss has not fallen for `phase.patience` epochs.
 
-        At the end the network has the weights of the epoch with the lowest validation loss, or of the last one, as
-        `phase.select` says.
+        At the end the network has the weights that `phase.select` asks for: those of the epoch with the lowest
+        validation loss, of the last one, or of the point between start and end that `line.choose` keeps.
 
         Args:
             train: the training pictures.
@@ -99,7 +99,8 @@ class Trainer:
             on_epoch: called for epoch 0, the network as it is; after each epoch; and for each that a stopped run had
                 finished.
             state: where a stopped run resumes.
-            keep_start: epoch 0 is one of those that `select: best` chooses from, and patience counts from it.
+            keep_start: epoch 0 is one of those that `select: best` chooses from, and patience counts from it. On a
+                line it is one end.
             layer_decay: as for `make_optimizer`.
 
         Raises:
@@ -107,6 +108,7 @@ class Trainer:
                 network has the weights selected so far.
         """
         trainable = trainable_parameters(self.network)
+        start = _copy_of(trainable) if phase.select == "line" else []
         optimizer = make_optimizer(self.network, phase, layer_decay)
         self._trained = parallel.train_together(self._fused)
         print(f"training {sum(map(Tensor.numel, trainable)):,} parameters in {len(trainable)} tensors", flush=True)
@@ -144,11 +146,38 @@ class Trainer:
                 earlier = None if epoch is selected else weights
                 random = processes.gather(random_state(self.device))
                 state.save(State(epochs, now, earlier, optimizer.state_dict(), random))
+        if phase.select == "line":
+            if failure is None:
+                return self._go_back(epochs, start, val)
+            _copy_into(trainable, start)
+            return Fit(epochs, epochs[0], failure, start_competed=True)
         candidates = epochs[first:] if phase.select == "best" else epochs[1:]
         if not candidates:
             raise StageError(f"{failure}; no epoch was finished, nothing is kept")
         _copy_into(trainable, weights)
-        return Fit(epochs, _select(candidates, phase.select), failure, keep_start and phase.select == "best")
+        competed = keep_start and phase.select == "best"
+        return Fit(epochs, _select(candidates, phase.select), failure, competed)
+
+    def _go_back(self, epochs: list[Epoch], start: list[Tensor], val: Inputs) -> Fit:
+        """Measure the line from the start to the weights as they are, and keep the point that `line.choose` says."""
+        trainable = trainable_parameters(self.network)
+        end = _copy_of(trainable)
+        points, losses = [], []
+        for alpha in ALPHAS:
+            self._interpolate(start, end, alpha)
+            logits, labels = self._predict(val)
+            scores, each = self._score(logits, labels)
+            points.append(Point(alpha, scores.loss, scores.accuracy, scores.temperature))
+            losses.append(each)
+        point = points[processes.agree(choose(losses))]
+        self._interpolate(start, end, point.alpha)
+        selected = epochs[-1] if point.alpha else epochs[0]
+        return Fit(epochs, selected, None, True, tuple(points), point)
+
+    def _interpolate(self, start: list[Tensor], end: list[Tensor], alpha: float) -> None:
+        """Set the trained tensors to a point between two lists of values; both ends are exact."""
+        values = end if alpha == 1 else [torch.lerp(first, last, alpha) for first, last in zip(start, end, strict=True)]
+        _copy_into(trainable_parameters(self.network), start if alpha == 0 else values)
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Return the logits, (n, outputs), float32, in evaluation mode."""
@@ -171,14 +200,17 @@ class Trainer:
 
     def evaluate(self, batches: Inputs) -> Scores:
         """Return the scores over all of `batches`."""
-        result = _Pass(self.device, self._outputs)
-        for inputs, labels, _, whole in batches:
-            if not len(labels):
-                result.add_none(whole)
-                continue
-            logits, labels = self.logits(inputs), labels.to(self.device)
-            result.add(objective.loss(logits, labels, self.class_weights), logits, labels, whole)
-        return result.scores()
+        return self._score(*self._predict(batches))[0]
+
+    def _predict(self, batches: Inputs) -> tuple[Tensor, Tensor]:
+        """Return the logits, (n, outputs), float32, and the labels, (n,), of all pictures of all processes."""
+        own = [(self.logits(inputs).cpu(), labels.cpu()) for inputs, labels, *_ in batches if len(labels)]
+        columns = [[row[column] for row in own] for column in (0, 1)]
+        logits, labels = (parallel.interleave(torch.cat(rows) if rows else None) for rows in columns)
+        return logits, labels
+
+    def _score(self, logits: Tensor, labels: Tensor) -> tuple[Scores, Losses]:
+        return score_logits(logits, labels, self.class_weights, self.tempered)
 
     def step(self, part: Part, optimizer: torch.optim.Optimizer, phase: Phase) -> tuple[Tensor, Tensor]:
         """Take one optimizer step; return the loss, a scalar, and the logits before it.
@@ -216,7 +248,7 @@ class Trainer:
         if not math.isfinite(scores.loss):
             raise StageError(f"the validation loss before the first epoch is {scores.loss}: check the weights")
         print(f"start  val_loss {scores.loss:.4f}  accuracy {scores.accuracy:.2%}", flush=True)
-        return Epoch(0, None, None, scores.loss, scores.accuracy)
+        return Epoch(0, None, None, scores.loss, scores.accuracy, scores.temperature)
 
     def _run_epoch(
         self,
@@ -249,7 +281,7 @@ class Trainer:
             progress.set_postfix_str(results)
         if not sys.stderr.isatty():
             print(f"{title}  {results}", flush=True)
-        return Epoch(number, training.loss, training.accuracy, scores.loss, scores.accuracy)
+        return Epoch(number, training.loss, training.accuracy, scores.loss, scores.accuracy, scores.temperature)
 
     def _forward(self, inputs: Tensor, network: nn.Module) -> Tensor:
         with autocast(self.device, self.precision):

@@ -22,8 +22,15 @@ def test_a_constant_rate_without_warmup_is_exactly_the_rate() -> None:
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_a_warmup_rises_evenly_from_above_zero_to_the_full_rate(schedule: str) -> None:
-    factors = rates(40, schedule, 0.1)
-    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    factors = rates(400, schedule, 0.1)
+    assert factors[:41] == pytest.approx([step / 41 for step in range(1, 42)])
+
+
+@pytest.mark.parametrize(("steps", "rising"), [(12, 6), (30, 10), (100, 10), (200, 20)])
+def test_a_short_phase_still_warms_up_over_several_steps(steps: int, rising: int) -> None:
+    factors = rates(steps, "cosine", 0.1)
+    assert factors[: rising + 1] == pytest.approx([step / (rising + 1) for step in range(1, rising + 2)])
+    assert max(factors[rising + 1 :]) < 1
 
 
 def test_a_cosine_falls_from_the_full_rate_towards_zero_and_is_half_way_down_in_the_middle() -> None:

@@ -207,7 +207,7 @@ def test_a_loss_that_explodes_at_once_stops_the_stage_and_names_the_step(
     project: Project, refusal: Callable[[Project, str], str], explode_after: Callable[[int], None]
 ) -> None:
     project.build()
-    explode_after(1 + 2)  # validation before training, and two steps
+    explode_after(2)  # two steps
     line = refusal(project, "train_head")
     assert "the training loss at step 3 of epoch 1 is nan" in line
     assert "lr is too high (now 0.001)" in line
@@ -218,7 +218,7 @@ def test_a_loss_that_explodes_later_leaves_the_best_checkpoint(
     project: Project, refusal: Callable[[Project, str], str], explode_after: Callable[[int], None]
 ) -> None:
     project.build()
-    explode_after(1 + 2 * (4 + 1) + 1)  # two epochs of four training batches and a validation batch, and a step
+    explode_after(2 * 4 + 1)  # two epochs of four training batches, and a step
     project.set("train_head.epochs", 5)
     line = refusal(project, "train_head")
     assert "the training loss at step 2 of epoch 3 is nan" in line
@@ -232,11 +232,12 @@ def test_fine_tuning_that_explodes_keeps_the_head_checkpoint_and_says_so(
 ) -> None:
     project.build()
     assert project.run("train_head") == 0
-    explode_after(1 + 2)
+    explode_after(2)
     assert project.run("finetune") == 0
     printed = capsys.readouterr().out
     assert "training stopped: the training loss at step 3 of epoch 1 is nan" in printed
-    assert "kept epoch 0: no epoch lowered the validation loss" in printed
+    assert "kept epoch 0 (val_loss 0." in printed
+    assert "no epoch has a lower validation loss" in printed
     assert_same_tensors(project.checkpoint("head"), project.checkpoint("finetuned"))
     assert project.run("evaluate", "plot") == 0
     assert "where the loss was no longer finite: lower `finetune.lr`" in project.path("metrics/report.md").read_text()
@@ -248,7 +249,7 @@ def test_fine_tuning_that_explodes_is_refused_where_the_last_epoch_is_asked_for(
     project.build()
     assert project.run("train_head") == 0
     project.set("finetune.select", "last")
-    explode_after(1 + 4 + 1 + 2)
+    explode_after(4 + 2)
     assert "finetuned.safetensors keeps epoch 1" in refusal(project, "finetune")
 
 
@@ -267,13 +268,13 @@ def test_fine_tuning_that_lowers_nothing_ends_with_the_head_checkpoint_and_says_
     project.set("finetune.unfreeze", 13)
     assert project.run("finetune", "evaluate", "plot") == 0
     printed = capsys.readouterr().out
-    assert "kept epoch 0: no epoch lowered the validation loss" in printed
+    assert "no epoch has a lower validation loss" in printed
     assert "No evidence that fine-tuning helped: both checkpoints make the same predictions." in printed
     assert_same_tensors(project.checkpoint("head"), project.checkpoint("finetuned"))
     metrics = json.loads(project.path("metrics/finetune/metrics.json").read_text())
     assert metrics["selected_epoch"] == 0
     report = project.path("metrics/report.md").read_text()
-    assert "Fine-tuning: kept epoch 0, the head checkpoint as it is: no epoch lowered the validation loss." in report
+    assert "Fine-tuning: kept epoch 0, the head checkpoint: no epoch lowered the validation loss." in report
     # The point of epoch 0 is that of the head phase's kept epoch.
     head, finetune = (read_history(project.path(f"metrics/{phase}")) for phase in ("train_head", "finetune"))
     best = min(head[1:], key=lambda epoch: epoch.val_loss)
@@ -337,7 +338,7 @@ def test_torchevals_scores_equal_scikit_learns_for_logits_near_the_threshold(out
     generator = torch.Generator().manual_seed(0)
     logits = torch.rand(90, outputs, generator=generator) - 0.4
     labels = torch.randint(max(outputs, 2), (90,), generator=generator)
-    trainer = Trainer(network, torch.device("cpu"))
+    trainer = Trainer(network, torch.device("cpu"), tempered=False)
     parts = zip(logits[..., None, None].split(40), labels.split(40), strict=True)
     batches = [Part(*part, range(len(part[1])), len(part[1])) for part in parts]
     scores = trainer.evaluate(batches)  # type: ignore[arg-type]
@@ -385,7 +386,7 @@ def test_a_validation_loss_of_exactly_0_is_no_warning(caplog: pytest.LogCaptureF
         network.classifier[-1].weight.zero_()
         network.classifier[-1].bias.fill_(-200.0)
     batch = Part(OneBatch().images, torch.zeros(4, dtype=torch.int64), range(4), 4)
-    assert Trainer(network, torch.device("cpu")).evaluate([batch]) == Scores(0.0, 1.0)
+    assert Trainer(network, torch.device("cpu"), tempered=False).evaluate([batch]) == Scores(0.0, 1.0)
     assert caplog.text == ""
 
 

@@ -1,0 +1,76 @@
+"""Back from the end of fine-tuning on the straight line to its start, as far as the validation pictures demand.
+
+Interpolating the weights of two checkpoints that share their start often beats both (WiSE-FT, Wortsman et al. 2022,
+https://arxiv.org/abs/2109.01903). BatchNorm is the same in both, bit for bit, so a point on the line needs no new
+statistics.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.common.files import read_rows, write_csv
+from stages.common.stage import StageError
+
+# Fractions of the change to measure, from the start to the end.
+ALPHAS = tuple(step / 10 for step in range(11))
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point on the line: `alpha` is the fraction of the change that is kept, 0 the start and 1 the end.
+
+    `val_loss` is the mean log-loss on the validation pictures after `temperature`, infinite where a logit is not
+    finite; `accuracy` is theirs.
+    """
+
+    alpha: float
+    val_loss: float
+    accuracy: float
+    temperature: float
+
+
+def choose(losses: Sequence[NDArray[np.float64]]) -> int:
+    """Return the position of the point to keep: the last one that is within a standard error of the lowest mean loss.
+
+    The standard error is that of the paired difference of the validation pictures, as in the one-standard-error rule of
+    CART (Breiman et al. 1984), which here favours the end of training: a few pictures cannot tell neighbours apart, and
+    it takes evidence to turn back. The start is kept where no point has a lower mean.
+
+    Args:
+        losses: for each point from the start to the end, the loss of each picture, (n,); not finite ones rule it out.
+    """
+    usable = [position for position, values in enumerate(losses) if np.isfinite(values).all()]
+    lowest = min(usable, key=lambda position: (losses[position].mean(), position))
+    if lowest == 0:
+        return 0
+    for position in reversed(usable):
+        excess = losses[position] - losses[lowest]
+        if excess.mean() <= excess.std() / math.sqrt(len(excess)):
+            return position
+    return lowest
+
+
+_COLUMNS = [field.name for field in fields(Point)]
+
+
+def write_line(path: Path, points: Sequence[Point]) -> None:
+    """Write a table of the points, whole or not at all."""
+    write_csv(path, _COLUMNS, map(astuple, points))
+
+
+def read_line(path: Path) -> list[Point]:
+    """Read what `write_line` wrote.
+
+    Raises:
+        StageError: not such a file.
+        OSError: not there.
+    """
+    try:
+        return [Point(*map(float, row)) for row in read_rows(path, _COLUMNS)]
+    except (ValueError, TypeError) as error:
+        raise StageError(f"{path}: not a table of points ({error}); `dvc repro finetune` writes it again") from error

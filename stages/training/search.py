@@ -1,0 +1,395 @@
+"""The head is found: linear heads and heads with a hidden layer, tried by folds on what the frozen backbone gives.
+
+The features are kept, so all candidates are trained at once, on the device. Linear ones are logistic regressions with
+an L2 penalty, as in linear evaluation (DINOv2's trains 52 heads in one pass, https://arxiv.org/abs/2304.07193); one
+eigendecomposition serves all penalties and folds. Heads with a hidden layer are trained as `train_head` says, with
+several learning rates. Every image of training and validation is predicted by heads that were not trained on it: these
+out-of-fold logits choose the candidate and the temperature.
+"""
+
+import io
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass, fields, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stages.common.files import read_rows, write_bytes, write_csv
+from stages.common.params import TrainHead
+from stages.common.seeds import generator_for
+from stages.common.stage import StageError
+from stages.network import objective
+from stages.network.checkpoint import Description
+from stages.network.network import POOLING, Network, Standardize
+from stages.pictures.division import order_units
+from stages.pictures.index import Entry
+from stages.training.history import Epoch
+from stages.training.optimizer import make_optimizer, schedule_rate
+from stages.training.temperature import score_logits
+
+FOLDS = 5
+# Of the sum of the images' losses, on standardized features: scikit-learn's 1 / C.
+PENALTIES = tuple(10 ** (exponent / 2) for exponent in range(-1, 8))
+# Of `train_head.lr`. Few: each costs a training of every fold.
+RATES = (1.0, 0.15)
+# Images of training and validation that the candidates are trained on; more choose no better, and take their time.
+SAMPLE = 5_000
+# Passes over the images of a linear head: to compare, and to keep.
+_PASSES, _FINAL_PASSES = 100, 200
+# Logits of linear heads in work at one time.
+_MOST_VALUES = 2**25
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A head to try: linear with a `penalty`, or with a hidden layer, trained at `lr`; the other one is `None`.
+
+    `loss`: out-of-fold, mean log-loss after `temperature`; `accuracy` likewise.
+    """
+
+    penalty: float | None
+    lr: float | None
+    loss: float = math.nan
+    accuracy: float = math.nan
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class Images:
+    """What the heads are trained on.
+
+    `features`: (n, d), standardized; `labels`: (n,), on the same device; `outputs`: number of logits; `weights`:
+    (classes,), as for `objective.loss`, or `None`.
+    """
+
+    features: Tensor
+    labels: Tensor
+    outputs: int
+    weights: Tensor | None = None
+
+
+def assign_folds(entries: list[Entry], seed: int) -> Tensor:
+    """Return the fold of each image, (n,), from 0: classes in equal parts, copies and groups together."""
+    seen: dict[str, int] = {}
+    folds: dict[str, int] = {}
+    for unit in order_units(entries, seed):
+        name = unit.entries[0].class_name
+        seen[name] = seen.get(name, -1) + 1
+        folds |= dict.fromkeys((entry.sha256 for entry in unit.entries), seen[name] % FOLDS)
+    return torch.tensor([folds[entry.sha256] for entry in entries])
+
+
+def search(images: Images, folds: Tensor, hidden: int, phase: TrainHead, seed: int) -> tuple[list[Candidate], Tensor]:
+    """Try all candidates.
+
+    Args:
+        images: of training and validation.
+        folds: (n,), as `assign_folds` returns them, on the CPU.
+        hidden: units of the hidden layer.
+        phase: how heads with a hidden layer are trained.
+        seed: of their first values and the order of the images.
+
+    Returns:
+        The candidates, that with the lowest out-of-fold loss first; its out-of-fold logits, (n, outputs), on the CPU.
+    """
+    sampled = torch.randperm(len(folds), generator=generator_for(seed))[:SAMPLE].sort().values
+    chosen = torch.zeros(len(folds), dtype=torch.bool).index_fill(0, sampled, True)
+    rows = [torch.where(chosen & (folds != fold))[0] for fold in range(FOLDS)]
+    tried: list[tuple[Candidate, Tensor]] = []
+    at_once = max(1, _MOST_VALUES // (len(sampled) * FOLDS * images.outputs))
+    for first in range(0, len(PENALTIES), at_once):
+        penalties = PENALTIES[first : first + at_once]
+        each = [penalty for penalty in penalties for _ in range(FOLDS)]
+        heads = _last(train_linear(images, rows * len(penalties), each, phase.label_smoothing, _PASSES, _PASSES))
+        for number, penalty in enumerate(penalties):
+            own = heads[FOLDS * number : FOLDS * (number + 1)]
+            tried.append(_judge(Candidate(penalty, None), own, images, folds))
+    for rate in RATES:
+        lr = rate * phase.lr
+        heads = _last(train_hidden(images, rows, hidden, phase.model_copy(update={"lr": lr}), seed))
+        tried.append(_judge(Candidate(None, lr), heads, images, folds))
+    tried.sort(key=lambda one: one[0].loss)
+    return [candidate for candidate, _ in tried], tried[0][1]
+
+
+def _last(steps: Iterator[Item]) -> Item:
+    """Go through all steps and return what the last one yields."""
+    return deque(steps, maxlen=1).pop()
+
+
+def _judge(candidate: Candidate, heads: Sequence[nn.Module], images: Images, folds: Tensor) -> tuple[Candidate, Tensor]:
+    logits = torch.zeros(len(folds), images.outputs)
+    with torch.inference_mode():
+        for fold, head in enumerate(heads):
+            own = torch.where(folds == fold)[0]
+            logits[own] = head(images.features[own.to(images.features.device)]).cpu()
+    scores, _ = score_logits(logits, images.labels.cpu(), images.weights)
+    return replace(candidate, loss=scores.loss, accuracy=scores.accuracy, temperature=scores.temperature), logits
+
+
+def train_linear(
+    images: Images, rows: Sequence[Tensor], penalties: Sequence[float], smoothing: float, passes: int, every: int
+) -> Iterator[list[nn.Module]]:
+    """Train linear heads, each with its own images and penalty, at once.
+
+    The loss is the sum over the images, plus half the penalty times the squared weights. In the principal axes of the
+    features its curvature has a diagonal bound, Böhning's (1992, https://doi.org/10.1007/BF00048682): a step is the
+    gradient divided by that, which cannot overshoot, with Nesterov's momentum, restarted where it points uphill
+    (https://arxiv.org/abs/1204.3982).
+
+    Args:
+        images: of which the rows are positions.
+        rows: the images of each head.
+        penalties: of each head, above 0.
+        smoothing: label smoothing, in [0, 1).
+        passes: number of steps, each a pass over the images.
+        every: passes from one look at the heads to the next.
+
+    Yields:
+        The heads after so many passes.
+    """
+    used = torch.unique(torch.cat(list(rows))).to(images.features.device)
+    squares, axes = _find_axes(images.features[used])
+    features = torch.cat([images.features[used] @ axes, axes.new_ones(len(used), 1)], dim=1)
+    labels, heads = images.labels[used], len(rows)
+    targets = functional.one_hot(labels, images.outputs).float() if images.outputs > 1 else labels[:, None].float()
+    targets = targets * (1 - smoothing) + smoothing / max(2, images.outputs)
+    weight = features.new_ones(len(used)) if images.weights is None else images.weights.to(features)[labels]
+    counted = torch.stack([torch.isin(used, own.to(used)) for own in rows], dim=1) * weight[:, None]
+    squares = torch.cat([squares, squares.new_tensor([float(len(used))])])
+    penalty = squares.new_tensor(penalties).repeat(len(squares), 1)
+    penalty[-1] = 0  # the bias has none
+    curvature = (0.25 if images.outputs == 1 else 0.5) * float(weight.max())
+    bound, penalty = (curvature * squares[:, None] + penalty)[:, :, None], penalty[:, :, None]
+
+    last = features.new_zeros(len(squares), heads, images.outputs)
+    ahead, momentum = last, features.new_ones(heads)
+    for number in range(1, passes + 1):
+        logits = (features @ ahead.flatten(1)).view(-1, heads, images.outputs)
+        predicted = logits.sigmoid() if images.outputs == 1 else logits.softmax(2)
+        errors = (predicted - targets[:, None]) * counted[:, :, None]
+        gradient = (features.T @ errors.flatten(1)).view_as(last) + penalty * ahead
+        step = ahead - gradient / bound
+        uphill = (gradient * (step - last)).sum((0, 2)) > 0
+        momentum = torch.where(uphill, 1.0, momentum)
+        following = (1 + (1 + 4 * momentum**2).sqrt()) / 2
+        carried = torch.where(uphill, 0.0, (momentum - 1) / following)
+        ahead, last, momentum = step + carried[None, :, None] * (step - last), step, following
+        if number % every == 0:
+            yield [nn.Sequential(_linear((axes @ last[:-1, head]).T, last[-1, head])) for head in range(heads)]
+
+
+def _find_axes(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the eigenvalues of `features.T @ features` that are not 0, (axes,), and their vectors, (d, axes)."""
+    wide = features.shape[1] > len(features)
+    small = features.T if wide else features
+    # In 64 bits, on the CPU: Apple's GPUs have neither.
+    squares, vectors = torch.linalg.eigh((small.T @ small).cpu().double())
+    kept = squares > squares[-1] * 1e-7
+    squares, vectors = squares[kept], vectors[:, kept]
+    if wide:
+        vectors = features.cpu().double().T @ vectors / squares.sqrt()
+    return squares.float().to(features.device), vectors.float().to(features.device)
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], len(weight), device="meta")
+    layer.weight, layer.bias = (nn.Parameter(tensor.detach().clone().contiguous()) for tensor in (weight, bias))
+    return layer
+
+
+class _Heads(nn.Module):
+    """Several heads with a hidden layer that begin with the same values: (heads, n, inputs) -> (heads, n, outputs)."""
+
+    def __init__(self, count: int, first: nn.Linear, last: nn.Linear) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList([layer.weight.T.detach().repeat(count, 1, 1) for layer in (first, last)])
+        self.biases = nn.ParameterList([layer.bias.detach().repeat(count, 1, 1) for layer in (first, last)])
+
+    def forward(self, features: Tensor) -> Tensor:
+        hidden = torch.baddbmm(self.biases[0], features, self.weights[0]).relu()
+        return torch.baddbmm(self.biases[1], hidden, self.weights[1])
+
+    def single(self, number: int) -> nn.Module:
+        first, last = (
+            _linear(weight[number].T, bias[number, 0]) for weight, bias in zip(self.weights, self.biases, strict=True)
+        )
+        return nn.Sequential(first, nn.ReLU(), last)
+
+
+def train_hidden(
+    images: Images, rows: Sequence[Tensor], hidden: int, phase: TrainHead, seed: int
+) -> Iterator[list[nn.Module]]:
+    """Train a head with a hidden layer on each of several selections of images, at once.
+
+    Args:
+        images: of which the rows are positions.
+        rows: the images of each head; an epoch takes as many of each as the smallest selection has.
+        hidden: units.
+        phase: epochs, batch size, rate, schedule, optimizer, weight decay and label smoothing.
+        seed: of the first values and of the order of the images.
+
+    Yields:
+        The heads after each epoch.
+    """
+    device, generator = images.features.device, generator_for(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(generator.initial_seed())
+        layers = nn.Linear(images.features.shape[1], hidden), nn.Linear(hidden, images.outputs)
+    heads = _Heads(len(rows), *layers).to(device)
+    least = min(map(len, rows))
+    steps = math.ceil(least / phase.batch_size)
+    optimizer = make_optimizer(Network(nn.Sequential(), nn.Sequential(heads)), phase)
+    schedule = schedule_rate(optimizer, phase, phase.epochs * steps)
+    weights = None if images.weights is None else images.weights.to(device)
+    for _ in range(phase.epochs):
+        order = torch.stack([own[torch.randperm(len(own), generator=generator)[:least]] for own in rows]).to(device)
+        for batch in torch.split(order, phase.batch_size, dim=1):
+            logits, labels = heads(images.features[batch]), images.labels[batch]
+            # The sum over heads: each has the gradient of its own mean.
+            loss = len(rows) * objective.loss(logits.flatten(0, 1), labels.flatten(), weights, phase.label_smoothing)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            if phase.clip_norm is not None:
+                nn.utils.clip_grad_norm_(heads.parameters(), phase.clip_norm)
+            optimizer.step()
+            schedule.step()
+        yield [heads.single(number) for number in range(len(rows))]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The head that was found.
+
+    `layers`: what comes behind the pooling; `epochs`: the history of its training; `candidates`: all that were tried,
+    the found one first; `entries` and `logits`, (n, outputs): the images of training and validation, each predicted by
+    a head that was not trained on it.
+    """
+
+    layers: list[nn.Module]
+    epochs: list[Epoch]
+    candidates: list[Candidate]
+    entries: list[Entry]
+    logits: Tensor
+
+    def install(self, network: Network, description: Description) -> Description:
+        """Give a network this head in place of its own, and return what its checkpoint then says of itself."""
+        best = self.candidates[0]
+        pooling = [layer for layer in network.classifier if isinstance(layer, (*POOLING, nn.Flatten))]
+        network.classifier = nn.Sequential(*pooling, *self.layers)
+        hidden = 0 if best.lr is None else description.hidden
+        return replace(description, hidden=hidden, standardized=True, temperature=best.temperature)
+
+
+def find_head(
+    features: Tensor,
+    train: list[Entry],
+    val: list[Entry],
+    watched: list[Entry],
+    hidden: int,
+    phase: TrainHead,
+    weights: Tensor | None,
+    seed: int,
+) -> Found:
+    """Choose a head by folds over training and validation images, and train it on the training images.
+
+    Args:
+        features: of the training images, then of those watched, (n, d), where to compute.
+        train: the training images.
+        val: the validation images; none where training watches the test images.
+        watched: whose loss and accuracy the history has.
+        hidden: units of a hidden layer.
+        phase: how heads with one are trained.
+        weights: (classes,), as for `objective.loss`, or `None`.
+        seed: of everything that is random.
+    """
+    count, entries = len(train), [*train, *val]
+    every = [*train, *watched]
+    spread, mean = torch.std_mean(features[:count], dim=0)
+    # A value that never changes says nothing, and must not be divided by 0.
+    spread = torch.where(spread > 0, spread, 1.0)
+    labels = torch.tensor([entry.label for entry in every], device=features.device)
+    outputs = objective.outputs_for(int(labels.max()) + 1)
+    images = Images((features - mean) / spread, labels, outputs, weights)
+    used = Images(images.features[: len(entries)], labels[: len(entries)], outputs, weights)
+    candidates, logits = search(used, assign_folds(entries, seed), hidden, phase, seed)
+    best, rows, epochs = candidates[0], [torch.arange(count)], []
+    if best.penalty is not None:
+        each = train_linear(used, rows, [best.penalty], phase.label_smoothing, _FINAL_PASSES, _FINAL_PASSES // 10)
+        steps = ((number * _FINAL_PASSES // 10, head) for number, (head,) in enumerate(each, start=1))
+    else:
+        assert best.lr is not None
+        trained = train_hidden(used, rows, hidden, phase.model_copy(update={"lr": best.lr}), seed)
+        steps = ((number, head) for number, (head,) in enumerate(trained, start=1))
+    for number, head in steps:
+        with torch.inference_mode():
+            every_logits = head(images.features).cpu()
+        training, _ = score_logits(every_logits[:count], labels[:count].cpu(), weights, tempered=False)
+        watching, _ = score_logits(every_logits[count:], labels[count:].cpu(), weights, tempered=bool(val))
+        epochs.append(Epoch(number, training.loss, training.accuracy, watching.loss, watching.accuracy))
+    layers = [Standardize(mean, spread), *head.children()]
+    return Found([layer.cpu() for layer in layers], epochs, candidates, entries, logits)
+
+
+def describe_search(found: Found) -> str:
+    """Return lines on what was tried: the best linear head and the best one with a hidden layer, and which is kept."""
+    linear = next(one for one in found.candidates if one.lr is None)
+    hidden = next(one for one in found.candidates if one.lr is not None)
+    lines = [
+        f"{name}: out-of-fold log-loss {one.loss:.4f}, accuracy {one.accuracy:.2%}"
+        for name, one in (
+            (f"linear head, L2 penalty {linear.penalty:.3g}", linear),
+            (f"head with a hidden layer, lr {hidden.lr:.2g}", hidden),
+        )
+    ]
+    kept = "the linear one" if found.candidates[0].lr is None else "the one with a hidden layer"
+    sample = f", trained on a sample of {SAMPLE:,}" if len(found.entries) > SAMPLE else ""
+    tried = f"{len(found.candidates)} heads tried by {FOLDS} folds of {len(found.entries):,} images{sample}"
+    return "\n".join([*lines, f"{tried}: kept {kept}"])
+
+
+_COLUMNS = [field.name for field in fields(Candidate)]
+
+
+def write_candidates(path: Path, candidates: Sequence[Candidate]) -> None:
+    """Write a table of the candidates, whole or not at all; what one does not have is an empty cell."""
+    write_csv(path, _COLUMNS, (["" if value is None else value for value in astuple(one)] for one in candidates))
+
+
+def read_candidates(path: Path) -> list[Candidate]:
+    """Read what `write_candidates` wrote; none where the head was not searched for.
+
+    Raises:
+        StageError: not such a file.
+        OSError: not there.
+    """
+    try:
+        return [
+            Candidate(float(penalty) if penalty else None, float(lr) if lr else None, *map(float, scores))
+            for penalty, lr, *scores in read_rows(path, _COLUMNS)
+        ]
+    except (ValueError, TypeError) as error:
+        raise StageError(f"{path}: not a table of heads ({error}); `dvc repro train_head` writes it again") from error
+
+
+def write_out_of_fold(path: Path, found: Found | None) -> None:
+    """Write `paths`, `labels` and `probabilities` of the images of training and validation, out-of-fold (`.npz`).
+
+    No rows where the head was not searched for.
+    """
+    entries, probabilities = [], np.empty((0, 0))
+    if found is not None:
+        entries = found.entries
+        probabilities = objective.probabilities(found.logits.double(), found.candidates[0].temperature).numpy()
+    content = io.BytesIO()
+    paths, labels = [entry.path for entry in entries], [entry.label for entry in entries]
+    np.savez(content, paths=np.array(paths, np.str_), labels=np.array(labels, np.int64), probabilities=probabilities)
+    write_bytes(path, content.getbuffer())
