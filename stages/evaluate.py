@@ -16,6 +16,7 @@ from stages.network.checkpoint import load_checkpoint, require_classes
 from stages.network.objective import probabilities
 from stages.pictures.index import read_index
 from stages.pictures.summary import read_summary
+from stages.scores.bootstrap import number_groups
 from stages.scores.calibration import measure_calibrations, write_calibrations
 from stages.scores.classes import score_classes, write_classes
 from stages.scores.evaluation import Evaluation, describe, write_evaluation
@@ -64,6 +65,8 @@ def main() -> None:
     finetuned, finetuned_description = load_checkpoint(arguments.finetuned)
     require_classes(arguments.head, description, test)
     require_classes(arguments.finetuned, finetuned_description, test)
+    tensors = finetuned.state_dict()
+    identical = all(torch.equal(tensor, tensors[key]) for key, tensor in head.state_dict().items())
 
     different, known = count_once(test), count_once([*train, *val])
     logits, features = predict_with_both(head, finetuned, description, different, params)
@@ -80,12 +83,15 @@ def main() -> None:
     turned = find_turned(*read_sample(read_small, known), torch.cat(list(read_small(different))))
     similar = join([by_features, turned])
     processes.leave(processes.share(arguments.metrics.parent).leads)
-    classes, balanced = score_classes(predictions), compare_balanced(predictions)
+    groups = number_groups(different)
+    classes, balanced = score_classes(predictions), compare_balanced(predictions, groups)
     split = read_summary(arguments.split)
     evaluation = Evaluation(
-        score(predictions.labels, predictions.head),
-        score(predictions.labels, predictions.finetuned),
-        compare(predictions.labels, predictions.head, predictions.finetuned),
+        score(predictions.labels, predictions.head, groups),
+        score(predictions.labels, predictions.finetuned, groups),
+        compare(
+            predictions.labels, predictions.head, predictions.finetuned, groups, identical=identical, watched=not val
+        ),
         summarize(similar, THRESHOLD, predictions),
         balanced,
         find_remarks(classes, balanced, split, len(test) - len(different)),

@@ -2,20 +2,36 @@
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from stages.common.experiments import find_experiment, fingerprint, read_result, run_experiment
 from stages.common.files import write_text
 from stages.common.params import Params, load_params
 from stages.common.stage import StageError, run
+from stages.pictures.index import PARTS, read_index
+from stages.pictures.summary import class_counts, read_summary
 from stages.report.folds import compose_page, draw_runs, draw_suspects
 from stages.report.style import save_figure
-from stages.scores.folds import combine_folds, combine_seeds, describe_folds, describe_seeds, join, write_together
-from stages.scores.predictions import Predictions, read_predictions
+from stages.scores.bootstrap import number_groups
+from stages.scores.folds import (
+    Together,
+    combine_folds,
+    combine_seeds,
+    describe_folds,
+    describe_seeds,
+    join,
+    write_together,
+)
+from stages.scores.predictions import Predictions, count_once, read_predictions
 from stages.scores.suspects import estimate_wrong_labels, find_suspects, write_suspects
 
 FOLDS = 5
-PREDICTIONS, PROBABILITIES = "metrics/predictions.csv", "data/predictions.npz"
+PREDICTIONS = ("metrics/predictions.csv", "data/predictions.npz")
+SPLIT, INDEX = "metrics/split.json", "data/index/test.csv"
+
+Read = TypeVar("Read")
 
 
 def main() -> None:
@@ -34,8 +50,9 @@ def main() -> None:
         if count < 2:
             raise StageError(f"--folds: should be 2 or more, is {count}")
         settings = {f"fold {fold}": {"split.folds": count, "split.fold": fold} for fold in range(count)}
-        runs = run_all(settings, params)
-        together = combine_folds(runs, find_ratio(params, count))
+        commits = run_all(settings, params)
+        runs = {name: read(commit, read_predictions, *PREDICTIONS) for name, commit in commits.items()}
+        together = combine(runs, list(commits.values()), grouped=params.split.group is not None)
         print(describe_folds(together))
         pooled = join(list(runs.values()))
         wrong = estimate_wrong_labels(pooled.labels, pooled.finetuned)
@@ -47,12 +64,14 @@ def main() -> None:
     else:
         own = params.seed if params.split.seed is None else params.split.seed
         seeds = read_seeds(arguments.seeds)
-        runs = run_all({f"seed {seed}": {"split.seed": own, "seed": seed} for seed in seeds}, params)
-        together = combine_seeds(runs)
+        commits = run_all({f"seed {seed}": {"split.seed": own, "seed": seed} for seed in seeds}, params)
+        together = combine_seeds(
+            {name: read(commit, read_predictions, *PREDICTIONS) for name, commit in commits.items()}
+        )
         print(describe_seeds(together))
         page = compose_page("seeds", together, describe_seeds(together), None, [])
     write_together(arguments.output.with_suffix(".json"), together)
-    save_figure(arguments.output / "gain.png", draw_runs(together))
+    save_figure(arguments.output / "gain.png", draw_runs("folds" if arguments.seeds is None else "seeds", together))
     write_text(arguments.output / "README.md", page)
     print(f"written to {arguments.output}.json and {arguments.output}/")
 
@@ -69,8 +88,8 @@ def read_seeds(text: str) -> list[int]:
     return [int(part) for part in dict.fromkeys(parts)]
 
 
-def run_all(settings: dict[str, dict[str, int]], params: Params) -> dict[str, Predictions]:
-    """Run the experiments that are missing, one after the other; by name, the predictions of all.
+def run_all(settings: dict[str, dict[str, int]], params: Params) -> dict[str, str]:
+    """Run the experiments that are missing, one after the other; by name, the commits of all.
 
     Raises:
         StageError: one failed.
@@ -78,27 +97,37 @@ def run_all(settings: dict[str, dict[str, int]], params: Params) -> dict[str, Pr
     inputs = [Path(params.data.path)]
     inputs += [Path(file) for file in (params.data.labels, params.model.weights) if file and Path(file).is_file()]
     key = fingerprint(str(sorted(next(iter(settings.values())))) + str(len(settings)), inputs)
-    predictions = {}
+    commits = {}
     for name, changes in settings.items():
         experiment = f"{name.replace(' ', '-')}-{key}"
         commit = find_experiment(experiment)
         print(f"{name}: {'found' if commit else 'running'} ({experiment})", flush=True)
-        predictions[name] = read_run(commit or run_experiment(experiment, dict(changes)))
-    return predictions
+        commits[name] = commit or run_experiment(experiment, dict(changes))
+    return commits
 
 
-def read_run(commit: str) -> Predictions:
-    """Return the predictions of an experiment."""
+def read(commit: str, reader: Callable[..., Read], *names: str) -> Read:
+    """Return what `reader` makes of files of an experiment."""
     with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / Path(name).name for name in (PREDICTIONS, PROBABILITIES)]
-        for name, file in zip((PREDICTIONS, PROBABILITIES), files, strict=True):
+        files = [Path(folder) / Path(name).name for name in names]
+        for name, file in zip(names, files, strict=True):
             file.write_bytes(read_result(commit, name))
-        return read_predictions(*files)
+        return reader(*files)
 
 
-def find_ratio(params: Params, folds: int) -> float:
-    """Return how many test pictures there are for each training picture."""
-    return (1 / folds) / (1 - 1 / folds - params.split.val_size)
+def combine(runs: dict[str, Predictions], commits: list[str], grouped: bool) -> Together:
+    """Put the runs of all folds together, with what their splits say.
+
+    Args:
+        runs: by the fold's name.
+        commits: of their experiments, in the same order.
+        grouped: whether the pictures come in groups.
+    """
+    counts = [each for commit in commits for each in class_counts(read(commit, read_summary, SPLIT)).values()]
+    train, val, test = (sum(each[part] for each in counts) for part in PARTS)
+    tested = [count_once(read(commit, read_index, INDEX)) for commit in commits] if grouped else []
+    groups = number_groups([entry for entries in tested for entry in entries])
+    return combine_folds(runs, test / train, groups, watched=not val)
 
 
 if __name__ == "__main__":

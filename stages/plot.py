@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,19 +72,22 @@ def main() -> None:
     require_classes(arguments.finetuned, description, entries)
     album = Album(Path(params.data.path), entries, description.preprocessing)
     calibrations = read_calibrations(arguments.calibration)
-    figures = draw_numbers(predictions, evaluation.scores, (head, finetune), selected, calibrations, (line, alpha))
-    figures |= draw_pictures(predictions, album, network)
+    identical = evaluation.gain.identical
+    drawn = replace(predictions, identical=identical)
+    figures = draw_numbers(drawn, evaluation.scores, (head, finetune), selected, calibrations, (line, alpha))
+    figures |= draw_pictures(drawn, album, network)
     for name, figure in figures.items():
         save_figure(arguments.figures / f"{name}.png", figure)
     write_curves(arguments.curves, predictions)
     folder = Path(os.path.relpath(arguments.figures, arguments.report.parent)).as_posix()
-    captions = {"losses": describe_losses(predictions)}
+    captions = {"losses": describe_losses(drawn)}
     training = describe_training(head, finetune, selected, params, candidates, line, alpha)
     copies = len(test) - len(entries)
     judged = judge_all(predictions, arguments.out_of_fold)
     suspects = describe_suspects(read_suspects(arguments.suspects), judged, predictions.classes, split)
     validation = sum(counts["val"] for counts in class_counts(split).values())
-    probabilities = describe_probabilities(calibrations, validation, len(judged.paths) - len(entries))
+    out_of_fold = len(judged.paths) - len(entries)
+    probabilities = describe_probabilities(calibrations, validation, out_of_fold, identical)
     results = Results(evaluation, classes, copies, split, list_recipe(params), pairs, suspects, probabilities, training)
     write_text(arguments.report, compose_report(results, folder, captions))
     print(f"figures in {arguments.figures}, report in {arguments.report}")

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,8 @@ from stages.pictures.decode import decode
 from stages.pictures.preprocessing import Preprocessing, make_framing, make_transform
 from stages.report.card import onnx_program, torchvision_program
 from stages.scores.agreement import measure_agreement
+from stages.scores.evaluation import read_evaluation, write_evaluation
+from stages.scores.verdict import describe_gain
 
 Export = Callable[..., int]
 NAMES = ("cat", "dog", "owl")
@@ -140,6 +143,25 @@ def test_a_changed_prediction_is_forgiven_where_two_classes_are_equally_probable
     assert (agreement.accuracy, agreement.exported_accuracy) == (1.0, 0.5)
     assert not measure_agreement(labels, original, tie[::-1]).is_close
     assert not measure_agreement(labels, original, np.full((2, 2), np.nan)).is_close
+
+
+@pytest.mark.parametrize("identical", [True, False])
+def test_the_card_says_whether_fine_tuning_changed_anything(
+    finished: Project, call: Export, tmp_path: Path, identical: bool
+) -> None:
+    path = finished.path("metrics/evaluation.json")
+    kept, evaluation = path.read_text(), read_evaluation(path)
+    gain = replace(evaluation.gain, identical=identical)
+    try:
+        write_evaluation(path, replace(evaluation, gain=gain))
+        assert call("--output", tmp_path / "exported") == 0
+    finally:
+        path.write_text(kept)
+    card = (tmp_path / "exported" / "README.md").read_text()
+    told = "and fine-tuning changed nothing." if identical else "then the last blocks with it."
+    assert f"a new head was trained, {told}" in card
+    assert ("| on the test pictures | this model |" in card) == identical
+    assert (describe_gain(gain) in card) == ("true gain" in card) == (not identical)
 
 
 def test_scores_of_another_run_are_not_written_into_the_card(

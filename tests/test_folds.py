@@ -9,16 +9,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, make_pictures
 
 from stages import folds as stages_folds
 from stages.common.stage import run
+from stages.scores.predictions import Predictions
 
 # Each fold tests its own pictures; with a file `broken` there, fold 1 fails.
 MAKE = """
-import csv, pathlib, sys, yaml
+import csv, json, pathlib, sys, yaml
 params = yaml.safe_load(open("params.yaml"))
 fold, seed = params["split"]["fold"], params["seed"]
 if fold == 1 and pathlib.Path(sys.argv[1], "broken").exists():
@@ -34,6 +36,9 @@ with open("metrics/predictions.csv", "w", newline="") as file:
                   for column in (1, 0)]
         path = f"{('cat', 'dog')[label]}/{10 * fold + number:03d}.png"
         rows.writerow([path, label, *(round(value, 3) for value in values)])
+counts = {"train": 20, "val": 0 if params["split"]["val_size"] == 0 else 2, "test": 10}
+split = {"classes": {"cat": counts}, "rejected": [], "duplicates": [], "notes": []}
+pathlib.Path("metrics/split.json").write_text(json.dumps(split))
 pathlib.Path("data").mkdir(exist_ok=True)
 pathlib.Path("data/predictions.npz").write_bytes(b"not needed with two classes")
 """
@@ -52,7 +57,10 @@ def repository(tmp_path: Path) -> Path:
         "cmd": f"{sys.executable} make.py {tmp_path}",
         "deps": ["make.py"],
         "params": ["seed", "split"],
-        "outs": ["data/predictions.npz", {"metrics/predictions.csv": {"cache": False}}],
+        "outs": [
+            "data/predictions.npz",
+            *({f"metrics/{name}": {"cache": False}} for name in ("predictions.csv", "split.json")),
+        ],
     }
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"evaluate": stage}}))
     for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["git", "add", "-A"], ["git", "commit", "-qm", "1"]):
@@ -86,7 +94,8 @@ def test_folds_go_on_with_what_is_missing_and_end_in_one_answer(repository: Path
     assert [line.split()[2] for line in finished.stdout.splitlines()[:3]] == ["found", "running", "running"]
     together = json.loads((repository / "metrics/folds.json").read_text())
     assert [run["name"] for run in together["runs"]] == ["fold 0", "fold 1", "fold 2"]
-    assert (together["pictures"], together["fixed"], together["broken"]) == (30, 3, 3)
+    gain = together["gain"]
+    assert (together["pictures"], gain["fixed"], gain["broken"]) == (30, 3, 3)
     with (repository / "metrics/folds/suspects.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 6
     page = (repository / "metrics/folds/README.md").read_text()
@@ -102,10 +111,28 @@ def test_folds_go_on_with_what_is_missing_and_end_in_one_answer(repository: Path
 def test_seeds_are_compared_on_one_split(repository: Path) -> None:
     finished = folds(repository, "--seeds", "42, 43")
     assert finished.returncode == 0, finished.stderr
-    assert "2 seeds, the same 10 test pictures" in finished.stdout
+    assert "2 seeds on the same 10 test pictures" in finished.stdout
     together = json.loads((repository / "metrics/folds.json").read_text())
     assert [run["name"] for run in together["runs"]] == ["seed 42", "seed 43"]
-    assert together["mcnemar_p"] is None
+    assert together["gain"]["verdict"] is None
+
+
+@pytest.mark.parametrize(("grouped", "val"), [(True, 2), (False, 0)])
+def test_what_the_splits_say_reaches_the_verdict(monkeypatch: pytest.MonkeyPatch, grouped: bool, val: int) -> None:
+    labels = np.arange(40) % 2
+    right, wrong = np.eye(2)[labels] * 0.6 + 0.2, 0.8 - np.eye(2)[labels] * 0.6
+    head = np.where(np.arange(40)[:, None] < 8, wrong, right)
+    runs = {f"fold {fold}": Predictions([f"{fold}/{number}.png" for number in range(40)], labels, ["cat", "dog"],
+                                        head, right) for fold in range(2)}  # fmt: skip
+    rows = "".join(f"0/{number}.png,{number % 2},x,{number},scene {number // 8}\n" for number in range(40))
+    split = {"classes": {"x": {"train": 40, "val": val, "test": 40}}, "rejected": [], "duplicates": [], "notes": []}
+    files = {
+        "metrics/split.json": lambda _: json.dumps(split),
+        "data/index/test.csv": lambda fold: "path,label,class,sha256,group\n" + rows.replace("scene", f"{fold} scene"),
+    }
+    monkeypatch.setattr(stages_folds, "read_result", lambda commit, name: files[name](commit).encode())
+    gain = stages_folds.combine(runs, ["a", "b"], grouped).gain
+    assert (gain.groups, gain.verdict) == ((10, "no evidence") if grouped else (None, None))
 
 
 @pytest.mark.parametrize(

@@ -278,7 +278,9 @@ def test_the_head_taken_for_the_fine_tuned_checkpoint_is_no_evidence(project: Pr
     assert evaluation["head"] == evaluation["finetuned"]
     gain = evaluation["gain"]
     assert (gain["accuracy"], gain["loss"], gain["fixed"], gain["broken"], gain["mcnemar_p"]) == (0, 0, 0, 0, 1)
-    assert gain["verdict"] == "no evidence"
+    assert gain["verdict"] == gain["loss_verdict"] == "no evidence"
+    assert gain["identical"]
+    assert (gain["accuracy_low"], gain["accuracy_high"]) == (0, 0)
 
 
 def test_shuffled_test_labels_score_as_chance(tmp_path: Path) -> None:
@@ -391,7 +393,9 @@ def test_evaluate_ends_with_a_table_and_the_verdict(finished: Project, capsys: p
         assert line.endswith(f"{scores['loss']:.4f}")
     assert f"{100 * evaluation['gain']['accuracy']:+z.2f} points" in gain
     assert sentence == describe_gain(read_evaluation(finished.path("metrics/evaluation.json")).gain)
-    assert duplicates.startswith("No test picture was found to be nearly the same as a training picture. Looked for: ")
+    assert duplicates.startswith(
+        "No test picture was found to be nearly the same as a training or validation picture. "
+    )
 
 
 @pytest.fixture
@@ -420,7 +424,9 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(project: P
         assert other[str(project.checkpoint(name))] != first[str(project.checkpoint(name))]
 
 
-def test_without_a_validation_part_training_watches_the_test_part(project: Project) -> None:
+def test_without_a_validation_part_training_watches_the_test_part_and_there_is_no_verdict(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
     project.set("split.val_size", 0)
     project.set("finetune.select", "last")
     assert project.run(*STAGES) == 0
@@ -428,6 +434,12 @@ def test_without_a_validation_part_training_watches_the_test_part(project: Proje
     history = json.loads(project.path("metrics/finetune/metrics.json").read_text())
     evaluation = json.loads(project.path("metrics/evaluation.json").read_text())
     assert evaluation["finetuned"]["loss"] == pytest.approx(history["val_loss"], abs=1e-5)
+    assert [evaluation["gain"][key] for key in ("verdict", "loss_verdict", "mcnemar_p")] == [None] * 3
+    loud = "NO VERDICT: training watched the test pictures (split.val_size is 0)"
+    assert loud in capsys.readouterr().out
+    report = project.path("metrics/report.md").read_text()
+    assert report.splitlines()[2].startswith(f"**{loud}")
+    assert "p = " not in report
 
 
 @pytest.mark.parametrize("unfreeze", [0, 1, 13])

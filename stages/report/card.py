@@ -61,16 +61,16 @@ def compose_card(
         [
             _head(description, data, evaluation.finetuned),
             f"# {description.arch}, fine-tuned on {cell(data)}",
-            f"An image classifier for {len(counts):,} classes. It started from {weights}; a new head was trained, then "
-            "the last blocks with it.",
+            f"An image classifier for {len(counts):,} classes. It started from {weights}; a new head was trained, "
+            + ("and fine-tuning changed nothing." if evaluation.gain.identical else "then the last blocks with it."),
             "## Scores",
             _scores(evaluation),
-            describe_gain(evaluation.gain),
+            *([] if evaluation.gain.identical else [describe_gain(evaluation.gain)]),
             f"`model.onnx` was compared with the checkpoint: {describe_agreement(agreement)}.",
             "## Limits",
             bullets(
                 [
-                    *describe_limits(evaluation, counted, parts["test"] - agreement.pictures, split.get("groups")),
+                    *describe_limits(evaluation, counted, parts["test"] - agreement.pictures),
                     "Every picture gets one of the classes, also one that shows none of them.",
                 ]
             ),
@@ -109,9 +109,9 @@ def _head(description: Description, data: str, scores: Scores) -> str:
 
 
 def _scores(evaluation: Evaluation) -> str:
-    models = (evaluation.head, evaluation.finetuned)
+    models = list(evaluation.scores.values())
     return table(
-        ["on the test pictures", "before fine-tuning", "this model"],
+        ["on the test pictures", *["before fine-tuning", "this model"][-len(models) :]],
         [
             ["accuracy", *(percent(scores.accuracy) for scores in models)],
             ["95% interval", *(percent_range(scores.accuracy_low, scores.accuracy_high) for scores in models)],

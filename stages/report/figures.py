@@ -144,7 +144,7 @@ def _number_epochs(axes: Axes, *phases: Sequence[Epoch]) -> None:
 
 @house_style()
 def draw_confusion(predictions: Predictions) -> Figure:
-    """Draw both confusion matrices: rows are true classes, columns predictions, shades fractions of a row.
+    """Draw each checkpoint's confusion matrix: rows are true classes, columns predictions, shades fractions of a row.
 
     With many classes the most frequent confusions are written out below, and with very many only the 40 are drawn that
     have a part in most mistakes, of whichever checkpoint.
@@ -157,8 +157,8 @@ def draw_confusion(predictions: Predictions) -> Figure:
     note = f"drawn: the {len(drawn)} of {classes:,} classes with most mistakes\n" if len(drawn) < classes else ""
     all_names = short_names(predictions.classes, 22)
     names = [all_names[label] for label in drawn]
-    figure = new_figure(11, 5 if classes <= 3 else 6.2 if few else 7)
-    panels = figure.subplots(1, 2)
+    figure = new_figure(1 + 5 * len(predictions.models), 5 if classes <= 3 else 6.2 if few else 7)
+    panels = figure.subplots(1, len(predictions.models), squeeze=False)[0]
     image = None
     for axes, (model, probabilities) in zip(panels, predictions.models.items(), strict=True):
         predicted = predicted_labels(probabilities)
@@ -221,7 +221,7 @@ def _most_confused(predictions: Predictions, model: str, most: int = 5) -> str:
 
 @house_style()
 def draw_curves(predictions: Predictions, scores: dict[str, Scores]) -> Figure:
-    """Draw ROC and precision-recall of both checkpoints, their areas, as in `scores`, in the legends."""
+    """Draw ROC and precision-recall of each checkpoint, their areas, as in `scores`, in the legends."""
     figure = new_figure(10, 5)
     left, right = figure.subplots(1, 2)
     counted = counted_classes(predictions)
@@ -240,7 +240,7 @@ def draw_curves(predictions: Predictions, scores: dict[str, Scores]) -> Figure:
         if curve is None:
             axes.text(0.5, 0.5, "needs test pictures\nof two classes", ha="center", va="center", size=12)
             continue
-        areas = {model: getattr(scores[model], score) for model in LOOKS}
+        areas = {model: getattr(scores[model], score) for model in predictions.models}
         _draw_curve(axes, curve, "area" if score == "auroc" else "average precision", areas)
         if all((area or 0) > _ZOOM_FROM for area in areas.values()):
             _enlarge_corner(axes, curve, corner=0.0 if axes is left else 1.0)
@@ -254,8 +254,8 @@ def draw_curves(predictions: Predictions, scores: dict[str, Scores]) -> Figure:
 
 
 def _draw_curve(axes: Axes, curve: Curve, shown: str, areas: dict[str, float | None]) -> None:
-    for model, look in LOOKS.items():
-        area = areas[model]
+    for model, area in areas.items():
+        look = LOOKS[model]
         axes.plot(
             curve.x,
             curve.y[model],
@@ -272,8 +272,9 @@ def _enlarge_corner(axes: Axes, curve: Curve, corner: float) -> None:
     """Show a good curve's corner, at x = 0 or 1 and y = 1, once more: all that differs is there."""
     shown = (-0.005, _ZOOM) if corner == 0 else (1 - _ZOOM, 1.005)
     inset = axes.inset_axes((0.3, 0.32, 0.55, 0.55))
-    for model, look in LOOKS.items():
-        inset.plot(curve.x, curve.y[model], look.line, color=look.color, linewidth=2.2, zorder=look.layer)
+    for model, y in curve.y.items():
+        look = LOOKS[model]
+        inset.plot(curve.x, y, look.line, color=look.color, linewidth=2.2, zorder=look.layer)
     inset.tick_params(labelsize=7)
     inset.set(xticks=np.arange(0, 1.01, 0.05), yticks=np.arange(0, 1.01, 0.05), xlim=shown, ylim=(1 - _ZOOM, 1.005))
     inset.spines[["top", "right"]].set_visible(True)

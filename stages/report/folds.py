@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from stages.common.words import percent, plural, points
+from stages.common.words import percent, plural, points, signed
 from stages.pictures.decode import PictureError, decode, read_picture
 from stages.report.galleries import Sheet, caption, say
 from stages.report.markdown import table
@@ -18,8 +18,13 @@ _MOST_DRAWN = 20
 
 
 @house_style()
-def draw_runs(together: Together) -> Figure:
-    """Draw both accuracies of each run as a pair of dots, and the gain of each with that of all."""
+def draw_runs(kind: str, together: Together) -> Figure:
+    """Draw both accuracies of each run as a pair of dots, and the gain of each with that of all.
+
+    Args:
+        kind: `folds` or `seeds`.
+        together: of all runs.
+    """
     names = [run.name for run in together.runs]
     figure = new_figure(9, 1.6 + 0.32 * len(names))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
@@ -40,10 +45,11 @@ def draw_runs(together: Together) -> Figure:
     gains = [100 * run.gain for run in together.runs]
     right.axvline(0, color=GREY, linewidth=1)
     right.plot(gains, rows, "o", color="black")
-    last, middle = len(names), 100 * together.gain
-    margins = [[middle - 100 * together.gain_low], [100 * together.gain_high - middle]]
-    right.errorbar([middle], [last], xerr=margins, fmt="D", color="black", capsize=3)
-    right.set(xlabel="gain, points; together with 95% interval")
+    low, middle, high = (
+        100 * value for value in (together.gain.accuracy_low, together.gain.accuracy, together.gain.accuracy_high)
+    )
+    right.errorbar([middle], [len(names)], xerr=[[middle - low], [high - middle]], fmt="D", color="black", capsize=3)
+    right.set(xlabel=f"gain, points; together: {'95% interval' if kind == 'folds' else 'mean and range'}")
     return figure
 
 
@@ -58,7 +64,7 @@ def draw_suspects(suspects: list[Suspect], root: Path) -> Figure:
     if not suspects:
         return say("Of no picture is another class more probable than its label.")
     shown = suspects[:_MOST_DRAWN]
-    title = f"Labels that are believed least: {len(shown)} of {plural(len(suspects), 'picture')}"
+    title = f"The {plural(len(shown), 'label')} that the networks believe least"
     sheet = Sheet([(title, "", len(shown))], columns=5, ratio=1, lines=3)
     for axes, one in zip(sheet.cells, shown, strict=True):
         try:
@@ -85,19 +91,19 @@ def compose_page(kind: str, together: Together, summary: str, wrong: float | Non
     verdict = summary.splitlines()[-1]
     methods = {
         "folds": "Each picture was tested once, by networks that were not trained on it. Folds share most of their "
-        "training pictures, so their gains vary less than chance alone would have it: the interval of the gain is "
-        "[Nadeau and Bengio's](https://doi.org/10.1023/A:1024068626366), which allows for that, and at least as wide "
-        "as the one that takes all pictures for one test. The verdict asks for an interval without 0 and for "
-        "McNemar's p below 0.05.",
-        "seeds": "One split, several trainings. The interval is of the mean over seeds: what the chance of training "
-        "makes of the gain. The choice of test pictures is not in it.",
+        "training pictures, so their gains vary less than those of independent trainings: both intervals of the gain "
+        "are at least as wide as [Nadeau and Bengio's](https://doi.org/10.1023/A:1024068626366), which allows for "
+        "that, and as those that take all pictures for one test. A verdict asks for an interval without 0, that on "
+        "accuracy for McNemar's p below 0.05, too.",
+        "seeds": "One split, several trainings: mean and range show what the chance of training does to the gain. The "
+        "choice of test pictures is not in them, so there is no verdict.",
     }
     rows = [
         [run.name, f"{run.pictures:,}", percent(run.head), percent(run.finetuned), points(run.gain),
-         f"{run.fixed:,}", f"{run.broken:,}"]
+         signed(run.loss), f"{run.fixed:,}", f"{run.broken:,}"]
         for run in together.runs
     ]  # fmt: skip
-    header = ["run", "test pictures", "head phase", "fine-tuned", "gain", "fixed", "broken"]
+    header = ["run", "test pictures", "head phase", "fine-tuned", "gain", "gain, log-loss", "fixed", "broken"]
     parts = ["# Did fine-tuning help, over all runs?", f"**{verdict}**", table(header, rows), methods[kind]]
     parts.append("![Accuracy and gain of each run](gain.png)")
     if wrong is not None:

@@ -24,27 +24,28 @@ def draw_losses(predictions: Predictions) -> Figure:
     The caption is computed: it says how few pictures make the mean loss, which is how it can rise while accuracy does
     not fall.
     """
-    figure = new_figure(10, 5.6)
-    grid = figure.add_gridspec(2, 2, width_ratios=(1.6, 1))
-    upper = figure.add_subplot(grid[0, 0])
-    lower = figure.add_subplot(grid[1, 0], sharex=upper, sharey=upper)
-    right = figure.add_subplot(grid[:, 1])
     losses = {model: picture_losses(predictions.labels, values) for model, values in predictions.models.items()}
+    figure = new_figure(10, 5.6 if len(losses) > 1 else 3.6)
+    grid = figure.add_gridspec(len(losses), 2, width_ratios=(1.6, 1))
+    upper = figure.add_subplot(grid[0, 0])
+    spreads = [upper, *(figure.add_subplot(grid[row, 0], sharex=upper, sharey=upper) for row in range(1, len(losses)))]
+    right = figure.add_subplot(grid[:, 1])
     every = np.concatenate([np.maximum(values, _LEAST) for values in losses.values()])
     low, high = np.floor(np.log10(every.min())), np.ceil(np.log10(max(every.max(), 1)))
     bins = np.logspace(low, high, int(high - low) * 5 + 1)
     tallest = 0.0
-    for axes, (model, look) in zip((upper, lower), LOOKS.items(), strict=True):
-        tallest = max(tallest, _draw_spread(axes, losses[model], bins, look))
+    for axes, (model, values) in zip(spreads, losses.items(), strict=True):
+        tallest = max(tallest, _draw_spread(axes, values, bins, LOOKS[model]))
         if len(predictions.classes) == 2:
             axes.axvline(np.log(2), color="black", linewidth=1, linestyle=":", label="wrong beyond (probability 50%)")
         axes.legend(fontsize=8, loc="upper left", handlelength=1.6)
     # A decade for the legend, and half of one for the numbers of the tallest bar.
     count_on_log_axis(upper, most=30 * max(tallest, 1))
     use_log_axis(upper, "x")
-    upper.tick_params(labelbottom=False)
+    for axes in spreads[:-1]:
+        axes.tick_params(labelbottom=False)
     clipped = f"; leftmost: {_LEAST:g} or less" if any(values.min() < _LEAST for values in losses.values()) else ""
-    lower.set_xlabel(f"log-loss of a picture, nats{clipped}")
+    spreads[-1].set_xlabel(f"log-loss of a picture, nats{clipped}")
     _draw_shares(right, losses)
     figure.supxlabel(wrap(describe_losses(predictions), 9.6, 9), x=0.01, ha="left", size=9)
     return figure
@@ -65,8 +66,8 @@ def _draw_spread(axes: Axes, losses: _Floats, bins: _Floats, look: Look) -> floa
 def _draw_shares(axes: Axes, losses: dict[str, _Floats]) -> None:
     """Draw which share of the sum the heaviest pictures carry, against how many they are."""
     pictures = 0
-    for model, look in LOOKS.items():
-        heaviest = np.sort(losses[model])[::-1]
+    for model, values in losses.items():
+        look, heaviest = LOOKS[model], np.sort(values)[::-1]
         total, pictures = heaviest.sum(), len(heaviest)
         axes.plot(
             np.arange(1, pictures + 1),
@@ -89,9 +90,8 @@ def _draw_shares(axes: Axes, losses: dict[str, _Floats]) -> None:
 def describe_losses(predictions: Predictions) -> str:
     """Say in words, from the numbers, who carries the loss and whether it rose while accuracy did not fall."""
     means, accuracies, lines = {}, {}, []
-    for model, look in LOOKS.items():
-        probabilities = predictions.models[model]
-        values = picture_losses(predictions.labels, probabilities)
+    for model, probabilities in predictions.models.items():
+        look, values = LOOKS[model], picture_losses(predictions.labels, probabilities)
         wrong = predicted_labels(probabilities) != predictions.labels
         means[model], accuracies[model] = float(values.mean()), float(1 - wrong.mean())
         count = max(1, round(len(values) / 100))
@@ -106,6 +106,8 @@ def describe_losses(predictions: Predictions) -> str:
         text = f"the {mistakes} {part}" if wrong.any() else "there are no mistakes"
         pictures = plural(len(values), "picture")
         lines.append(f"{look.title.capitalize()}: the {worst} {share} of the total loss of {pictures}; {text}.")
+    if predictions.identical:
+        return "\n".join(lines)
     before, after = (picture_losses(predictions.labels, values) for values in predictions.models.values())
     wrong = predicted_labels(predictions.finetuned) != predictions.labels
     by_mistakes, by_others = (float((after - before)[chosen].sum()) / len(wrong) for chosen in (wrong, ~wrong))

@@ -10,11 +10,12 @@ from stages.pictures.division import CONFLICT
 from stages.pictures.index import PARTS
 from stages.pictures.summary import ClassCounts, class_counts
 from stages.report.markdown import bullets, cell, code, table
+from stages.report.probabilities import ONE, TITLES
 from stages.scores.classes import ClassScores
 from stages.scores.evaluation import Evaluation
 from stages.scores.near_duplicates import LOOKED_FOR, Pair
 from stages.scores.suspects import Judged, Suspect, estimate_wrong_labels, find_inseparable
-from stages.scores.verdict import describe_gain
+from stages.scores.verdict import describe_gain, describe_groups, loss_range
 from stages.training.history import Epoch, out_of_patience, still_falling
 from stages.training.line import Point
 from stages.training.search import Candidate
@@ -115,8 +116,9 @@ def compose_report(results: Results, figures: str, captions: dict[str, str]) -> 
             "## How training went",
             bullets(results.training),
             "## How far to trust this",
-            bullets(describe_limits(evaluation, counted, copies, split.get("groups"))),
+            bullets(describe_limits(evaluation, counted, copies)),
             "## Figures",
+            *(["Both checkpoints are one network: the figures show it once."] if evaluation.gain.identical else []),
             *(_figure(name, title, captions.get(name, note), figures) for name, title, note in FIGURES),
             "## Pictures",
             _pictures(split, counts, parts),
@@ -127,7 +129,7 @@ def compose_report(results: Results, figures: str, captions: dict[str, str]) -> 
             "## Recipe",
             _recipe(results.recipe),
             "## Every class",
-            _classes(results.classes),
+            _classes(results.classes, _titles(evaluation)),
         ]
     ) + "\n"  # fmt: skip
 
@@ -268,59 +270,64 @@ def _subject(classes: int, model: dict[str, Any], parts: dict[str, int]) -> str:
     )
 
 
+def _titles(evaluation: Evaluation) -> dict[str, str]:
+    """Return the title of each checkpoint's column; the same network has one."""
+    return ONE if evaluation.gain.identical else TITLES
+
+
 def _scores(evaluation: Evaluation, classes: int) -> str:
-    head, finetuned, gain = evaluation.head, evaluation.finetuned, evaluation.gain
+    models, titles, gain = list(evaluation.scores.values()), _titles(evaluation), evaluation.gain
     rows = []
     for title, key, write, write_difference in _ROWS:
-        before, after = getattr(head, key), getattr(finetuned, key)
-        difference = None if before is None or after is None else after - before
+        values = [getattr(scores, key) for scores in models]
+        difference = None if None in values else values[-1] - values[0]
         name = f"{title} (lower is better)" if key in _LOWER_IS_BETTER else title
-        rows.append([name, _or_undefined(before, write), _or_undefined(after, write),
+        rows.append([name, *(_or_undefined(value, write) for value in values),
                      _or_undefined(difference, write_difference)])  # fmt: skip
         if key == "accuracy":
-            intervals = [percent_range(scores.accuracy_low, scores.accuracy_high) for scores in (head, finetuned)]
+            intervals = [percent_range(scores.accuracy_low, scores.accuracy_high) for scores in models]
             rows.append(["95% interval", *intervals, f"{points_range(gain.accuracy_low, gain.accuracy_high)} points"])
-    counts = f"Fine-tuning fixed {plural(gain.fixed, 'picture')} and broke {gain.broken:,}"
-    rows_as_text = table(["on the test pictures", "head phase", "fine-tuned", "gain"], rows)
-    areas = "Area under ROC and average precision: one class against the rest, mean over the classes."
-    return "\n\n".join(
-        [
-            rows_as_text,
-            f"{counts} (exact McNemar test: {p_value(gain.mcnemar_p)}).",
-            *([areas] if classes > 2 else []),
-        ]
-    )
+        elif key == "loss" and not gain.identical:
+            rows.append(["95% interval", "", "", loss_range(gain)])
+    header, parts = ["on the test pictures", *titles.values(), "gain"], []
+    if gain.identical:
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    else:
+        p = "" if gain.mcnemar_p is None else f" (exact McNemar test: {p_value(gain.mcnemar_p)}{describe_groups(gain)})"
+        parts.append(f"Fine-tuning fixed {plural(gain.fixed, 'picture')} and broke {gain.broken:,}{p}.")
+    if classes > 2:
+        parts.append("Area under ROC and average precision: one class against the rest, mean over the classes.")
+    return "\n\n".join([table(header, rows), *parts])
 
 
-def describe_limits(
-    evaluation: Evaluation, parts: dict[str, int], copies: int, groups: dict[str, int] | None
-) -> list[str]:
+def describe_limits(evaluation: Evaluation, parts: dict[str, int], copies: int) -> list[str]:
     """Say how far the scores can be trusted.
 
     Args:
         evaluation: what the test found.
         parts: part -> number of its pictures that are counted.
         copies: as for `Results`.
-        groups: part -> number of its groups, `None` where there are none.
     """
     gain, count = evaluation.gain, parts["test"]
-    interval = f"{points_range(gain.accuracy_low, gain.accuracy_high)} points"
-    lines = [
-        f"The test set has {plural(count, 'picture')}: one of them is {100 / count:.2f} points of accuracy.",
-        f"With these pictures, a true gain of {interval} cannot be distinguished from the one measured.",
-        "The intervals cover the choice of test pictures. They say nothing of what another seed's training would give, "
-        "nor of pictures from elsewhere.",
-    ]
+    lines = [f"The test set has {plural(count, 'picture')}: one of them is {100 / count:.2f} points of accuracy."]
     if copies:
-        lines.insert(
-            1,
-            f"{plural(copies, 'more file')} of the test part {'has' if copies == 1 else 'have'} the same bytes as one "
-            "of these, and no score, interval or figure counts a picture twice.",
-        )
-    if groups:
         lines.append(
-            f"The test pictures are of {plural(groups['test'], 'group')} (`split.group`), and those of a group are "
-            "alike. The intervals and McNemar's test count them as independent: the true intervals are wider."
+            f"{plural(copies, 'more file')} of the test part {'has' if copies == 1 else 'have'} the same bytes as one "
+            "of these, and no score, interval or figure counts a picture twice."
+        )
+    if gain.mcnemar_p is not None and not gain.identical:
+        bounds = points_range(gain.accuracy_low, gain.accuracy_high)
+        lines.append(f"The data are consistent with a true gain of {bounds} points of accuracy.")
+    lines.append(
+        "The intervals cover the choice of test pictures. They say nothing of what another seed's training would give, "
+        "nor of pictures from elsewhere."
+    )
+    if gain.groups is not None:
+        lines.append(
+            f"The test pictures are of {plural(gain.groups, 'group')} (`split.group`), and those of a group are alike. "
+            "The verdicts and the intervals of accuracies and gains take each group as one observation (signs are "
+            "tossed by group; [cluster bootstrap](https://doi.org/10.1111/j.1467-9868.2007.00593.x)); those of "
+            "calibration count pictures."
         )
     if not parts["val"]:
         lines.append("There is no validation part: training watched the test pictures, so these numbers flatter.")
@@ -349,7 +356,7 @@ def _pictures(split: dict[str, Any], counts: ClassCounts, parts: dict[str, int])
 
 
 def _near_duplicates(evaluation: Evaluation, pairs: list[Pair]) -> str:
-    found, models = evaluation.near_duplicates, (evaluation.head, evaluation.finetuned)
+    found, titles = evaluation.near_duplicates, _titles(evaluation)
     rule = (
         f"a cosine of at least {found.threshold:g} between the backbone's whitened, pooled activations, or between "
         "small grey versions, one of them perhaps mirrored or turned"
@@ -364,17 +371,16 @@ def _near_duplicates(evaluation: Evaluation, pairs: list[Pair]) -> str:
         shown.append([f"... {len(pairs) - _MOST_PAIRS:,} more in `near_duplicates.csv`", "", ""])
     if found.pairs > len(pairs):
         shown.append([f"... {found.pairs - len(pairs):,} not listed: each test picture has 10 at most", "", ""])
-    without = (found.head_accuracy, found.finetuned_accuracy)
     accuracy = [
-        ["all test pictures", *(percent(scores.accuracy) for scores in models)],
-        ["without them", *(_or_undefined(value, percent) for value in without)],
+        ["all test pictures", *(percent(scores.accuracy) for scores in evaluation.scores.values())],
+        ["without them", *(_or_undefined(getattr(found, f"{model}_accuracy"), percent) for model in titles)],
     ]
     text = (
         f"{plural(found.test_pictures, 'test picture')} may be nearly the same as a training or validation picture: "
         f"{plural(found.pairs, 'pair')} with {rule}. Look at them: such pictures test memory. {LOOKED_FOR}"
     )
     tables = (
-        table(["accuracy", "head phase", "fine-tuned"], accuracy),
+        table(["accuracy", *titles.values()], accuracy),
         table(["test", "training or validation", "cosine"], shown),
     )
     return "\n\n".join([text, *tables])
@@ -388,7 +394,7 @@ def _recipe(recipe: dict[str, Any]) -> str:
     return table(["parameter", "value"], rows)
 
 
-def _classes(classes: list[ClassScores]) -> str:
+def _classes(classes: list[ClassScores], titles: dict[str, str]) -> str:
     shown, note = classes, ""
     if len(classes) > _MOST_SCORED_CLASSES:
         tested = [scores for scores in classes if scores.finetuned_recall is not None]
@@ -397,17 +403,16 @@ def _classes(classes: list[ClassScores]) -> str:
             f"The {len(shown)} of {len(classes):,} classes of which the fine-tuned network finds the smallest fraction "
             "(recall); `classes.csv` has all.\n\n"
         )
+    columns = [(name, model) for name in ("precision", "recall") for model in titles]
     rows = [
         [
             cell(scores.name),
             f"{scores.support:,}",
-            *(_or_undefined(value, percent) for value in (scores.head_precision, scores.finetuned_precision)),
-            *(_or_undefined(value, percent) for value in (scores.head_recall, scores.finetuned_recall)),
+            *(_or_undefined(getattr(scores, f"{model}_{name}"), percent) for name, model in columns),
         ]
         for scores in shown
     ]
-    header = ["class", "test pictures"]
-    header += [f"{name}, {model}" for name in ("precision", "recall") for model in ("head phase", "fine-tuned")]
+    header = ["class", "test pictures", *(f"{name}, {titles[model]}" for name, model in columns)]
     return note + table(header, rows)
 
 

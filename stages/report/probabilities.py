@@ -5,16 +5,20 @@ from stages.report.markdown import table
 from stages.scores.calibration import Calibrations, Estimate
 from stages.scores.coverage import describe_coverage
 
-_TITLES = {"head": "head phase", "finetuned": "fine-tuned"}
+TITLES = {"head": "head phase", "finetuned": "fine-tuned"}
+ONE = {"finetuned": "both checkpoints"}
 
 
-def describe_probabilities(calibrations: Calibrations, validation: int, out_of_fold: int) -> str:
+def describe_probabilities(
+    calibrations: Calibrations, validation: int, out_of_fold: int, identical: bool = False
+) -> str:
     """Return it as Markdown.
 
     Args:
         calibrations: of both checkpoints.
         validation: number of pictures in the validation part.
         out_of_fold: number of pictures with out-of-fold predictions of the head.
+        identical: whether both are the same network, which is then described once.
     """
     coverage = f"{describe_coverage(calibrations.coverage)} `python -m stages.predict --reject` takes that probability."
     if not validation and not out_of_fold:
@@ -22,25 +26,28 @@ def describe_probabilities(calibrations: Calibrations, validation: int, out_of_f
             "The probabilities are of the logits as they are: a temperature is fitted on validation pictures, and "
             f"there are none.\n\n{coverage}"
         )
-    rows = []
-    for model, title in _TITLES.items():
+    rows, titles = [], ONE if identical else TITLES
+    for model, title in titles.items():
         own = getattr(calibrations, model)
         for name, key in (("log-loss", "loss"), ("Brier score", "brier"), ("calibration error", "ece")):
             write = _in_percent if key == "ece" else _in_numbers
             before, after, change = (getattr(side, key) for side in (own.before, own.after, own.change))
             rows.append([f"{title}, {name}", write(before), write(after), write(change, difference=True)])
-    temperatures = " and ".join(f"{value:.3f} ({_TITLES[model]})" for model, value in calibrations.temperatures.items())
+    temperatures = calibrations.temperatures
+    shown = " and ".join(f"{temperatures[model]:.3f} ({title})" for model, title in titles.items())
     fitted = plural(validation, "validation picture")
     if out_of_fold:
         own = f"the fine-tuned network's on {fitted}" if validation else "which the fine-tuned network takes over"
-        fitted = f"the head's on {plural(out_of_fold, 'out-of-fold prediction')}, {own}"
+        fitted = f"the head's on {plural(out_of_fold, 'out-of-fold prediction')}" + (
+            f", {own}" if not identical else ""
+        )
     text = (
         f"All probabilities here, and those of `predict` and of the exported network, come from logits divided by a "
-        f"[temperature](https://arxiv.org/abs/1706.04599): {temperatures}, fitted on {fitted}. It changes no "
-        "prediction. Above 1, it makes a network less sure."
+        f"[temperature](https://arxiv.org/abs/1706.04599): {shown}, fitted on {fitted}. It changes no prediction. Above "
+        "1, it makes a network less sure."
     )
-    shown = table(["on the test pictures, 95% interval", "without", "with temperature", "change"], rows)
-    return f"{text}\n\n{shown}\n\n{coverage}"
+    changes = table(["on the test pictures, 95% interval", "without", "with temperature", "change"], rows)
+    return f"{text}\n\n{changes}\n\n{coverage}"
 
 
 def _in_numbers(estimate: Estimate, difference: bool = False) -> str:

@@ -34,14 +34,15 @@ def draw_reliability(predictions: Predictions, calibrations: Calibrations) -> Fi
     """
     temperatures = calibrations.temperatures
     plain = {model: without_temperature(values, temperatures[model]) for model, values in predictions.models.items()}
-    titles = ", ".join(f"{LOOKS[model].title} {value:.2f}" for model, value in temperatures.items())
+    titles = ", ".join(f"{LOOKS[model].title} {temperatures[model]:.2f}" for model in plain)
     sides = [("Does a probability mean what it says?", plain)]
-    if set(temperatures.values()) != {1.0}:
+    if {temperatures[model] for model in plain} != {1.0}:
         sides = [("Without temperature", plain), (f"With temperature: {titles}", predictions.models)]
     figure = new_figure(2.2 + 4.8 * len(sides), 6.6)
     panels = figure.subplots(2, len(sides), sharex=True, sharey="row", height_ratios=(3, 1.2), squeeze=False)
     for (upper, lower), (title, models) in zip(panels.T, sides, strict=True):
-        for offset, (model, values) in zip((-0.011, 0.011), models.items(), strict=True):
+        offsets = (-0.011, 0.011) if len(models) > 1 else (0.0,)
+        for offset, (model, values) in zip(offsets, models.items(), strict=True):
             right = predicted_labels(values) == predictions.labels
             _draw_rates(upper, values.max(axis=1), right, model)
             _draw_counts(lower, values.max(axis=1), model, offset)
@@ -101,15 +102,16 @@ def _bin_rates(top: _Floats, right: NDArray[np.bool_]) -> tuple[_Floats, _Floats
 
 @house_style()
 def draw_coverage(predictions: Predictions, calibrations: Calibrations) -> Figure:
-    """Draw how many mistakes are left when the least sure pictures are left to a person, for both checkpoints.
+    """Draw how many mistakes are left when the least sure pictures are left to a person, for each checkpoint.
 
     A ring marks where the fine-tuned one is wrong in at most 1% of the others.
     """
     figure = new_figure(8, 4.2)
     axes = figure.subplots()
     highest = MOST_WRONG
-    for model, look in LOOKS.items():
-        answered, wrong = risk_curve(predictions.labels, predictions.models[model])
+    for model, values in predictions.models.items():
+        look = LOOKS[model]
+        answered, wrong = risk_curve(predictions.labels, values)
         highest = max(highest, float(wrong[answered > 0.1].max(initial=0)))
         # The surest picture is where the axis begins.
         answered, wrong = np.append(0, answered), np.append(wrong[0], wrong)

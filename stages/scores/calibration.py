@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,13 +13,10 @@ from numpy.typing import NDArray
 
 from stages.common.files import write_json
 from stages.common.stage import StageError
+from stages.scores.bootstrap import draw_counts
 from stages.scores.coverage import Coverage, measure_coverage
 from stages.scores.metrics import Labels, Probabilities, calibration_gaps, predicted_labels, squared_errors
 from stages.scores.predictions import Predictions, picture_losses
-
-_RESAMPLES = 2000
-# So many resampled pictures at once, to limit the memory.
-_AT_ONCE = 2_000_000
 
 _Values = NDArray[np.float64]
 
@@ -103,7 +100,9 @@ def measure_calibration(
     """
     sides = [_Sums(labels, values) for values in (without_temperature(probabilities, temperature), probabilities)]
     before, after = (np.array(side.of(np.ones((1, len(labels)))))[:, 0] for side in sides)
-    drawn = [np.concatenate(parts, axis=1) for parts in zip(*_resample(sides, len(labels)), strict=True)]
+    resamples = draw_counts(len(labels), np.random.default_rng(0))
+    scores = zip(*([np.array(side.of(counts)) for side in sides] for counts in resamples), strict=True)
+    drawn = [np.concatenate(parts, axis=1) for parts in scores]
     return Calibration(
         checkpoint,
         temperature,
@@ -137,19 +136,6 @@ class _Sums:
         total = counts.sum(axis=1)
         gaps = np.abs(counts @ self._gaps).sum(axis=1)
         return counts @ self._losses / total, counts @ self._errors / total, gaps / total
-
-
-def _resample(sides: list[_Sums], pictures: int) -> Iterator[list[_Values]]:
-    """Return the scores of each side, (3, m), of the same samples, drawn with replacement."""
-    chance, many = np.random.default_rng(0), max(1, _AT_ONCE // pictures)
-    for first in range(0, _RESAMPLES, many):
-        counts = np.stack(
-            [
-                np.bincount(chance.integers(pictures, size=pictures), minlength=pictures)
-                for _ in range(min(many, _RESAMPLES - first))
-            ]
-        ).astype(np.float64)
-        yield [np.array(side.of(counts)) for side in sides]
 
 
 def _quality(values: _Values, drawn: _Values) -> Quality:

@@ -33,8 +33,9 @@ class Evaluation:
 
     @property
     def scores(self) -> dict[str, Scores]:
-        """The scores by checkpoint, in the order of training."""
-        return {"head": self.head, "finetuned": self.finetuned}
+        """The scores by checkpoint, in the order of training; the last one's alone where both are the same network."""
+        both = {"head": self.head, "finetuned": self.finetuned}
+        return {"finetuned": self.finetuned} if self.gain.identical else both
 
 
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:
@@ -61,12 +62,14 @@ def read_evaluation(path: Path) -> Evaluation:
 
 def describe(evaluation: Evaluation) -> str:
     """Return the scores and the gain as lines of aligned text, the verdict below them, and what else to know."""
-    rows = [("", "", "95% interval", "loss")]
-    for name, scores in (("head", evaluation.head), ("fine-tuned", evaluation.finetuned)):
+    rows, gain = [("", "", "95% interval", "loss")], evaluation.gain
+    names = {"head": "head", "finetuned": "both" if gain.identical else "fine-tuned"}
+    for model, scores in evaluation.scores.items():
         interval = percent_range(scores.accuracy_low, scores.accuracy_high)
-        rows.append((name, f"Test accuracy: {percent(scores.accuracy)}", interval, number(scores.loss)))
-    gain = evaluation.gain
-    rows.append(("gain", points(gain.accuracy), points_range(gain.accuracy_low, gain.accuracy_high), signed(gain.loss)))
+        rows.append((names[model], f"Test accuracy: {percent(scores.accuracy)}", interval, number(scores.loss)))
+    if not gain.identical:
+        interval = points_range(gain.accuracy_low, gain.accuracy_high)
+        rows.append(("gain", points(gain.accuracy), interval, signed(gain.loss)))
     name_width, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
     lines = [
         "  ".join([name.ljust(name_width), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))])

@@ -2,18 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stages.common.files import write_json
 from stages.common.stage import StageError
-from stages.common.words import p_value, percent, percent_range, plural, points, points_range
-from stages.scores.metrics import CONFIDENCE, predicted_labels, wilson_interval
+from stages.common.words import percent, percent_range, plural, points, points_range, signed
+from stages.scores.bootstrap import CONFIDENCE, Groups
+from stages.scores.metrics import predicted_labels, score
 from stages.scores.predictions import Predictions
-from stages.scores.verdict import Verdict, describe_verdict, mcnemar_p, paired_interval
+from stages.scores.verdict import Gain, compare, describe_gain, judge_loss, loss_range
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Run:
     finetuned: float
     fixed: int
     broken: int
+    loss: float
 
     @property
     def gain(self) -> float:
@@ -38,13 +39,11 @@ class Together:
     """What several runs say together.
 
     Of folds, in which each picture is tested once, `head` and `finetuned` are the accuracies on all `pictures`, with
-    their 95% intervals by Wilson; of seeds, whose test pictures are the same, the means over the runs, and the lowest
-    and the highest of them.
+    their 95% intervals, and `gain` is that on all pictures. Its intervals are at least as wide as `corrected_interval`,
+    and a verdict asks for one without 0, too.
 
-    `gain` is the mean over the runs; its 95% interval is `corrected_interval`, for folds at least as wide as
-    `verdict.paired_interval` on all pictures, which has a width where all folds gain the same, too. `fixed` and
-    `broken` are sums over the runs, `mcnemar_p` is of folds alone. `verdict`: `no evidence` where the interval holds 0,
-    or that p-value is not below 0.05.
+    Of seeds, whose test pictures are the same, they are means over the runs, from the lowest to the highest run, and
+    there is no verdict: how far runs differ says nothing of the choice of test pictures.
     """
 
     runs: list[Run]
@@ -55,13 +54,7 @@ class Together:
     finetuned: float
     finetuned_low: float
     finetuned_high: float
-    gain: float
-    gain_low: float
-    gain_high: float
-    fixed: int
-    broken: int
-    mcnemar_p: float | None
-    verdict: Verdict
+    gain: Gain
 
 
 def corrected_interval(gains: Sequence[float], test_to_train: float) -> tuple[float, float]:
@@ -84,12 +77,16 @@ def corrected_interval(gains: Sequence[float], test_to_train: float) -> tuple[fl
     return mean - half, mean + half
 
 
-def combine_folds(predictions: dict[str, Predictions], test_to_train: float) -> Together:
+def combine_folds(
+    predictions: dict[str, Predictions], test_to_train: float, groups: Groups | None = None, watched: bool = False
+) -> Together:
     """Put the runs of all folds together.
 
     Args:
         predictions: by the fold's name.
         test_to_train: as for `corrected_interval`.
+        groups: the number of the group of each picture of all folds, (n,); `None`: each is its own.
+        watched: whether training watched the test pictures.
 
     Raises:
         StageError: a picture was tested in two folds: they are of different data.
@@ -97,21 +94,26 @@ def combine_folds(predictions: dict[str, Predictions], test_to_train: float) -> 
     paths = [path for run in predictions.values() for path in run.paths]
     if len(set(paths)) < len(paths):
         raise StageError("the folds are of different data: a picture is in the test part of two")
-    runs = _runs(predictions)
-    right = [sum(round(getattr(run, model) * run.pictures) for run in runs) for model in ("head", "finetuned")]
-    intervals = [wilson_interval(count, len(paths)) for count in right]
-    fixed, broken = sum(run.fixed for run in runs), sum(run.broken for run in runs)
-    p = mcnemar_p(fixed, broken)
-    low, high = corrected_interval([run.gain for run in runs], test_to_train)
-    gain = (fixed - broken) / len(paths)
-    # Around the gain on all pictures; folds differ in size by a picture or so, hence the means hardly.
-    shift = gain - (low + high) / 2
-    both = sum(int(np.count_nonzero(_right(run, 0) & _right(run, 1))) for run in predictions.values())
-    paired = paired_interval(both, fixed, broken, len(paths))
-    low, high = min(low + shift, paired[0]), max(high + shift, paired[1])
+    runs, pooled = _runs(predictions), join(list(predictions.values()))
+    head, finetuned = (score(pooled.labels, values, groups) for values in (pooled.head, pooled.finetuned))
+    gain = compare(pooled.labels, pooled.head, pooled.finetuned, groups, watched=watched)
+
+    def corrected(low: float, high: float, middle: float, of_runs: list[float]) -> tuple[float, float]:
+        # Around the gain on all pictures; folds differ in size by a picture or so, hence the means hardly.
+        ends = corrected_interval(of_runs, test_to_train)
+        half = (ends[1] - ends[0]) / 2
+        return min(low, middle - half), max(high, middle + half)
+
+    low, high = corrected(gain.accuracy_low, gain.accuracy_high, gain.accuracy, [run.gain for run in runs])
+    gain = replace(gain, accuracy_low=low, accuracy_high=high)
+    if gain.loss_low is not None and gain.loss_high is not None:
+        ends = corrected(gain.loss_low, gain.loss_high, gain.loss, [run.loss for run in runs])
+        gain = replace(gain, loss_low=ends[0], loss_high=ends[1], loss_verdict=None if watched else judge_loss(ends))
+    if not watched and low <= 0 <= high:
+        gain = replace(gain, verdict="no evidence")
     return Together(
-        runs, len(paths), right[0] / len(paths), *intervals[0], right[1] / len(paths), *intervals[1],
-        gain, low, high, fixed, broken, p, _judge(low, high, p),
+        runs, len(paths), head.accuracy, head.accuracy_low, head.accuracy_high,
+        finetuned.accuracy, finetuned.accuracy_low, finetuned.accuracy_high, gain,
     )  # fmt: skip
 
 
@@ -127,43 +129,25 @@ def combine_seeds(predictions: dict[str, Predictions]) -> Together:
     if len({tuple(run.paths) for run in predictions.values()}) > 1:
         raise StageError("the seeds are of different data: their test parts are not the same")
     runs = _runs(predictions)
-    heads, finetuned = [run.head for run in runs], [run.finetuned for run in runs]
-    low, high = corrected_interval([run.gain for run in runs], 0.0)
+    spreads = [
+        (sum(values) / len(runs), min(values), max(values))
+        for values in ([getattr(run, name) for run in runs] for name in ("head", "finetuned", "gain", "loss"))
+    ]
+    counts = (sum(run.fixed for run in runs), sum(run.broken for run in runs))
     return Together(
-        runs, runs[0].pictures, sum(heads) / len(runs), min(heads), max(heads),
-        sum(finetuned) / len(runs), min(finetuned), max(finetuned),
-        sum(run.gain for run in runs) / len(runs), low, high,
-        sum(run.fixed for run in runs), sum(run.broken for run in runs), None, _judge(low, high, 0.0),
-    )  # fmt: skip
+        runs, runs[0].pictures, *spreads[0], *spreads[1], Gain(*spreads[2], *spreads[3], *counts, None, None, None)
+    )
 
 
 def _runs(predictions: dict[str, Predictions]) -> list[Run]:
     runs = []
     for name, run in predictions.items():
-        before, after = _right(run, 0), _right(run, 1)
-        runs.append(
-            Run(
-                name,
-                len(run.paths),
-                float(before.mean()),
-                float(after.mean()),
-                int((after & ~before).sum()),
-                int((before & ~after).sum()),
-            )
+        gain = compare(run.labels, run.head, run.finetuned)
+        head, finetuned = (
+            float((predicted_labels(values) == run.labels).mean()) for values in (run.head, run.finetuned)
         )
+        runs.append(Run(name, len(run.paths), head, finetuned, gain.fixed, gain.broken, gain.loss))
     return runs
-
-
-def _right(run: Predictions, model: int) -> NDArray[np.bool_]:
-    """Whether the head (0) or the fine-tuned checkpoint (1) gets each picture right, (n,)."""
-    right: NDArray[np.bool_] = predicted_labels((run.head, run.finetuned)[model]) == run.labels
-    return right
-
-
-def _judge(low: float, high: float, p: float) -> Verdict:
-    if p >= 1 - CONFIDENCE or low <= 0 <= high:
-        return "no evidence"
-    return "better" if low > 0 else "worse"
 
 
 def join(predictions: Sequence[Predictions]) -> Predictions:
@@ -184,33 +168,33 @@ def write_together(path: Path, together: Together) -> None:
 
 
 def describe_folds(together: Together) -> str:
-    """Put the result of all folds into lines."""
-    rows = [("head", together.head, together.head_low, together.head_high)]
-    rows.append(("fine-tuned", together.finetuned, together.finetuned_low, together.finetuned_high))
-    lines = [
-        f"{name:<10}  accuracy on all {together.pictures:,} pictures: {percent(accuracy)}  {percent_range(low, high)}"
-        for name, accuracy, low, high in rows
-    ]
-    return "\n".join([*lines, _verdict(together, f"{plural(len(together.runs), 'fold')}, each picture tested once")])
+    """Put the result of all folds into lines, the verdict last."""
+    what = f"{plural(len(together.runs), 'fold')}, each picture tested once"
+    return "\n".join(
+        [
+            *_accuracies(together, f"on all {together.pictures:,} pictures", ""),
+            f"{describe_gain(together.gain)} {what}.",
+        ]
+    )
 
 
 def describe_seeds(together: Together) -> str:
-    """Put the result of several seeds into lines."""
+    """Put the result of several seeds into lines, the gain last."""
+    runs, gain = len(together.runs), together.gain
+    return "\n".join(
+        [
+            *_accuracies(together, f"mean of {runs}", "lowest and highest "),
+            f"Gain of {plural(runs, 'seed')} on the same {plural(together.pictures, 'test picture')}, mean and range: "
+            f"accuracy {points(gain.accuracy)} ({points_range(gain.accuracy_low, gain.accuracy_high)}), log-loss "
+            f"{signed(gain.loss)} ({loss_range(gain)}). No verdict: seeds say nothing of other pictures; folds do.",
+        ]
+    )
+
+
+def _accuracies(together: Together, what: str, bounds: str) -> list[str]:
     rows = [("head", together.head, together.head_low, together.head_high)]
     rows.append(("fine-tuned", together.finetuned, together.finetuned_low, together.finetuned_high))
-    lines = [
-        f"{name:<10}  accuracy, mean of {len(together.runs)}: {percent(mean)}  lowest and highest "
-        f"{percent_range(low, high)}"
-        for name, mean, low, high in rows
+    return [
+        f"{name:<10}  accuracy {what}: {percent(accuracy)}  {bounds}{percent_range(low, high)}"
+        for name, accuracy, low, high in rows
     ]
-    line = _verdict(together, f"{plural(len(together.runs), 'seed')}, the same {together.pictures:,} test pictures")
-    return "\n".join([*lines, f"{line} The interval is of the training's chance alone."])
-
-
-def _verdict(together: Together, what: str) -> str:
-    interval = points_range(together.gain_low, together.gain_high)
-    p = "" if together.mcnemar_p is None else f", {p_value(together.mcnemar_p)}"
-    return (
-        f"{describe_verdict(together.verdict)}: {points(together.gain)} (95% interval {interval}{p}; {what}): "
-        f"{plural(together.fixed, 'picture')} fixed, {together.broken:,} broken."
-    )

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.scores.bootstrap import CONFIDENCE, Groups, widen
+
 Labels = NDArray[np.int64]
 Probabilities = NDArray[np.float64]
 
-CONFIDENCE = 0.95
 CALIBRATION_BINS = 15
 
 
@@ -27,7 +28,7 @@ class Scores:
     """What one model is worth on the test pictures. A number that is undefined is `None`.
 
     `accuracy`, and its 95% interval by Wilson's score method (https://doi.org/10.1080/01621459.1927.10502953) from
-    `accuracy_low` to `accuracy_high`;
+    `accuracy_low` to `accuracy_high`, where pictures come in groups at least as wide as that of resampled groups;
     `balanced_accuracy`: the mean recall of the classes that are in the test set;
     `loss`: mean log-loss, nats;
     `auroc` and `average_precision`: of two classes, those of class 1; of more, the mean over each class against all
@@ -50,12 +51,13 @@ class Scores:
     ece: float
 
 
-def score(labels: Labels, probabilities: Probabilities) -> Scores:
+def score(labels: Labels, probabilities: Probabilities, groups: Groups | None = None) -> Scores:
     """Score one model on at least one picture.
 
     Args:
         labels: (n,).
         probabilities: (n, classes).
+        groups: the number of each picture's group, (n,); `None`: each is its own.
     """
     from sklearn.metrics import average_precision_score, log_loss, precision_recall_fscore_support, roc_auc_score
 
@@ -63,7 +65,7 @@ def score(labels: Labels, probabilities: Probabilities) -> Scores:
     right = predicted == labels
     numbers = np.arange(probabilities.shape[1])
     _, recall, f1, _ = precision_recall_fscore_support(labels, predicted, labels=numbers, zero_division=np.nan)
-    low, high = wilson_interval(int(right.sum()), len(labels))
+    low, high = widen(wilson_interval(int(right.sum()), len(labels)), right.astype(np.float64), groups, 0.0)
     ranked = [1] if len(numbers) == 2 else numbers.tolist()
     positives = [labels == label for label in ranked]
     return Scores(

@@ -38,7 +38,7 @@ class Similar:
 
 @dataclass(frozen=True)
 class Pair:
-    """A test picture and a training picture that are nearly the same; `cosine`: the higher one, as in `Similar`."""
+    """A test picture and another, of training or validation, that are nearly the same; `cosine`: as in `Similar`."""
 
     test: str
     train: str
@@ -80,9 +80,9 @@ def summarize(similar: Similar, threshold: float, predictions: Predictions) -> N
 def describe_near_duplicates(found: NearDuplicates, count: int) -> str:
     """Put the result into one line; `count` is the number of all test pictures."""
     if not found.pairs:
-        return f"No test picture was found to be nearly the same as a training picture. {LOOKED_FOR}"
+        return f"No test picture was found to be nearly the same as a training or validation picture. {LOOKED_FOR}"
     verb = "is" if found.test_pictures == 1 else "are"
-    line = f"{found.test_pictures} of {count} test pictures {verb} nearly the same as a training picture"
+    line = f"{found.test_pictures} of {count} test pictures {verb} nearly the same as a training or validation picture"
     if found.head_accuracy is None or found.finetuned_accuracy is None:
         return f"{line}."
     accuracies = f"head {percent(found.head_accuracy)}, fine-tuned {percent(found.finetuned_accuracy)}"

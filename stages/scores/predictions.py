@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -28,7 +28,8 @@ Positions = list[int]
 class Predictions:
     """The test pictures: paths and labels (n,); class names by label; both checkpoints' probabilities (n, classes).
 
-    A picture that is there several times, with the same bytes, is one picture: see `count_once`.
+    A picture that is there several times, with the same bytes, is one picture: see `count_once`. `identical`: both are
+    the same network, and `models` has it once; who draws them sets it.
     """
 
     paths: list[str]
@@ -36,11 +37,12 @@ class Predictions:
     classes: Sequence[str]
     head: Probabilities
     finetuned: Probabilities
+    identical: bool = field(default=False, kw_only=True)
 
     @property
     def models(self) -> dict[str, Probabilities]:
         """The probabilities by checkpoint, in the order of training."""
-        return {"head": self.head, "finetuned": self.finetuned}
+        return {"finetuned": self.finetuned} if self.identical else {"head": self.head, "finetuned": self.finetuned}
 
 
 def count_once(entries: list[Entry]) -> list[Entry]:
@@ -180,7 +182,9 @@ def find_changed(predictions: Predictions) -> tuple[Positions, Positions]:
 
     Each list has first the picture whose true class changed its probability most.
     """
-    right = {name: predicted_labels(values) == predictions.labels for name, values in predictions.models.items()}
+    before, after = (
+        predicted_labels(values) == predictions.labels for values in (predictions.head, predictions.finetuned)
+    )
     every = np.arange(len(predictions.labels))
     change = np.abs(predictions.finetuned - predictions.head)[every, predictions.labels]
 
@@ -188,4 +192,4 @@ def find_changed(predictions: Predictions) -> tuple[Positions, Positions]:
         positions = np.flatnonzero(chosen)
         return [int(position) for position in positions[np.argsort(-change[positions], kind="stable")]]
 
-    return ordered(right["finetuned"] & ~right["head"]), ordered(right["head"] & ~right["finetuned"])
+    return ordered(after & ~before), ordered(before & ~after)

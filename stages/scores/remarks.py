@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stages.common.words import enumerate_names, percent, plural, points, points_range
+from stages.scores.bootstrap import RESAMPLES, Groups, resample_means
 from stages.scores.classes import ClassScores
 from stages.scores.metrics import predicted_labels
 from stages.scores.predictions import Predictions
@@ -15,14 +15,13 @@ from stages.scores.predictions import Predictions
 _FEW = 20
 _UNEQUAL = 10
 _MOST_NAMED = 3
-_RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
 class BalancedGain:
     """Balanced accuracy, the mean recall of the tested classes, before and after, and what fine-tuning added to it.
 
-    The 95% interval of `gain` is a bootstrap's over the pictures of each class, paired (percentiles of 10,000).
+    The 95% interval of `gain` is a bootstrap's over the pictures, or groups, of each class, paired.
     """
 
     head: float
@@ -32,31 +31,27 @@ class BalancedGain:
     gain_high: float
 
 
-def compare_balanced(predictions: Predictions) -> BalancedGain | None:
-    """Return the gain in balanced accuracy where classes are unequal, more than 10 to 1; else `None`."""
+def compare_balanced(predictions: Predictions, groups: Groups | None = None) -> BalancedGain | None:
+    """Return the gain in balanced accuracy where classes are unequal, more than 10 to 1; else `None`.
+
+    Args:
+        predictions: on the test pictures.
+        groups: the number of each picture's group, (n,); `None`: each is its own.
+    """
     counts = np.bincount(predictions.labels, minlength=len(predictions.classes))
     tested = np.flatnonzero(counts)
     if counts[tested].max() <= _UNEQUAL * counts[tested].min():
         return None
     right = [predicted_labels(values) == predictions.labels for values in predictions.models.values()]
-    chance = np.random.default_rng(0)
-    gains = np.zeros(_RESAMPLES)
-    recalls: list[tuple[float, float]] = []
+    changes = np.subtract(right[1], right[0], dtype=np.float64)
+    chance, gains = np.random.default_rng(0), np.zeros(RESAMPLES)
     for label in tested:
-        before, after = (values[predictions.labels == label] for values in right)
-        recalls.append((float(before.mean()), float(after.mean())))
-        gains += _resample(before, after, chance) / len(tested)
-    head, finetuned = (float(np.mean(values)) for values in zip(*recalls, strict=True))
+        own = predictions.labels == label
+        gains += resample_means(changes[own], None if groups is None else groups[own], chance) / len(tested)
+    head, finetuned = (float(np.mean([values[predictions.labels == label].mean() for label in tested]))
+                       for values in right)  # fmt: skip
     low, high = np.percentile(gains, [2.5, 97.5]).tolist()
     return BalancedGain(head, finetuned, finetuned - head, low, high)
-
-
-def _resample(before: NDArray[np.bool_], after: NDArray[np.bool_], chance: np.random.Generator) -> NDArray[np.float64]:
-    """Return gains in recall of a class on pictures drawn again from its own: how many are fixed, broken, neither."""
-    fixed, broken = (after & ~before).mean(), (before & ~after).mean()
-    drawn = chance.multinomial(len(before), [fixed, broken, 1 - fixed - broken], size=_RESAMPLES)
-    gains: NDArray[np.float64] = (drawn[:, 0] - drawn[:, 1]) / len(before)
-    return gains
 
 
 def find_remarks(
@@ -74,10 +69,14 @@ def find_remarks(
     remarks = []
     if balanced is not None:
         most, least = (function(scores.support for scores in tested) for function in (max, min))
-        remarks.append(
-            f"The classes are unequal, {most:,} test pictures to {least:,}: look at the balanced accuracy, "
+        values = (
             f"{percent(balanced.head)} before and {percent(balanced.finetuned)} after fine-tuning "
-            f"({points(balanced.gain)}, 95% interval {points_range(balanced.gain_low, balanced.gain_high)})."
+            f"({points(balanced.gain)}, 95% interval {points_range(balanced.gain_low, balanced.gain_high)})"
+        )
+        if balanced.gain_low == balanced.gain_high:  # no picture changed, of which no interval can be resampled
+            values = percent(balanced.finetuned)
+        remarks.append(
+            f"The classes are unequal, {most:,} test pictures to {least:,}: look at the balanced accuracy, {values}."
         )
     if never := [scores.name for scores in tested if scores.finetuned_precision is None]:
         remarks.append(f"Never predicted by the fine-tuned network: {enumerate_names(never, _MOST_NAMED)}.")

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from stages.common.words import p_value, plural, points, points_range
-from stages.scores.metrics import CONFIDENCE, Labels, Probabilities, predicted_labels, wilson_interval
+from stages.common.words import p_value, plural, points, points_range, signed
+from stages.scores.bootstrap import CONFIDENCE, FEWEST, Groups, mean_interval, sum_groups, widen
+from stages.scores.metrics import Labels, Probabilities, predicted_labels, wilson_interval
+from stages.scores.predictions import picture_losses
 
 Verdict = Literal["better", "worse", "no evidence"]
 
@@ -17,59 +20,106 @@ class Gain:
     """What fine-tuning added, on the same pictures: fine-tuned minus head.
 
     `accuracy`, and its 95% interval (`paired_interval`) from `accuracy_low` to `accuracy_high`;
-    `loss`: negative where fine-tuning lowered it;
+    `loss`: log-loss, negative where fine-tuning lowered it, with its 95% interval, a paired bootstrap's
+    (`bootstrap.mean_interval`); `None` with fewer than 6 pictures;
     `fixed` and `broken`: the number of pictures that only the fine-tuned, or only the head checkpoint gets right;
     `mcnemar_p`: the exact two-sided p-value of McNemar's test (https://doi.org/10.1007/BF02295996): were both
     checkpoints equally good, `fixed` would be distributed like coin tosses. 1 where nothing changed;
-    `verdict`: `no evidence` where that p-value is not below 0.05, else `better` or `worse`.
+    `verdict`, on accuracy: `no evidence` where that p-value is not below 0.05, else `better` or `worse`;
+    `loss_verdict`: `no evidence` where the interval of `loss` holds 0, or there is none;
+    `groups`: where pictures come in groups, how many these are. Both verdicts then take whole groups for one
+    observation: a toss decides for all changes in a group, and the interval of `accuracy` is at least as wide as that
+    of resampled groups;
+    `identical`: both checkpoints are the same network, and the gain is exactly 0.
+
+    No verdict and no p-value (`None`) where training watched the test pictures.
     """
 
     accuracy: float
     accuracy_low: float
     accuracy_high: float
     loss: float
+    loss_low: float | None
+    loss_high: float | None
     fixed: int
     broken: int
-    mcnemar_p: float
-    verdict: Verdict
+    mcnemar_p: float | None
+    verdict: Verdict | None
+    loss_verdict: Verdict | None
+    groups: int | None = None
+    identical: bool = False
 
 
-def compare(labels: Labels, head: Probabilities, finetuned: Probabilities) -> Gain:
+def compare(
+    labels: Labels,
+    head: Probabilities,
+    finetuned: Probabilities,
+    groups: Groups | None = None,
+    *,
+    identical: bool = False,
+    watched: bool = False,
+) -> Gain:
     """Return what fine-tuning added, on the same pictures: fine-tuned minus head.
 
     Args:
         labels: (n,).
         head: probabilities (n, classes).
         finetuned: likewise.
+        groups: the number of each picture's group, (n,); `None`: each is its own.
+        identical: whether they are of the same network.
+        watched: whether training watched these pictures.
     """
-    from sklearn.metrics import log_loss
-
     right, right_after = predicted_labels(head) == labels, predicted_labels(finetuned) == labels
     fixed, broken = int((right_after & ~right).sum()), int((right & ~right_after).sum())
-    low, high = paired_interval(int((right & right_after).sum()), fixed, broken, len(labels))
-    p = mcnemar_p(fixed, broken)
-    numbers = np.arange(head.shape[1])
-    loss, loss_after = (float(log_loss(labels, values, labels=numbers)) for values in (head, finetuned))
-    verdict: Verdict = "no evidence"
-    if p < 1 - CONFIDENCE:
-        verdict = "better" if fixed > broken else "worse"
+    changes = np.subtract(right_after, right, dtype=np.float64)
+    losses = picture_losses(labels, finetuned) - picture_losses(labels, head)
+    both, of_loss = int((right & right_after).sum()), mean_interval(losses, groups)
+    low, high = widen(paired_interval(both, fixed, broken, len(labels)), changes, groups, -1.0)
+    if identical:
+        low = high = 0.0
+    p = None if watched else mcnemar_p(sum_groups(changes, groups).astype(np.int64))
     return Gain(
         accuracy=(fixed - broken) / len(labels),
         accuracy_low=low,
         accuracy_high=high,
-        loss=loss_after - loss,
+        loss=float(losses.mean()),
+        loss_low=of_loss and of_loss[0],
+        loss_high=of_loss and of_loss[1],
         fixed=fixed,
         broken=broken,
         mcnemar_p=p,
-        verdict=verdict,
+        verdict=None if p is None else judge(fixed - broken if p < 1 - CONFIDENCE else 0),
+        loss_verdict=None if watched else judge_loss(of_loss),
+        groups=None if groups is None else len(np.unique(groups)),
+        identical=identical,
     )
 
 
-def mcnemar_p(fixed: int, broken: int) -> float:
-    """Return the p-value of `Gain.mcnemar_p`."""
-    from scipy.stats import binomtest
+def judge(evidence: float) -> Verdict:
+    """Return the verdict for evidence that is above 0 where it speaks for fine-tuning, and 0 where there is none."""
+    return "better" if evidence > 0 else "worse" if evidence < 0 else "no evidence"
 
-    return float(binomtest(fixed, fixed + broken, 0.5).pvalue) if fixed + broken else 1.0
+
+def judge_loss(bounds: tuple[float, float] | None) -> Verdict:
+    """Return the verdict for the interval of the gain in log-loss."""
+    return "no evidence" if bounds is None or bounds[0] <= 0 <= bounds[1] else judge(-bounds[0])
+
+
+def mcnemar_p(changes: NDArray[np.int64]) -> float:
+    """Return the p-value of `Gain.mcnemar_p`: of signs that are tossed for each picture, or group, that changed.
+
+    Args:
+        changes: fixed minus broken, of each picture or of each group.
+    """
+    from scipy.stats import binom
+
+    chances = np.ones(1)  # of so many fixed ones in all
+    for size, count in zip(*np.unique(np.abs(changes[changes != 0]), return_counts=True), strict=True):
+        tosses = np.zeros(size * count + 1)
+        tosses[::size] = binom.pmf(np.arange(count + 1), count, 0.5)
+        chances = np.convolve(chances, tosses)
+    sums = 2 * np.arange(len(chances)) - (len(chances) - 1)
+    return min(1.0, float(chances[np.abs(sums) >= abs(changes.sum())].sum()))
 
 
 def paired_interval(both: int, fixed: int, broken: int, count: int) -> tuple[float, float]:
@@ -102,23 +152,33 @@ def paired_interval(both: int, fixed: int, broken: int, count: int) -> tuple[flo
     return difference - join(q - q_low, p_high - p), difference + join(q_high - q, p - p_low)
 
 
-def describe_verdict(verdict: Verdict) -> str:
-    """Put a verdict into words."""
-    words: dict[Verdict, str] = {
-        "better": "Fine-tuning helped",
-        "worse": "Fine-tuning made it worse",
-        "no evidence": "No evidence that fine-tuning helped",
-    }
-    return words[verdict]
-
-
 def describe_gain(gain: Gain) -> str:
-    """Put the verdict into one plain sentence."""
-    if not (gain.loss or gain.fixed or gain.broken):
-        return "No evidence that fine-tuning helped: both checkpoints make the same predictions."
-    interval = points_range(gain.accuracy_low, gain.accuracy_high)
+    """Put both verdicts into one plain line."""
+    if gain.identical:
+        return (
+            "Fine-tuning changed nothing: both checkpoints are the same network. Try another finetune.lr, more blocks "
+            "(finetune.unfreeze) or more pictures."
+        )
+    if gain.mcnemar_p is None:
+        return (
+            "NO VERDICT: training watched the test pictures (split.val_size is 0), which flatters: accuracy "
+            f"{points(gain.accuracy)}, log-loss {signed(gain.loss)}."
+        )
+    bounds = points_range(gain.accuracy_low, gain.accuracy_high)
     return (
-        f"{describe_verdict(gain.verdict)}: {points(gain.accuracy)} "
-        f"(95% interval {interval}, {p_value(gain.mcnemar_p)}): "
-        f"{plural(gain.fixed, 'picture')} fixed, {gain.broken:,} broken."
+        f"Accuracy: {gain.verdict}, {points(gain.accuracy)} (95% interval {bounds}, {p_value(gain.mcnemar_p)}; "
+        f"{plural(gain.fixed, 'picture')} fixed, {gain.broken:,} broken); probabilities: {gain.loss_verdict}, "
+        f"log-loss {signed(gain.loss)} ({loss_range(gain)}){describe_groups(gain)}."
     )
+
+
+def loss_range(gain: Gain) -> str:
+    """Return the interval of the gain in log-loss as `-0.1240 to -0.0170`."""
+    if gain.loss_low is None or gain.loss_high is None:
+        return f"no interval of fewer than {FEWEST} {'pictures' if gain.groups is None else 'groups'}"
+    return f"{signed(gain.loss_low)} to {signed(gain.loss_high)}"
+
+
+def describe_groups(gain: Gain) -> str:
+    """Return what to add where whole groups were drawn, else nothing."""
+    return "" if gain.groups is None else f"; by {plural(gain.groups, 'whole group')}"

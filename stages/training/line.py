@@ -35,24 +35,24 @@ class Point:
 
 
 def choose(losses: Sequence[NDArray[np.float64]]) -> int:
-    """Return the position of the point to keep: the last one that is within a standard error of the lowest mean loss.
+    """Return the position of the point to keep: nearest to the middle, of those that the images cannot tell from best.
 
-    The standard error is that of the paired difference of the validation pictures, as in the one-standard-error rule of
-    CART (Breiman et al. 1984), which here favours the end of training: a few pictures cannot tell neighbours apart, and
-    it takes evidence to turn back. The start is kept where no point has a lower mean.
+    These are the points whose mean loss is above the lowest by at most a standard error, that of the paired difference
+    over the images (the one-standard-error rule, Breiman et al. 1984). Among them, the middle of the line is what
+    WiSE-FT recommends where nothing is known; of two as near to it, the later one is kept. So it takes evidence to go
+    back to the start, or on to the end.
 
     Args:
-        losses: for each point from the start to the end, the loss of each picture, (n,); not finite ones rule it out.
+        losses: for each of `ALPHAS`, the loss of each image, (n,); not finite ones rule a point out.
     """
     usable = [position for position, values in enumerate(losses) if np.isfinite(values).all()]
-    lowest = min(usable, key=lambda position: (losses[position].mean(), position))
-    if lowest == 0:
-        return 0
-    for position in reversed(usable):
+    lowest = min(usable, key=lambda position: float(losses[position].mean()))
+    near = []
+    for position in usable:
         excess = losses[position] - losses[lowest]
         if excess.mean() <= excess.std() / math.sqrt(len(excess)):
-            return position
-    return lowest
+            near.append(position)
+    return min(near, key=lambda position: (abs(ALPHAS[position] - 0.5), -position))
 
 
 _COLUMNS = [field.name for field in fields(Point)]

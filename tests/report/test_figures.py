@@ -5,6 +5,7 @@ import hashlib
 import io
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,21 @@ def test_every_figure_of_numbers_is_drawn_without_a_warning(predictions: Predict
             # Names and captions stay within what the figure was meant to take.
             assert picture.width <= 150 * (width + 0.5)
             assert picture.height <= 150 * (height + 0.5)
+
+
+def test_one_network_is_drawn_once(tmp_path: Path) -> None:
+    both = made_up(["cat", "dog"], 60, skill=1.5)
+    one = replace(both, head=both.finetuned, identical=True)
+    calibrations = measure_calibrations(both, (1.2, 1.2), ("a", "b"))
+    histories = (history(0.7, 0.3, 0.2), history(0.1))
+    figures = draw_numbers(one, {"finetuned": SCORES["finetuned"]}, histories, (2, 0), calibrations)
+    for name, figure in figures.items():
+        save_figure(tmp_path / f"{name}.png", figure)
+        assert name == "training" or "head phase" not in words(figure)
+        assert name == "training" or "fine-tuned" in words(figure).lower()
+    assert len(figures["confusion"].axes) == 2  # with the colour bar
+    assert len(describe_losses(one).splitlines()) == 1
+    assert "neither fixed nor broke a picture" in words(draw_changed(one, album(tmp_path, one)))
 
 
 def test_the_same_figure_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -31,6 +31,12 @@ def test_the_table_has_the_scores_without_and_with_the_temperature() -> None:
     assert "below a probability of 0.990: 0 mistakes on the other 90 test pictures" in text
 
 
+def test_one_network_is_described_once() -> None:
+    text = describe_probabilities(measure_calibrations(SURE, (1.5, 1.5), ("a", "b")), 40, identical=True)
+    assert "1.500 (both checkpoints), fitted on" in text
+    assert text.count("log-loss |") == 1
+
+
 def test_without_validation_pictures_the_report_says_that_no_temperature_was_fitted() -> None:
     text = describe_probabilities(measure_calibrations(SURE, (1.0, 1.0), ("a", "b")), 0)
     assert "a temperature is fitted on validation pictures, and there are none" in text

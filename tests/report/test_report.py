@@ -23,6 +23,9 @@ RECIPE = {
 }
 
 
+PAIRS = [Pair("cat/1.jpg", "cat/2.jpg", 0.99)]
+
+
 def scores(accuracy: float, **more: float | None) -> Scores:
     values: dict[str, Any] = {
         "accuracy": accuracy,
@@ -34,7 +37,7 @@ def scores(accuracy: float, **more: float | None) -> Scores:
 
 
 def evaluation(**changes: Any) -> Evaluation:
-    gain = Gain(0.03, 0.01, 0.06, -0.1, 12, 3, 0.035, "better")
+    gain = Gain(0.03, 0.01, 0.06, -0.1, -0.2, -0.05, 12, 3, 0.035, "better", "better")
     near = NearDuplicates(0.9, 0, 0, 0.9, 0.93)
     remarks = ["3 pictures beside the class folders left out."]
     found = Evaluation(scores(0.9, auroc=None, loss=0.2345), scores(0.93), gain, near, None, remarks)
@@ -106,6 +109,27 @@ def test_the_table_has_both_checkpoints_and_the_gain() -> None:
     assert row(text, "log-loss") == ["log-loss (lower is better)", "0.2345", "0.5000", "+0.2655"]
     assert row(text, "area under ROC") == ["area under ROC", "undefined", "0.5000", "undefined"]
     assert "fixed 12 pictures and broke 3 (exact McNemar test: p = 0.035)" in text
+    assert "| 95% interval |  |  | -0.2000 to -0.0500 |" in text
+
+
+def test_one_network_has_one_column_and_no_gain() -> None:
+    same = replace(evaluation().gain, identical=True)
+    text = report(evaluation(gain=same, near_duplicates=NearDuplicates(0.9, 1, 1, 0.88, 0.91)), PAIRS)
+    assert text.splitlines()[2].startswith("**Fine-tuning changed nothing")
+    assert row(text, "on the test pictures") == ["on the test pictures", "both checkpoints"]
+    assert row(text, "accuracy") == ["accuracy", "93.00%"]
+    assert row(text, "95% interval") == ["95% interval", "88.00% to 95.00%"]
+    assert row(text, "without them") == ["without them", "91.00%"]
+    assert row(text.split("## Every class")[1], "cat") == ["cat", "100", "50.00%", "80.00%"]
+    for word in (" gain", "McNemar", "head phase", "fine-tuned |"):
+        assert word not in text, word
+
+
+def test_the_verdict_of_groups_is_said_to_be_one() -> None:
+    text = report(evaluation(gain=replace(evaluation().gain, groups=40)))
+    assert "; by 40 whole groups" in text.splitlines()[2]
+    assert "The test pictures are of 40 groups (`split.group`), and those of a group are alike." in text
+    assert "group" not in report().split("## Pictures")[0]
 
 
 def test_limits_are_stated() -> None:
@@ -113,6 +137,9 @@ def test_limits_are_stated() -> None:
     assert "flatter" not in report()
     assert "training watched the test pictures, so these numbers flatter" in report(val=0)
     assert "watched and tested on the same 300" in report(val=0)
+    assert "The data are consistent with a true gain of +1.00 to +6.00 points of accuracy." in report()
+    watched = replace(evaluation().gain, mcnemar_p=None, verdict=None, loss_verdict=None)
+    assert "true gain" not in report(evaluation(gain=watched), val=0)
 
 
 def test_copies_that_are_not_counted_are_named_with_their_number() -> None:
@@ -189,7 +216,7 @@ def test_the_labels_that_are_believed_least_are_listed() -> None:
 
 
 def test_a_number_is_written_in_one_way_and_no_zero_has_a_minus() -> None:
-    gain = Gain(-1e-6, -0.01, 0.01, -1e-6, 3, 3, 0.00183, "no evidence")
+    gain = Gain(-1e-6, -0.01, 0.01, -1e-6, -0.01, 0.01, 3, 3, 0.00183, "no evidence", "no evidence")
     text = report(evaluation(gain=gain, head=scores(0.93), finetuned=scores(0.93 - 1e-6, loss=0.5 - 1e-6)))
     assert text.count("p = 0.002") == 2
     assert not re.search(r"-0\.0+\b", text)

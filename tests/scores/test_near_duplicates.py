@@ -85,7 +85,7 @@ def test_a_training_picture_saved_again_and_put_into_the_test_part_is_found(
         assert len(clean) == len(predictions) - 2
         right = [(float(row[column]) >= 0.5) == (row[1] == "1") for row in clean]
         assert summary[f"{model}_accuracy"] == pytest.approx(np.mean(right), abs=1e-12)
-    assert "2 of 18 test pictures are nearly the same as a training picture" in capsys.readouterr().out
+    assert "2 of 18 test pictures are nearly the same as a training or validation picture" in capsys.readouterr().out
 
     # As a large set: what training has seen is read in batches, after a sample of it.
     with monkeypatch.context() as patch:
@@ -276,15 +276,19 @@ def test_the_most_similar_pair_comes_first_then_paths_decide(tmp_path: Path) -> 
         (
             set(),
             (0, 0, 2 / 3, 1.0),
-            f"No test picture was found to be nearly the same as a training picture. {LOOKED_FOR}",
+            f"No test picture was found to be nearly the same as a training or validation picture. {LOOKED_FOR}",
         ),
         (
             {"a"},
             (2, 1, 0.5, 1.0),
-            "1 of 3 test pictures is nearly the same as a training picture; "
+            "1 of 3 test pictures is nearly the same as a training or validation picture; "
             "without them: head 50.00%, fine-tuned 100.00%.",
         ),
-        ({"a", "b", "c"}, (6, 3, None, None), "3 of 3 test pictures are nearly the same as a training picture."),
+        (
+            {"a", "b", "c"},
+            (6, 3, None, None),
+            "3 of 3 test pictures are nearly the same as a training or validation picture.",
+        ),
     ],
 )
 def test_accuracy_is_given_without_the_pictures_in_pairs(

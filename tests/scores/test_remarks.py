@@ -49,6 +49,29 @@ def test_unequal_classes_are_judged_by_balanced_accuracy() -> None:
         "The classes are unequal, 440 test pictures to 40: look at the balanced accuracy, 75.00% before"
     )
     assert compare_balanced(predictions({"good": 400, "flaw": 40}, counts, counts)) is None
+    (line,) = remarks(predictions(counts, counts, counts))
+    assert line.endswith("look at the balanced accuracy, 100.00%.")
+
+
+def test_a_class_of_which_each_picture_is_fixed_or_broken_has_an_interval() -> None:
+    # 1 - 4/5 - 1/5 is below 0 in floats.
+    labels = np.repeat([0, 1], [60, 5])
+    before, after = labels.copy(), labels.copy()
+    before[60:64], after[64] = 0, 0
+    values = [np.eye(2)[guesses] * 0.8 + 0.1 for guesses in (before, after)]
+    found = compare_balanced(Predictions([""] * 65, labels, ["good", "flaw"], *values))
+    assert found is not None
+    assert found.gain == pytest.approx(0.3)
+    assert found.gain_low < 0.3 < found.gain_high <= 0.5
+
+
+def test_balanced_accuracy_takes_groups_as_one_observation() -> None:
+    run = predictions({"good": 440, "flaw": 40}, {"good": 440, "flaw": 20}, {"good": 440, "flaw": 30})
+    alone, grouped = compare_balanced(run), compare_balanced(run, np.arange(480) // 10)
+    assert alone is not None
+    assert grouped is not None
+    assert grouped.gain_low == pytest.approx(0)
+    assert alone.gain_low > 0.05
 
 
 def test_rare_untested_and_never_predicted_classes_are_named() -> None:

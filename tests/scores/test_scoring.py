@@ -1,5 +1,6 @@
 """Scores, their intervals and the verdict, against scikit-learn, published examples and formulas worked by hand."""
 
+import itertools
 import json
 import math
 import warnings
@@ -20,7 +21,8 @@ from sklearn.metrics import (
 )
 
 from stages.common.stage import StageError
-from stages.scores import evaluation, metrics, verdict
+from stages.pictures.index import Entry
+from stages.scores import bootstrap, evaluation, metrics, verdict
 from stages.scores.classes import ClassScores, read_classes, score_classes, write_classes
 from stages.scores.near_duplicates import NearDuplicates
 from stages.scores.predictions import Predictions, read_predictions, write_predictions, write_probabilities
@@ -151,8 +153,95 @@ def test_the_same_model_twice_is_no_evidence() -> None:
     values = make_model(labels, 4, 1.0, 3)
     gain = verdict.compare(labels, values, values)
     assert (gain.accuracy, gain.loss, gain.fixed, gain.broken, gain.mcnemar_p) == (0, 0, 0, 0, 1)
-    assert gain.verdict == "no evidence"
+    assert gain.verdict == gain.loss_verdict == "no evidence"
     assert gain.accuracy_low < 0 < gain.accuracy_high
+    # Of the same network it is exactly 0, whatever the pictures.
+    gain = verdict.compare(labels, values, values, identical=True)
+    assert gain.identical
+    assert (gain.accuracy_low, gain.accuracy_high, gain.loss_low, gain.loss_high) == (0, 0, 0, 0)
+
+
+def of_losses(losses: np.ndarray) -> np.ndarray:
+    """Probabilities of two classes, for pictures of the first, that have these log-losses."""
+    return np.stack([np.exp(-losses), 1 - np.exp(-losses)], axis=1)
+
+
+def test_the_interval_of_the_log_loss_is_that_of_the_paired_differences() -> None:
+    chance = np.random.default_rng(0)
+    before = chance.exponential(0.3, 400)
+    differences = chance.normal(-0.01, 0.05, 400).clip(-before)
+    gain = verdict.compare(np.zeros(400, dtype=np.int64), of_losses(before), of_losses(before + differences))
+    assert gain.loss == pytest.approx(differences.mean())
+    half = 1.96 * differences.std() / math.sqrt(400)
+    expected = (gain.loss - half, gain.loss + half)
+    # Of the normal approximation; unpaired it would be six times as wide.
+    assert (gain.loss_low, gain.loss_high) == pytest.approx(expected, abs=0.1 * half)
+
+
+def test_probabilities_can_be_better_where_accuracy_is_no_evidence() -> None:
+    before = np.full(60, 0.4)
+    after = before - np.random.default_rng(0).uniform(0.1, 0.3, 60)
+    labels = np.zeros(60, dtype=np.int64)
+    better = verdict.compare(labels, of_losses(before), of_losses(after))
+    assert (better.verdict, better.loss_verdict) == ("no evidence", "better")
+    worse = verdict.compare(labels, of_losses(after), of_losses(before))
+    assert (worse.verdict, worse.loss_verdict) == ("no evidence", "worse")
+    assert (worse.loss_low, worse.loss_high) == pytest.approx((-better.loss_high, -better.loss_low), rel=0.05)
+    # All five alike is what one in 16 coin tosses gives, too.
+    few = verdict.compare(labels[:5], of_losses(before[:5]), of_losses(after[:5]))
+    assert (few.loss_low, few.loss_high, few.loss_verdict) == (None, None, "no evidence")
+
+
+@pytest.mark.parametrize("count", [8, 30])
+def test_without_a_difference_the_interval_of_the_log_loss_holds_0_in_95_percent_of_cases(count: int) -> None:
+    chance, labels = np.random.default_rng(0), np.zeros(count, dtype=np.int64)
+    gains = [verdict.compare(labels, *(of_losses(chance.exponential(0.5, count)) for _ in range(2)))
+             for _ in range(300)]  # fmt: skip
+    # Less three standard deviations.
+    assert np.mean([gain.loss_verdict == "no evidence" for gain in gains]) > 0.95 - 3 * math.sqrt(0.05 * 0.95 / 300)
+
+
+def test_pictures_of_a_group_are_one_observation() -> None:
+    chance, labels = np.random.default_rng(1), np.arange(40) % 2
+    right = [*[False] * 5, *[True] * 35]
+    head, finetuned = (model_with(values, labels) for values in (right, [True] * 40))
+    finetuned = finetuned + (0.5 - finetuned) * chance.random((40, 1)) * 0.5
+    one = verdict.compare(labels, head, finetuned)
+    assert (one.fixed, one.broken, one.verdict) == (5, 0, "no evidence")
+    # Each picture ten times says no more than each once.
+    again = [np.repeat(values, 10, axis=0) for values in (labels, head, finetuned)]
+    assert verdict.compare(*again).verdict == "better"
+    grouped = verdict.compare(*again, np.repeat(np.arange(40), 10))
+    assert (grouped.fixed, grouped.groups, grouped.verdict) == (50, 40, "no evidence")
+    assert grouped.mcnemar_p == pytest.approx(one.mcnemar_p)
+    assert (grouped.loss_low, grouped.loss_high) == pytest.approx((one.loss_low, one.loss_high))
+    alone = verdict.compare(*again)
+    assert grouped.accuracy_high - grouped.accuracy_low > 2 * (alone.accuracy_high - alone.accuracy_low)
+    scores, plain = (metrics.score(again[0], again[1], groups) for groups in (np.repeat(np.arange(40), 10), None))
+    assert scores.accuracy_low < plain.accuracy_low < plain.accuracy_high < scores.accuracy_high
+    # Of few groups nothing can be told.
+    few = verdict.compare(*again, np.repeat(np.arange(4), 100))
+    assert (few.accuracy_low, few.accuracy_high, few.loss_low, few.loss_verdict) == (-1, 1, None, "no evidence")
+
+
+def test_the_p_value_of_groups_is_that_of_all_ways_to_toss_their_signs() -> None:
+    changes = np.array([3, -1, 2, 0, 2, 4, 1])
+    sums = [abs(np.dot(signs, np.abs(changes))) for signs in itertools.product([1, -1], repeat=len(changes))]
+    assert verdict.mcnemar_p(changes) == pytest.approx(np.mean(np.array(sums) >= abs(changes.sum())))
+
+
+def test_pictures_in_no_group_are_groups_of_their_own() -> None:
+    names = ["a", "", "b", "a", "", "b/2.png"]
+    entries = [Entry(f"{name}/{number}.png", 0, "cat", "", name) for number, name in enumerate(names)]
+    assert list(bootstrap.number_groups(entries)) == [0, 1, 2, 0, 3, 4]
+    assert bootstrap.number_groups([entries[1], entries[4]]) is None
+
+
+@pytest.mark.parametrize("pictures", [3, 100_000, 3_000_000])
+def test_however_many_pictures_few_resamples_are_in_memory_at_once(pictures: int) -> None:
+    counts = next(bootstrap.draw_counts(pictures, np.random.default_rng(0)))
+    assert counts.size <= max(2_000_000, pictures)
+    assert set(counts.sum(axis=1)) == {pictures}
 
 
 def test_shuffled_labels_score_as_chance() -> None:
@@ -246,10 +335,13 @@ GAIN = verdict.Gain(
     accuracy_low=0.009,
     accuracy_high=0.0476,
     loss=-0.01,
+    loss_low=-0.02,
+    loss_high=0.001,
     fixed=13,
     broken=3,
     mcnemar_p=0.0213,
     verdict="better",
+    loss_verdict="no evidence",
 )
 
 
@@ -258,20 +350,33 @@ GAIN = verdict.Gain(
     [
         (
             {},
-            "Fine-tuning helped: +2.50 points (95% interval +0.90 to +4.76, p = 0.021): 13 pictures fixed, 3 broken.",
+            "Accuracy: better, +2.50 points (95% interval +0.90 to +4.76, p = 0.021; 13 pictures fixed, 3 broken); "
+            "probabilities: no evidence, log-loss -0.0100 (-0.0200 to +0.0010).",
         ),
         (
-            {"verdict": "worse", "accuracy": -0.1, "accuracy_low": -0.15, "accuracy_high": -0.05, "mcnemar_p": 1e-7},
-            "Fine-tuning made it worse: -10.00 points (95% interval -15.00 to -5.00, p < 0.001): "
-            "13 pictures fixed, 3 broken.",
+            {"verdict": "worse", "accuracy": -0.1, "accuracy_low": -0.15, "accuracy_high": -0.05, "mcnemar_p": 1e-7,
+             "loss_verdict": "better", "loss_high": -0.005, "groups": 40},
+            "Accuracy: worse, -10.00 points (95% interval -15.00 to -5.00, p < 0.001; 13 pictures fixed, 3 broken); "
+            "probabilities: better, log-loss -0.0100 (-0.0200 to -0.0050); by 40 whole groups.",
         ),
         (
-            {"verdict": "no evidence", "accuracy": -0.00001, "fixed": 1, "broken": 1, "mcnemar_p": 1.0},
-            "No evidence that fine-tuning helped: +0.00 points (95% interval +0.90 to +4.76, p = 1.000): "
-            "1 picture fixed, 1 broken.",
+            {"verdict": "no evidence", "accuracy": -0.00001, "fixed": 1, "broken": 1, "mcnemar_p": 1.0,
+             "loss_low": None, "loss_high": None},
+            "Accuracy: no evidence, +0.00 points (95% interval +0.90 to +4.76, p = 1.000; 1 picture fixed, 1 broken); "
+            "probabilities: no evidence, log-loss -0.0100 (no interval of fewer than 6 pictures).",
+        ),
+        (
+            {"verdict": None, "loss_verdict": None, "mcnemar_p": None},
+            "NO VERDICT: training watched the test pictures (split.val_size is 0), which flatters: "
+            "accuracy +2.50 points, log-loss -0.0100.",
+        ),
+        (
+            {"identical": True, "verdict": None, "mcnemar_p": None},
+            "Fine-tuning changed nothing: both checkpoints are the same network. Try another finetune.lr, more blocks "
+            "(finetune.unfreeze) or more pictures.",
         ),
     ],
-)
+)  # fmt: skip
 def test_the_verdict_is_put_into_one_plain_sentence(changes: dict[str, object], expected: str) -> None:
     assert verdict.describe_gain(replace(GAIN, **changes)) == expected
 
@@ -315,6 +420,14 @@ def test_the_table_is_aligned_and_the_verdict_stands_below() -> None:
     assert "+2.50 points" in lines[3]
     assert "-0.0100" in lines[3]
     assert last == verdict.describe_gain(GAIN)
+
+
+def test_the_same_network_has_one_line_of_scores_and_one_of_advice() -> None:
+    result = made_up_evaluation()
+    same = replace(result, gain=replace(GAIN, identical=True))
+    _, scores, advice = evaluation.describe(same).splitlines()
+    assert scores.startswith(f"both  Test accuracy: {result.finetuned.accuracy:.2%}")
+    assert advice == verdict.describe_gain(same.gain)
 
 
 def test_an_evaluation_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ import pytest
 from numpy.typing import NDArray
 
 from stages.common.stage import StageError
-from stages.scores.folds import combine_folds, combine_seeds, corrected_interval, describe_folds, join
+from stages.scores.folds import combine_folds, combine_seeds, corrected_interval, describe_folds, describe_seeds, join
 from stages.scores.predictions import Predictions
-from stages.scores.verdict import compare, paired_interval
+from stages.scores.verdict import compare, describe_gain, paired_interval
 
 
 def predictions(name: str, head: NDArray[np.bool_], finetuned: NDArray[np.bool_]) -> Predictions:
@@ -44,35 +44,62 @@ def test_folds_together_are_one_test_of_all_pictures() -> None:
     pooled = join(list(runs.values()))
     gain = compare(pooled.labels, pooled.head, pooled.finetuned)
     assert together.pictures == len(pooled.paths) == 310
-    assert (together.fixed, together.broken, together.mcnemar_p) == (gain.fixed, gain.broken, gain.mcnemar_p)
-    assert together.gain == pytest.approx(gain.accuracy)
+    for name in ("accuracy", "loss", "fixed", "broken", "mcnemar_p"):
+        assert getattr(together.gain, name) == getattr(gain, name)
     assert together.head == pytest.approx((pooled.head.argmax(axis=1) == pooled.labels).mean())
-    assert together.gain_low <= gain.accuracy_low < gain.accuracy_high <= together.gain_high
-    assert together.verdict == "better"
-    assert describe_folds(together).splitlines()[-1].startswith("Fine-tuning helped: +")
+    assert together.gain.accuracy_low <= gain.accuracy_low < gain.accuracy_high <= together.gain.accuracy_high
+    assert together.gain.verdict == together.gain.loss_verdict == "better"
+    line = describe_folds(together).splitlines()[-1]
+    assert line == f"{describe_gain(together.gain)} 5 folds, each picture tested once."
 
 
 def test_without_a_difference_the_interval_holds_zero_and_no_gain_is_claimed() -> None:
-    chance, holds, claims = np.random.default_rng(1), 0, 0
+    chance, holds, claims, loss_claims = np.random.default_rng(1), 0, 0, 0
     for _ in range(200):
         runs = {
             f"{fold}": predictions(f"{fold}", chance.random(80) < 0.9, chance.random(80) < 0.9) for fold in range(5)
         }
         together = combine_folds(runs, 0.25)
-        holds += together.gain_low <= 0 <= together.gain_high
-        claims += together.verdict != "no evidence"
+        holds += together.gain.accuracy_low <= 0 <= together.gain.accuracy_high
+        claims += together.gain.verdict != "no evidence"
+        loss_claims += together.gain.loss_verdict != "no evidence"
     assert holds >= 190
     assert claims <= 10
+    assert loss_claims <= 10
 
 
 def test_the_same_predictions_in_all_folds_are_no_evidence() -> None:
     right = np.arange(50) % 10 > 0
     together = combine_folds({f"{fold}": predictions(f"{fold}", right, right) for fold in range(3)}, 0.5)
-    assert (together.gain, together.mcnemar_p) == (0, 1)
+    assert (together.gain.accuracy, together.gain.mcnemar_p) == (0, 1)
     # That of one test of 150 pictures: equal folds are no certainty.
-    assert (together.gain_low, together.gain_high) == paired_interval(135, 0, 0, 150)
-    assert together.gain_high - together.gain_low > 0.03
-    assert together.verdict == "no evidence"
+    assert (together.gain.accuracy_low, together.gain.accuracy_high) == paired_interval(135, 0, 0, 150)
+    assert together.gain.accuracy_high - together.gain.accuracy_low > 0.03
+    assert together.gain.verdict == together.gain.loss_verdict == "no evidence"
+
+
+def test_folds_that_differ_have_a_wider_interval_and_no_verdict() -> None:
+    right = np.zeros(100, dtype=bool)
+    after = [np.arange(100) < fixed for fixed in (30, 0, 0)]
+    runs = {f"{fold}": predictions(f"{fold}", right, values) for fold, values in enumerate(after)}
+    pooled = join(list(runs.values()))
+    gain, together = compare(pooled.labels, pooled.head, pooled.finetuned), combine_folds(runs, 0.5)
+    assert gain.verdict == gain.loss_verdict == "better"
+    assert together.gain.verdict == together.gain.loss_verdict == "no evidence"
+    assert together.gain.loss_low < gain.loss_low < gain.loss_high < 0 < together.gain.loss_high
+
+
+def test_groups_and_watched_test_pictures_are_heard_of_in_folds() -> None:
+    right = np.arange(40) >= 8
+    runs = {f"{fold}": predictions(f"{fold}", right, np.ones(40, dtype=bool)) for fold in range(3)}
+    assert combine_folds(runs, 0.5).gain.verdict == "better"
+    grouped = combine_folds(runs, 0.5, np.arange(120) // 8)
+    assert (grouped.gain.groups, grouped.gain.verdict) == (15, "no evidence")
+    plain = combine_folds(runs, 0.5)
+    assert grouped.head_low < plain.head_low < plain.head_high < grouped.head_high
+    watched = combine_folds(runs, 0.5, watched=True)
+    assert (watched.gain.verdict, watched.gain.loss_verdict, watched.gain.mcnemar_p) == (None, None, None)
+    assert "NO VERDICT" in describe_folds(watched)
 
 
 def test_runs_of_different_data_are_refused() -> None:
@@ -84,11 +111,17 @@ def test_runs_of_different_data_are_refused() -> None:
         combine_seeds({"1": same, "2": predictions("b", right, right)})
 
 
-def test_seeds_say_how_far_training_moves_the_gain() -> None:
+@pytest.mark.parametrize("gained", [(2, 3, 4), (3, 3, 3)])
+def test_seeds_have_a_mean_and_a_range_and_no_verdict(gained: tuple[int, ...]) -> None:
     right = np.arange(100) >= 10
-    after = [np.arange(100) >= 10 - gained for gained in (2, 3, 4)]
-    together = combine_seeds({f"{seed}": predictions("a", right, values) for seed, values in enumerate(after)})
-    assert (together.gain, together.verdict) == (pytest.approx(0.03), "better")
-    assert (together.finetuned_low, together.finetuned_high) == (0.92, 0.94)
-    assert together.mcnemar_p is None
-    assert together.gain_low == pytest.approx(0.03 - 4.302652730 * 0.01 / math.sqrt(3))
+    runs = {f"{seed}": predictions("a", right, np.arange(100) >= 10 - more) for seed, more in enumerate(gained)}
+    together = combine_seeds(runs)
+    gain = together.gain
+    assert (together.finetuned_low, together.finetuned_high) == ((90 + min(gained)) / 100, (90 + max(gained)) / 100)
+    assert gain.accuracy == pytest.approx(0.03)
+    assert (gain.accuracy_low, gain.accuracy_high) == pytest.approx((min(gained) / 100, max(gained) / 100))
+    assert gain.loss == pytest.approx(np.mean([run.loss for run in together.runs]))
+    assert (gain.verdict, gain.loss_verdict, gain.mcnemar_p) == (None, None, None)
+    text = describe_seeds(together)
+    assert "95%" not in text
+    assert "No verdict" in text.splitlines()[-1]

@@ -269,7 +269,7 @@ def test_fine_tuning_that_lowers_nothing_ends_with_the_head_checkpoint_and_says_
     assert project.run("finetune", "evaluate", "plot") == 0
     printed = capsys.readouterr().out
     assert "no epoch has a lower validation loss" in printed
-    assert "No evidence that fine-tuning helped: both checkpoints make the same predictions." in printed
+    assert "Fine-tuning changed nothing: both checkpoints are the same network." in printed
     assert_same_tensors(project.checkpoint("head"), project.checkpoint("finetuned"))
     metrics = json.loads(project.path("metrics/finetune/metrics.json").read_text())
     assert metrics["selected_epoch"] == 0
