@@ -146,14 +146,11 @@ def describe_suspects(suspects: list[Suspect], judged: Judged, classes: Sequence
     everywhere = len(judged.paths) > sum(counts["test"] for counts in class_counts(split).values())
     of = "" if everywhere else " Of the test pictures alone; `make folds` looks at all pictures."
     paragraphs = []
-    if conflicts := [
-        f"{code(one['path'])}: {cell(one['reason'])}" for one in split["rejected"] if CONFLICT in one["reason"]
-    ]:
+    rejected = [one for one in split["rejected"] if CONFLICT in one["reason"]]
+    if conflicts := [f"{code(one['path'])}: {cell(one['reason'])}" for one in rejected]:
         more = [f"... {len(conflicts) - _MOST_SUSPECTS:,} more in `split.json`"] * (len(conflicts) > _MOST_SUSPECTS)
-        paragraphs += [
-            "The same picture has two labels, and is left out:",
-            bullets([*conflicts[:_MOST_SUSPECTS], *more]),
-        ]
+        paragraphs.append("These pictures have two labels each, and are left out:")
+        paragraphs.append(bullets([*conflicts[:_MOST_SUSPECTS], *more]))
     if not suspects:
         return "\n\n".join([*paragraphs, f"The network disagrees with no label.{of}"])
     wrong = estimate_wrong_labels(judged.labels, judged.probabilities)
@@ -256,7 +253,7 @@ def describe_line(line: list[Point], alpha: float) -> str:
     """
     losses = f"validation loss {number(line[0].val_loss)} at the start, {number(line[-1].val_loss)} at the end"
     if not alpha:
-        return f"kept the head checkpoint: nothing between it and the end has a lower validation loss ({losses})."
+        return f"kept the head checkpoint: no point towards the end has a lower validation loss ({losses})."
     kept = next(point for point in line if point.alpha == alpha)
     return f"kept {alpha:.0%} of the change; {losses}, {number(kept.val_loss)} kept."
 

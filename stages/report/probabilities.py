@@ -43,8 +43,8 @@ def describe_probabilities(
         )
     text = (
         f"All probabilities here, and those of `predict` and of the exported network, come from logits divided by a "
-        f"[temperature](https://arxiv.org/abs/1706.04599): {shown}, fitted on {fitted}. It changes no prediction. Above "
-        "1, it makes a network less sure."
+        f"[temperature](https://arxiv.org/abs/1706.04599): {shown}, fitted on {fitted}. It changes no "
+        "prediction. Above 1, it makes a network less sure."
     )
     changes = table(["on the test pictures, 95% interval", "without", "with temperature", "change"], rows)
     return f"{text}\n\n{changes}\n\n{coverage}"

@@ -37,7 +37,7 @@ class Point:
 def choose(losses: Sequence[NDArray[np.float64]]) -> int:
     """Return the position of the point to keep: nearest to the middle, of those that the images cannot tell from best.
 
-    These are the points whose mean loss is above the lowest by at most a standard error, that of the paired difference
+    These are the points whose mean loss is less than a standard error above the lowest, that of the paired difference
     over the images (the one-standard-error rule, Breiman et al. 1984). Among them, the middle of the line is what
     WiSE-FT recommends where nothing is known; of two as near to it, the later one is kept. So it takes evidence to go
     back to the start, or on to the end.
@@ -50,7 +50,7 @@ def choose(losses: Sequence[NDArray[np.float64]]) -> int:
     near = []
     for position in usable:
         excess = losses[position] - losses[lowest]
-        if excess.mean() <= excess.std() / math.sqrt(len(excess)):
+        if position == lowest or excess.mean() < excess.std() / math.sqrt(len(excess)):
             near.append(position)
     return min(near, key=lambda position: (abs(ALPHAS[position] - 0.5), -position))
 

@@ -198,7 +198,7 @@ def finish(
         print(f"training stopped: {fit.failure}")
     kept, why = f"epoch {selected.number}", ""
     if not selected.number:
-        why = f": {'nothing between it and the end' if fit.line else 'no epoch'} has a lower validation loss"
+        why = f": {'no point towards the end' if fit.line else 'no epoch'} has a lower validation loss"
     elif point is not None:
         kept = f"{point.alpha:.0%} of the change"
     loss, accuracy = (selected.val_loss, selected.accuracy) if point is None else (point.val_loss, point.accuracy)

@@ -5,14 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from stages.pictures.division import CONFLICT
 from stages.report.page import FIGURES, Results, compose_report, describe_suspects
 from stages.scores.classes import ClassScores
 from stages.scores.evaluation import Evaluation
 from stages.scores.metrics import Scores
 from stages.scores.near_duplicates import NearDuplicates, Pair, read_near_duplicates, write_near_duplicates
-from stages.scores.suspects import Suspect
+from stages.scores.suspects import Judged, Suspect
 from stages.scores.verdict import Gain, describe_gain
 
 NAMES = ["cat", "dog|wolf", "a_b*c"]
@@ -207,12 +209,34 @@ def test_a_clean_test_set_is_said_to_be_one() -> None:
 def test_the_labels_that_are_believed_least_are_listed() -> None:
     assert "## Labels that may be wrong\n\nSuspects.\n" in report()
     suspects = [Suspect(f"cat/{number}|.jpg", "cat", 0.01, "dog", 0.99) for number in range(25)]
-    text = describe_suspects(suspects, 3.4, 400)
-    assert text.startswith("25 pictures for which the fine-tuned network believes another class; about 3 of 400 labels")
+    # Of 40 cats, the network takes three for dogs.
+    probabilities = np.array([[0.01, 0.99]] * 3 + [[0.99, 0.01]] * 37 + [[0.02, 0.98]] * 40)
+    judged = Judged([str(number) for number in range(80)], np.array([0] * 40 + [1] * 40), probabilities)
+    split = {"rejected": [], "classes": {"cat": {"train": 0, "val": 0, "test": 80}}}
+    text = describe_suspects(suspects, judged, ["cat", "dog"], split)
+    assert text.startswith("25 pictures where the network prefers another label; about 3 of 80 labels may be wrong")
     assert "`make folds` looks at all pictures" in text
     assert row(text, "cat/0") == ["cat/0\\|.jpg", "cat", "0.0100", "dog", "0.9900"]
     assert row(text, "... ")[0] == "... 5 more in `suspects.csv`"
-    assert "no picture" in describe_suspects([], 0.0, 400)
+    assert "disagrees with no label" in describe_suspects([], judged, ["cat", "dog"], split)
+
+
+def test_labels_of_pictures_out_of_fold_and_contradictions_are_listed_too() -> None:
+    probabilities = np.array([[0.4, 0.6]] * 10 + [[0.6, 0.4]] * 10 + [[0.3, 0.7]] * 10)
+    judged = Judged([str(number) for number in range(30)], np.array([0] * 10 + [1] * 20), probabilities)
+    rejected = [
+        {"path": "cat/a.jpg", "reason": f"same bytes as dog/b.jpg, {CONFLICT}"},
+        {"path": "cat/c.jpg", "reason": "cannot be read"},
+    ]
+    split = {"rejected": rejected, "classes": {"cat": {"train": 5, "val": 5, "test": 20}}}
+    text = describe_suspects([Suspect("cat/1", "cat", 0.4, "dog", 0.6)], judged, ["cat", "dog"], split)
+    assert text.startswith(
+        "These pictures have two labels each, and are left out:\n\n- `cat/a.jpg`: same bytes as dog/b.jpg"
+    )
+    assert "cannot be read" not in text
+    assert "make folds" not in text
+    assert "Classes that are hardly told apart" in text
+    assert "cat and dog (25.00%)" in text
 
 
 def test_a_number_is_written_in_one_way_and_no_zero_has_a_minus() -> None:

@@ -1,0 +1,115 @@
+"""Back along the line from the end of fine-tuning: which point is kept, and that it is one on the line."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Project
+from safetensors.torch import load_file
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from stages.common.stage import StageError
+from stages.network.checkpoint import load_checkpoint
+from stages.training.history import read_alpha, read_history
+from stages.training.line import ALPHAS, Point, choose, read_line, write_line
+
+
+def losses(best: float, depth: float, noise: float = 0.02, images: int = 200) -> list[np.ndarray]:
+    """A parabola with its lowest point at `best`; images differ in how hard they are, and in how they change."""
+    chance = np.random.default_rng(0)
+    hard, change = chance.exponential(0.5, images), chance.normal(0, noise, images)
+    return [hard + depth * (alpha - best) ** 2 + alpha * (change - change.mean()) for alpha in ALPHAS]
+
+
+@pytest.mark.parametrize("best", [0.0, 0.3, 0.5, 0.8, 1.0])
+def test_a_lowest_point_that_is_known_is_kept_where_the_images_tell_it_from_its_neighbours(best: float) -> None:
+    assert ALPHAS[choose(losses(best, depth=10.0))] == best
+
+
+@pytest.mark.parametrize("best", [0.1, 1.0])
+def test_of_points_that_the_images_cannot_tell_apart_the_one_nearest_to_the_middle_is_kept(best: float) -> None:
+    assert ALPHAS[choose(losses(best, depth=1e-4, noise=1e-3))] == 0.5
+
+
+def test_the_loss_kept_is_never_more_than_a_standard_error_above_that_of_the_start() -> None:
+    chance = np.random.default_rng(1)
+    for _ in range(200):
+        every = [values + chance.normal(0, 0.1) for values in losses(chance.random(), chance.exponential(0.3), 0.3, 30)]
+        excess = every[choose(every)] - every[0]
+        assert excess.mean() <= excess.std() / np.sqrt(30) + 1e-12
+
+
+def test_a_line_on_which_nothing_changes_leaves_the_start() -> None:
+    assert choose([np.ones(5)] * len(ALPHAS)) == 0
+
+
+def test_points_that_are_not_finite_are_ruled_out() -> None:
+    every = losses(1.0, depth=10.0)
+    every[7:] = [np.full(200, np.inf)] * 4
+    assert choose(every) == 6
+
+
+def test_the_table_is_read_as_it_was_written(tmp_path: Path) -> None:
+    points = [Point(0.0, 0.3, 0.9, 1.1), Point(0.1, float("inf"), 0.5, 1.0)]
+    write_line(tmp_path / "line.csv", points)
+    assert read_line(tmp_path / "line.csv") == points
+    (tmp_path / "line.csv").write_text("a,b\n")
+    with pytest.raises(StageError, match="not a table of points"):
+        read_line(tmp_path / "line.csv")
+
+
+@pytest.fixture
+def tuned(project: Project) -> Project:
+    project.set("finetune.lr", 1e-3)
+    project.set("finetune.epochs", 3)
+    project.build()
+    assert project.run("train_head", "finetune") == 0
+    return project
+
+
+def test_the_checkpoint_lies_on_the_line_and_nothing_frozen_has_moved(tuned: Project) -> None:
+    head, kept = (load_file(tuned.checkpoint(name)) for name in ("head", "finetuned"))
+    alpha = read_alpha(tuned.path("metrics/finetune"))
+    assert 0 < alpha < 1
+    tuned.set("finetune.select", "last")
+    assert tuned.run("finetune") == 0
+    end = load_file(tuned.checkpoint("finetuned"))
+    network, _ = load_checkpoint(tuned.checkpoint("head"))
+    batchnorm = {
+        f"{name}.{key}"
+        for name, module in network.named_modules()
+        if isinstance(module, _BatchNorm)
+        for key in module.state_dict()
+    }
+    changed = [key for key in head if not torch.equal(head[key], end[key])]
+    assert changed
+    assert batchnorm.isdisjoint(changed)
+    for key, tensor in head.items():
+        expected = torch.lerp(tensor, end[key], alpha) if key in changed else tensor
+        assert torch.equal(kept[key], expected), key
+
+
+def test_the_history_says_what_was_kept(tuned: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tuned.run("finetune") == 0
+    folder = tuned.path("metrics/finetune")
+    alpha, points, epochs = read_alpha(folder), read_line(folder / "line.csv"), read_history(folder)
+    assert [point.alpha for point in points] == list(ALPHAS)
+    assert points[0].val_loss == pytest.approx(epochs[0].val_loss, abs=1e-6)
+    assert points[-1].val_loss == pytest.approx(epochs[-1].val_loss, abs=1e-6)
+    assert f"kept {alpha:.0%} of the change" in capsys.readouterr().out
+    assert tuned.run("evaluate", "plot") == 0
+    assert (
+        f"Fine-tuning: kept {alpha:.0%} of the change; validation loss" in tuned.path("metrics/report.md").read_text()
+    )
+
+
+def test_without_validation_images_the_end_is_kept_and_said(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.set("split.val_size", 0.0)
+    project.build()
+    assert project.run("train_head", "finetune") == 0
+    assert "no validation pictures: the end of the schedule is kept" in capsys.readouterr().out
+    assert read_line(project.path("metrics/finetune/line.csv")) == []
+    assert read_alpha(project.path("metrics/finetune")) == 1

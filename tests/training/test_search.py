@@ -1,0 +1,194 @@
+"""The head is found: planted data for which one kind of head has to win, and what follows from the folds."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, Project
+from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from stages.common.params import TrainHead, load_params
+from stages.common.stage import StageError
+from stages.network.checkpoint import load_checkpoint
+from stages.pictures.index import Entry
+from stages.scores.suspects import find_suspects
+from stages.training.search import (
+    FOLDS,
+    Candidate,
+    Images,
+    assign_folds,
+    find_head,
+    read_candidates,
+    train_linear,
+    write_candidates,
+)
+
+
+def phase() -> TrainHead:
+    return load_params(ROOT / "params.yaml").train_head
+
+
+def entries_of(labels: Tensor) -> list[Entry]:
+    return [
+        Entry(f"{number}.png", label, f"class {label}", f"{number:064x}")
+        for number, label in enumerate(labels.tolist())
+    ]
+
+
+def find(features: Tensor, labels: Tensor, hidden: int = 64):
+    """Half of the images to train on, a quarter for validation; the rest is left out."""
+    entries, half, rest = entries_of(labels), len(labels) // 2, 3 * len(labels) // 4
+    train, val = entries[:half], entries[half:rest]
+    return find_head(features[:rest], train, val, val, hidden, phase(), None, 0)
+
+
+def lines(count: int = 800, inputs: int = 40) -> tuple[Tensor, Tensor]:
+    """Three classes by the largest of three noisy sums: nothing that is not linear helps."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(count, inputs, generator=generator)
+    weights = torch.randn(inputs, 3, generator=generator)
+    return features, (features @ weights + 4 * torch.randn(count, 3, generator=generator)).argmax(1)
+
+
+def rings(count: int = 1600) -> tuple[Tensor, Tensor]:
+    """Two classes by the distance from the middle: no line parts them."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(count, 4, generator=generator)
+    return features, (features[:, :2].norm(dim=1) > 1.2).long()
+
+
+def test_where_classes_are_parted_by_lines_a_linear_head_is_found() -> None:
+    assert find(*lines()).candidates[0].lr is None
+
+
+def test_where_no_line_parts_the_classes_a_hidden_layer_is_found() -> None:
+    features, labels = rings()
+    found = find(features, labels)
+    assert found.candidates[0].penalty is None
+    assert found.candidates[0].accuracy > 0.9
+    tested = slice(3 * len(labels) // 4, None)
+    head = torch.nn.Sequential(*found.layers)
+    with torch.no_grad():
+        right = (head(features[tested])[:, 0] > 0).long() == labels[tested]
+    assert right.float().mean() > 0.9
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("penalty", [1.0, 100.0])
+def test_a_linear_head_is_scikit_learns_logistic_regression(classes: int, penalty: float) -> None:
+    features, labels = lines()
+    labels = labels.clamp(max=classes - 1)
+    features = (features - features.mean(0)) / features.std(0)
+    rows = [torch.arange(0, 600), torch.arange(200, 800)]
+    images = Images(features, labels, 1 if classes == 2 else classes)
+    (heads,) = train_linear(images, rows, [penalty, penalty], 0.0, 300, 300)
+    for own, head in zip(rows, heads, strict=True):
+        theirs = LogisticRegression(C=1 / penalty, tol=1e-8, max_iter=5000).fit(
+            features[own].numpy(), labels[own].numpy()
+        )
+        with torch.no_grad():
+            logits = head(features)
+        probabilities = logits.sigmoid()[:, 0] if classes == 2 else logits.softmax(1)
+        expected = theirs.predict_proba(features.numpy())
+        assert np.abs(probabilities.numpy() - (expected[:, 1] if classes == 2 else expected)).max() < 2e-3
+
+
+def test_features_on_any_scale_find_the_same_head() -> None:
+    features, labels = lines()
+    scale = 10 ** torch.linspace(-3, 3, features.shape[1])
+    plain, scaled = find(features, labels), find(features * scale + 7 * scale, labels)
+    assert [one.loss for one in scaled.candidates] == pytest.approx([one.loss for one in plain.candidates], abs=2e-3)
+
+
+def test_swapped_labels_of_training_images_are_found_without_training_again() -> None:
+    generator = torch.Generator().manual_seed(1)
+    truth = torch.randint(0, 3, (600,), generator=generator)
+    features = torch.randn(600, 20, generator=generator) + 3 * torch.eye(20)[truth]
+    labels = truth.clone()
+    swapped = torch.arange(0, 300, 15)
+    labels[swapped] = (labels[swapped] + 1) % 3
+    found = find(features, labels)
+    probabilities = found.logits.double().softmax(1).numpy()
+    names = [entry.path for entry in found.entries]
+    listed = find_suspects(names, labels[: len(names)].numpy(), probabilities, ["a", "b", "c"])
+    first = {one.path for one in listed[: len(swapped)]}
+    assert len(first & {f"{number}.png" for number in swapped.tolist()}) >= 0.9 * len(swapped)
+
+
+def test_the_folds_are_even_in_each_class_and_keep_copies_and_groups_together() -> None:
+    labels = torch.tensor([0] * 100 + [1] * 20)
+    entries = entries_of(labels)
+    entries[:10] = [replace(entry, group="one scene") for entry in entries[:10]]
+    entries[20] = replace(entries[20], sha256=entries[30].sha256)
+    folds = assign_folds(entries, 0)
+    assert len(set(folds[:10].tolist())) == 1
+    assert folds[20] == folds[30]
+    assert torch.bincount(folds[100:], minlength=FOLDS).tolist() == [4] * FOLDS
+    assert not torch.equal(folds, assign_folds(entries, 1))
+
+
+def test_the_table_is_read_as_it_was_written(tmp_path: Path) -> None:
+    candidates = [Candidate(1.0, None, 0.3, 0.9, 1.1), Candidate(None, 2e-3, 0.4, 0.8, 0.9)]
+    write_candidates(tmp_path / "candidates.csv", candidates)
+    assert read_candidates(tmp_path / "candidates.csv") == candidates
+    (tmp_path / "candidates.csv").write_text("a\n")
+    with pytest.raises(StageError, match="not a table of heads"):
+        read_candidates(tmp_path / "candidates.csv")
+
+
+@pytest.fixture
+def searching(project: Project) -> Project:
+    project.set("model.head", "pooled")
+    project.build()
+    return project
+
+
+def test_the_head_that_was_found_is_what_the_checkpoint_has_and_what_is_fine_tuned(searching: Project) -> None:
+    assert searching.run("train_head", "finetune", "evaluate", "plot") == 0
+    best = read_candidates(searching.path("metrics/train_head/candidates.csv"))[0]
+    initial, head = (load_file(searching.checkpoint(name)) for name in ("initial", "head"))
+    assert all(torch.equal(tensor, head[key]) for key, tensor in initial.items() if key.startswith("backbone."))
+    _, description = load_checkpoint(searching.checkpoint("head"))
+    assert description.standardized
+    assert description.hidden == (0 if best.lr is None else 8)
+    assert description.temperature == best.temperature
+    _, tuned = load_checkpoint(searching.checkpoint("finetuned"))
+    assert replace(tuned, temperature=1.0) == replace(description, temperature=1.0)
+    with np.load(searching.path("data/out_of_fold.npz")) as content:
+        parts = searching.parts()
+        assert content["paths"].tolist() == [entry.path for part in ("train", "val") for entry in parts[part]]
+        assert content["probabilities"].sum(axis=1) == pytest.approx(1)
+    assert "of 11 heads tried by folds" in searching.path("metrics/report.md").read_text()
+
+
+def test_the_same_run_gives_the_same_bytes(searching: Project) -> None:
+    assert searching.run("train_head") == 0
+    first = searching.checkpoint("head").read_bytes()
+    searching.checkpoint("head").unlink()
+    assert searching.run("train_head") == 0
+    assert searching.checkpoint("head").read_bytes() == first
+
+
+@pytest.mark.parametrize(("key", "value"), [("model.head", "flatten"), ("train_head.search", False)])
+def test_another_head_or_the_switch_trains_what_the_parameters_say(project: Project, key: str, value: object) -> None:
+    project.set("model.head", "pooled")
+    project.set(key, value)
+    project.build()
+    assert project.run("train_head") == 0
+    assert read_candidates(project.path("metrics/train_head/candidates.csv")) == []
+    _, description = load_checkpoint(project.checkpoint("head"))
+    assert (description.hidden, description.standardized) == (8, False)
+
+
+def test_under_augmentation_the_head_that_was_found_goes_on_training(
+    searching: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    searching.set("train_head.augment", "light")
+    assert searching.run("train_head") == 0
+    printed = capsys.readouterr().out
+    assert "heads tried by 5 folds" in printed
+    assert "epoch 2/2" in printed
