@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from stages.common.stage import StageError
-from stages.common.words import plural
+from stages.common.words import enumerate_names, plural
 from stages.pictures.check import Checked
 from stages.pictures.collection import Collection
 from stages.pictures.colour import GREY_RANGE
@@ -25,6 +25,11 @@ _LEFT_OUT = {
     ),
     "loose": ("picture beside the class folders", "pictures beside the class folders"),
     "unlisted": ("picture that the table does not list", "pictures that the table does not list"),
+    "unlabelled": (
+        "picture of a test folder without class folders",
+        "pictures of test folders without class folders",
+    ),
+    "other_kind": ("picture about another one (a mask, a label)", "pictures about others (masks, labels)"),
     "overlap": ("copy of a picture of another part", "copies of pictures of another part"),
 }
 
@@ -141,7 +146,11 @@ def last_line(split: dict[str, Any], report: Path) -> str:
     """Say in one line what the split did; `split` is the content of the file `report`."""
     parts = ", ".join(f"{part} {number}" for part, number in split["parts"].items())
     copies = plural(len(split["duplicates"]), "group") + " of copies"
-    said = "; ".join([f"{len(split['rejected'])} rejected, {copies}", *split["notes"]])
+    counts = {name: sum(numbers.values()) for name, numbers in class_counts(split).items()}
+    classes = enumerate_names([f"{name} {number:,}" for name, number in counts.items()])
+    if len(counts) > 10:
+        classes += f", {min(counts.values()):,} to {max(counts.values()):,} each"
+    said = "; ".join([f"classes: {classes}", f"{len(split['rejected'])} rejected, {copies}", *split["notes"]])
     return f"{parts}; {said}: see {report}"
 
 

@@ -157,7 +157,7 @@ def test_a_table_that_cannot_be_used(
 @pytest.mark.parametrize(
     ("splits", "message"),
     [
-        (["train", "holdout"], "line 3: split is 'holdout', should be train, val or test"),
+        (["train", "spare"], "line 3: split is 'spare', should be train, val or test"),
         (["train", ""], "has no split in 20 rows and one in the others"),
         (["val", "test"], "has no row whose split is train"),
     ],
