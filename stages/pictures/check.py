@@ -3,6 +3,7 @@
 import hashlib
 import posixpath
 import signal
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -19,18 +20,25 @@ from stages.pictures.collection import Collection
 from stages.pictures.decode import NEEDS_HEIF, PictureError, decode_with_facts, read_picture
 from stages.pictures.scan import extension, reason
 
+# Masks have no more colours.
+_FEW = 16
+
 
 @dataclass(frozen=True)
 class Checked:
     """What a picture is, or `problem`: why it cannot be used.
 
-    `sha256` of its file, in hex; its upright size in pixels; the `highest_grey` value, `None` unless it is 16-bit grey.
+    `sha256` of its file, in hex; its upright size in pixels; the `highest_grey` value, `None` unless it is 16-bit grey;
+    `remarks` of decoding, and `blank` or `few` for one colour or hardly any; a checksum of its `pixels`, those of a
+    smaller version of a JPEG.
     """
 
     sha256: str = ""
     width: int = 0
     height: int = 0
     highest_grey: int | None = None
+    remarks: tuple[str, ...] = ()
+    pixels: int = 0
     problem: str | None = None
 
 
@@ -65,7 +73,36 @@ def _check(root: Path, grey_max: int | None, path: str) -> Checked:
         return Checked(problem=reason(error))
     except PictureError as error:
         return Checked(problem=str(error))
-    return Checked(hashlib.sha256(content).hexdigest(), *decoded.size, decoded.highest_grey)
+    colours = decoded.picture.getcolors(_FEW)
+    few = () if colours is None else ("blank",) if len(colours) == 1 else ("few",)
+    return Checked(
+        hashlib.sha256(content).hexdigest(),
+        *decoded.size,
+        decoded.highest_grey,
+        (*decoded.remarks, *few),
+        zlib.crc32(decoded.picture.tobytes()),
+    )
+
+
+def require_no_masks(root: Path, found: Collection, checked: dict[str, Checked]) -> None:
+    """Refuse a class whose pictures have hardly any colours, and the names of those of a class that have many.
+
+    Raises:
+        StageError: such classes are pictures and their masks.
+    """
+    stems: dict[str, dict[str, bool]] = {}
+    for name, pictures in found.by_class().items():
+        facts = {posixpath.splitext(one.below)[0]: checked.get(one.path) for one in pictures}
+        stems[name] = {stem: "few" in fact.remarks or "blank" in fact.remarks for stem, fact in facts.items() if fact}
+    masks = [name for name, few in stems.items() if few and sum(few.values()) > 0.9 * len(few)]
+    for mask in masks:
+        for name in stems.keys() - set(masks):
+            shared = stems[mask].keys() & stems[name].keys()
+            if len(shared) > 0.9 * len(stems[mask]) and sum(stems[name].values()) < 0.1 * len(stems[name]):
+                raise StageError(
+                    f"data.path: {mask} in {root} has the file names of {name}, and at most {_FEW} colours a picture: "
+                    "masks, not a class; move them away"
+                )
 
 
 def require_usable(root: Path, found: Collection, rejected: dict[str, str], limit: float) -> None:

@@ -7,10 +7,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from stages.pictures.colour import RangeError, highest_grey, to_rgb
+from stages.pictures.colour import (
+    RangeError,
+    highest_grey,
+    require_bright_colours,
+    require_stated_values,
+    to_rgb,
+    without_false_alpha,
+)
+from stages.pictures.jpeg import find_damage
 from stages.pictures.metadata import without_metadata
 
 try:
@@ -29,6 +37,12 @@ MAX_ASPECT = 100
 # Pillow calls a PNG damaged whose colour profile or text has more bytes than this, 2^20 by default.
 PngImagePlugin.MAX_TEXT_CHUNK = 2**24
 NEEDS_HEIF = "HEIC, which needs `pip install pillow-heif`"
+
+# No others are opened, whatever a file holds: Pillow hands PostScript to Ghostscript. TGA, which has no sign, is last.
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF", "HEIF", "TGA")
+_WITHOUT_HEIF = tuple(name for name in _FORMATS if name != "HEIF")
+_TIFF_SIGNS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PAGED = ("TIFF", "GIF", "WEBP", "PNG", "AVIF")
 
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _ORIENTATION = 0x0112  # EXIF
@@ -65,11 +79,16 @@ def read_picture(path: Path) -> bytes:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A picture; its upright `size` in the file; the highest value of 16-bit grey, `None` for other pictures."""
+    """A picture; its upright `size` in the file; the highest value of 16-bit grey, `None` for other pictures.
+
+    `remarks`: `pages` after the first are left out; the transparency is none, since it is `clear` everywhere, or a
+    `band` of its own.
+    """
 
     picture: Image.Image
     size: tuple[int, int]
     highest_grey: int | None
+    remarks: tuple[str, ...] = ()
 
 
 def decode(content: bytes, grey_max: int | None = None, least: int | None = None) -> Image.Image:
@@ -109,14 +128,24 @@ def _decode(content: bytes, grey_max: int | None, least: int | None) -> Decoded:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata that does not matter here, and bombs, which are refused below
-            with Image.open(io.BytesIO(content)) as picture:
+            with Image.open(io.BytesIO(content), formats=_FORMATS if _HEIF else _WITHOUT_HEIF) as picture:
                 _check_size(*picture.size)
-                size, orientation = picture.size, _orientation(picture)
-                if least is not None and isinstance(picture, JpegImageFile):
-                    picture.draft(None, (least, least))
-                picture.load()
-                upright = _turn(to_rgb(picture, grey_max), orientation)
-                return Decoded(upright, size[::-1] if orientation in _SIDEWAYS else size, highest_grey(picture))
+                size, highest = picture.size, None
+                shown: Image.Image = picture
+                remarks: tuple[str, ...] = ()
+                if isinstance(picture, JpegImageFile):
+                    orientation = _orientation(picture)
+                    if least is not None:
+                        picture.draft(None, (least, least))
+                    picture.load()
+                    corner = picture.getpixel((picture.width - 1, picture.height - 1))
+                    if damage := find_damage(content, corner):
+                        raise PictureError(f"damaged: {damage}")
+                else:
+                    shown, orientation, highest, remarks = _load(picture)
+                    size = picture.size
+                upright = _turn(to_rgb(shown, grey_max), orientation)
+                return Decoded(upright, size[::-1] if orientation in _SIDEWAYS else size, highest, remarks)
     except (PictureError, MemoryError):
         raise
     except RangeError as error:
@@ -124,12 +153,29 @@ def _decode(content: bytes, grey_max: int | None, least: int | None) -> Decoded:
     except UnidentifiedImageError:
         if content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS and not _HEIF:
             raise PictureError(NEEDS_HEIF) from None
+        if content[:4] in _TIFF_SIGNS:
+            raise PictureError("TIFF of bits, bands or compression that are not read; save it as 8 bits") from None
         raise PictureError("not a picture in a known format") from None
     except Image.DecompressionBombError:
         raise PictureError(f"more than {MAX_PIXELS} pixels") from None
     # Decoders fed damaged files raise nearly anything: OSError, SyntaxError, ValueError, struct.error, zlib.error ...
     except Exception as error:
         raise PictureError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def _load(picture: ImageFile.ImageFile) -> tuple[Image.Image, int, int | None, tuple[str, ...]]:
+    """Load what is no JPEG; return it as it is to be shown but for its orientation, that, and what `Decoded` has."""
+    require_stated_values(picture)
+    deep = any(";16" in str(tile) for tile in picture.tile)  # before what loads a PNG
+    pages = ("pages",) if picture.format in _PAGED and getattr(picture, "is_animated", False) else ()
+    orientation = _orientation(picture)
+    picture.load()
+    highest = highest_grey(picture)
+    if deep and highest is None:
+        require_bright_colours(picture)
+    shown, why = without_false_alpha(picture)
+    # Pillow turns TIFFs as it loads them.
+    return shown, 1 if picture.format == "TIFF" else orientation, highest, (*pages, *why)
 
 
 def _check_size(width: int, height: int) -> None:

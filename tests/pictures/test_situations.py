@@ -204,7 +204,7 @@ def test_masks_inside_of_the_classes_are_left_out_and_counted(
 def test_the_last_line_has_the_classes_and_their_counts(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     assert said(project, capsys).startswith("train 28, val 4, test 8; classes: cat 20, dog 20; 0 rejected")
     build(project, *(f"class {number:02d}" for number in range(25)))
-    assert "class 08 6, class 09 6 ... (25 in all), 6 to 6 each; " in said(project, capsys)
+    assert "class 08 6, class 09 6 ... (25 in all), 6 each; " in said(project, capsys)
 
 
 def write(project: Project, header: list[str], cells: Callable[[str, int], list[str]]) -> None:
