@@ -16,6 +16,7 @@ from stages.pictures.folders import read_folders
 from stages.pictures.groups import form_groups
 from stages.pictures.index import Entry, write_index
 from stages.pictures.repository import is_untracked
+from stages.pictures.shortcuts import find_forms, find_shortcuts
 from stages.pictures.summary import describe_grey, describe_remarks, describe_shapes, last_line, summarize
 from stages.pictures.table import read_table
 
@@ -62,7 +63,13 @@ def main() -> None:
     report = summarize(found, parts, part_of, rejected, duplicates, overlap)
     report |= {
         "shapes": describe_shapes(chosen),
-        "notes": report["notes"] + describe_grey(chosen, params.data.grey_max) + describe_remarks(chosen),
+        "notes": [
+            *report["notes"],
+            *describe_grey(chosen, params.data.grey_max),
+            *describe_remarks(chosen),
+            *find_forms(found, checked),
+            *find_shortcuts(chosen, [entry.class_name for entry in entries]),
+        ],
     }
     write_json(arguments.report, report)
     print(last_line(report, arguments.report))

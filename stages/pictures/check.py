@@ -29,14 +29,16 @@ class Checked:
     """What a picture is, or `problem`: why it cannot be used.
 
     `sha256` of its file, in hex; its upright size in pixels; the `highest_grey` value, `None` unless it is 16-bit grey;
-    `remarks` of decoding, and `blank` or `few` for one colour or hardly any; a checksum of its `pixels`, those of a
-    smaller version of a JPEG.
+    `storage` as in `Decoded`; its mean `brightness`, 0 to 255; `remarks` of decoding, and `blank` or `few` for one
+    colour or hardly any; a checksum of its `pixels`, those of a smaller version of a JPEG.
     """
 
     sha256: str = ""
     width: int = 0
     height: int = 0
     highest_grey: int | None = None
+    storage: tuple[str, str, str] = ("", "", "")
+    brightness: float = 0
     remarks: tuple[str, ...] = ()
     pixels: int = 0
     problem: str | None = None
@@ -75,12 +77,16 @@ def _check(root: Path, grey_max: int | None, path: str) -> Checked:
         return Checked(problem=str(error))
     colours = decoded.picture.getcolors(_FEW)
     few = () if colours is None else ("blank",) if len(colours) == 1 else ("few",)
+    pixels = decoded.picture.tobytes()
+    some = pixels[:: 3 * (len(pixels) // 1000) + 1]  # of all three colours
     return Checked(
         hashlib.sha256(content).hexdigest(),
         *decoded.size,
         decoded.highest_grey,
+        decoded.storage,
+        sum(some) / len(some),
         (*decoded.remarks, *few),
-        zlib.crc32(decoded.picture.tobytes()),
+        zlib.crc32(pixels),
     )
 
 
@@ -90,11 +96,14 @@ def require_no_masks(root: Path, found: Collection, checked: dict[str, Checked])
     Raises:
         StageError: such classes are pictures and their masks.
     """
-    stems: dict[str, dict[str, bool]] = {}
-    for name, pictures in found.by_class().items():
-        facts = {posixpath.splitext(one.below)[0]: checked.get(one.path) for one in pictures}
-        stems[name] = {stem: "few" in fact.remarks or "blank" in fact.remarks for stem, fact in facts.items() if fact}
-    masks = [name for name, few in stems.items() if few and sum(few.values()) > 0.9 * len(few)]
+    few = {path for path, fact in checked.items() if not {"few", "blank"}.isdisjoint(fact.remarks)}
+    if not few:
+        return
+    stems = {
+        name: {posixpath.splitext(one.below)[0]: one.path in few for one in pictures}
+        for name, pictures in found.by_class().items()
+    }
+    masks = [name for name, flat in stems.items() if sum(flat.values()) > 0.9 * len(flat)]
     for mask in masks:
         for name in stems.keys() - set(masks):
             shared = stems[mask].keys() & stems[name].keys()

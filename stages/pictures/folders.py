@@ -62,10 +62,14 @@ def _read_classes(root: Path, names: list[str], given: Given, found: Collection)
     if len(names) == 1:
         raise StageError(f"data.path: {root} holds one class only ({names[0]}){_suggest_wrapped(root, names[0])}")
     for name in names:
-        if given == "auto" and never_a_class(name):
+        part = part_named(name)
+        if given == "auto" and part == UNLABELLED and len(names) > 2:
+            _leave_out_unlabelled(root, name, found)
+            continue
+        if given == "auto" and (never_a_class(name) or part in ("test", UNLABELLED)):
+            meant = "a part of a split" if part else "what belongs to pictures"
             raise StageError(
-                f"data.path: {root / name} is named for what belongs to pictures, not for a class; move it away, or "
-                f"{_EACH_A_CLASS}"
+                f"data.path: {root / name} is named for {meant}, not for a class; move it away, or {_EACH_A_CLASS}"
             )
         before = found.ignored.copy()
         if not _read_class(root, name, name, "", found):
@@ -274,8 +278,7 @@ def _find_parts(root: Path, names: list[str], given: Given, found: Collection) -
         if part.classes and not lone and part.part != UNLABELLED:
             used.append(part)
         elif part.part in ("test", UNLABELLED) and not _suggest_names(root / part.folder):
-            found.left_out["unlabelled"] += len(list(walk(root, part.name, Collection())))
-            found.notes.append(f"`python -m stages.predict {shlex.quote(str(root / part.name))}` answers for those")
+            _leave_out_unlabelled(root, part.name, found)
         else:
             raise StageError(
                 f"data.path: {root / part.folder} holds no folders, so its pictures have no class; move it away, or "
@@ -283,6 +286,11 @@ def _find_parts(root: Path, names: list[str], given: Given, found: Collection) -
                 f"{_suggest_names(root / part.folder)}"
             )
     return used if given == "ignore" else _require_one_each(root, used)
+
+
+def _leave_out_unlabelled(root: Path, name: str, found: Collection) -> None:
+    found.left_out["unlabelled"] += len(list(walk(root, name, Collection())))
+    found.notes.append(f"`python -m stages.predict {shlex.quote(str(root / name))}` answers for those")
 
 
 def _require_one_each(root: Path, parts: list[_Part]) -> list[_Part]:

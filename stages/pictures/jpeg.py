@@ -5,11 +5,10 @@ https://www.w3.org/Graphics/JPEG/itu-t81.pdf, annexes B (markers), C and F (Huff
 
 import re
 from array import array
-from typing import NamedTuple
 
 _SCAN, _END, _TABLES, _INTERVAL, _PROGRESSIVE = 0xDA, b"\xff\xd9", 0xC4, 0xDD, 0xC2
 _BASELINE = (0xC0, 0xC1)
-_FRAMES = (*_BASELINE, _PROGRESSIVE)
+_READ = (*_BASELINE, _PROGRESSIVE, _TABLES, _INTERVAL, _SCAN)
 _RESTARTS = re.compile(rb"\xff[\xd0-\xd7]")
 # Hardly any code of a picture is so many zero bytes; what is left of a block that a disk lost is.
 _ZEROS = bytes(24)
@@ -17,11 +16,6 @@ _GREY = (127, 128)  # a block without data; by either rounding, or inverted as i
 _STOP = 64  # coefficients of a block
 
 _Codes = list[tuple[int, int]]  # by the next 16 bits: how many belong to a code and its value, and the value's place
-
-
-class _Component(NamedTuple):
-    identity: int
-    blocks: int
 
 
 def find_damage(content: bytes, corner: object) -> str | None:
@@ -33,25 +27,27 @@ def find_damage(content: bytes, corner: object) -> str | None:
         content: of the file.
         corner: the last pixel as decoded, before any conversion.
     """
-    position, frame, interval, tables = 2, b"", 0, b""
-    while content[position : position + 1] == b"\xff" and position + 4 <= len(content):
-        marker, size = content[position + 1], int.from_bytes(content[position + 2 : position + 4], "big")
-        data = content[position + 4 : position + 2 + size]
-        position += 2 + size
-        if marker in _FRAMES:
-            frame, kind = data, marker
-        elif marker == _TABLES:
-            tables += data
-        elif marker == _INTERVAL:
-            interval = int.from_bytes(data[:2], "big")
-        elif marker == _SCAN:
-            break
+    position, kind, frame, interval, tables = 2, 0, b"", 0, b""
+    while position + 4 <= len(content) and content[position] == 0xFF:
+        marker, end = content[position + 1], position + 2 + (content[position + 2] << 8 | content[position + 3])
+        if marker in _READ:
+            data = content[position + 4 : end]
+            if marker == _TABLES:
+                tables += data
+            elif marker == _INTERVAL:
+                interval = int.from_bytes(data[:2], "big")
+            elif marker == _SCAN:
+                break
+            else:
+                kind, frame = marker, data
+        position = end
     else:
         return None
     if not frame:
         return None
+    first, position = position, end
     if kind == _PROGRESSIVE:
-        return _missing_scans(content, frame, position - 2 - size, content.find(_END, position))
+        return _missing_scans(content, frame, first, content.find(_END, position))
     zeros = content.find(_ZEROS, position)
     lost = zeros >= 0 and content.find(_END, position, zeros) < 0
     grey = all(level in _GREY for level in (corner if isinstance(corner, tuple) else (corner,)))

@@ -25,7 +25,6 @@ _FILLERS = _split(
     "s set sets data dataset datasets image images img imgs picture pictures pic pics photo photos folder folders dir "
     "file files the full all small mini sample samples split splits final copy new input inputs"
 )
-_GLUED = re.compile(rf"({'|'.join(_PART_OF)})({'|'.join(_FILLERS)})")
 
 # What holds pictures, and what holds something else about the same pictures.
 _IMAGES = _split(
@@ -33,12 +32,12 @@ _IMAGES = _split(
     "original originals orig rgb color colour raw input inputs scan scans"
 )
 _NEVER_CLASSES = _split(
-    "annotation annotations annot annots annos groundtruth groundtruths trimap trimaps bbox bboxes thumbnail "
-    "thumbnails augmented augmentation augmentations segmentations xml xmls imagesets"
+    "annotation annotations annot annots annos groundtruth groundtruths trimap trimaps bbox bboxes thumb thumbs "
+    "thumbnail thumbnails augmented augmentation augmentations segmentations xml xmls imagesets"
 )
 _OTHERS = _NEVER_CLASSES | _split(
     "anno mask masks label labels gt gts truth target targets segmentation segmented contour contours edge "
-    "edges depth heatmap heatmaps saliency keypoints landmarks thumb thumbs preview previews resized cropped aug "
+    "edges depth heatmap heatmaps saliency keypoints landmarks preview previews resized cropped aug "
     "grayscale greyscale gray grey json txt csv mat overlay overlays polygons"
 )
 _MARK = re.compile(
@@ -68,7 +67,12 @@ def words(name: str) -> list[str]:
     """Return the words and numbers of a name such as `seg_train2`, `TrainImages` or `Training Set`, in lower case."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])", " ", name)
     every = re.split(r"[\W_]+", spaced.casefold())
-    return [match[1] if (match := _GLUED.fullmatch(word)) else word for word in every if word]
+    return [_unglue(word) for word in every if word]
+
+
+def _unglue(word: str) -> str:
+    """Return `train` for `trainset`, and any other word as it is."""
+    return next((part for part in _PART_OF if word.startswith(part) and word[len(part) :] in _FILLERS), word)
 
 
 def take_apart(name: str) -> Name:

@@ -27,8 +27,8 @@ _LEFT_OUT = {
     "loose": ("picture beside the class folders", "pictures beside the class folders"),
     "unlisted": ("picture that the table does not list", "pictures that the table does not list"),
     "unlabelled": (
-        "picture of a test folder without class folders",
-        "pictures of test folders without class folders",
+        "picture of a folder without labels",
+        "pictures of folders without labels",
     ),
     "other_kind": ("picture about another one (a mask, a label)", "pictures about others (masks, labels)"),
     "overlap": ("copy of a picture of another part", "copies of pictures of another part"),
@@ -150,7 +150,9 @@ def describe_remarks(pictures: list[Checked]) -> list[str]:
         if "blank" not in picture.remarks:
             files[picture.pixels, picture.width, picture.height].add(picture.sha256)
     same = sum(len(hashes) for hashes in files.values() if len(hashes) > 1)
-    return notes + [f"{same:,} pictures the same as another when decoded, though their bytes differ"] * bool(same)
+    return notes + [
+        f"{same:,} pictures the same as another when decoded (JPEG: small), though their bytes differ"
+    ] * bool(same)
 
 
 def describe_grey(pictures: list[Checked], grey_max: int | None) -> list[str]:

@@ -82,14 +82,24 @@ def test_test_folders_without_labels_are_left_out_counted_and_offered_to_predict
 ) -> None:
     build(project, *each(("train",), TWO), test)
     line = said(project, capsys)
-    assert "6 pictures of test folders without class folders left out" in line
+    assert "6 pictures of folders without labels left out" in line
     assert f"`python -m stages.predict pictures/{test.split('/')[0]}` answers for those" in line
+    assert classes_of(project) == set(TWO)
+
+
+def test_a_folder_without_labels_beside_classes_is_left_out(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build(project, *TWO, "unlabeled")
+    assert "6 pictures of folders without labels left out" in said(project, capsys)
     assert classes_of(project) == set(TWO)
 
 
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
+        (["cat", "dog", "test1"], "pictures/test1 is named for a part of a split, not for a class; move it away, or"),
+        (["dataset/cat", "dataset/dog", "test"], "pictures/test is named for a part of a split, not for a class"),
         (["train", "test1"], "has train and test1, which look like a split, but they hold no class folders"),
         (["train_images", "val_images"], "has train_images and val_images, which look like a split"),
         (["trainA", "trainB", "testA", "testB"], "which look like a split, but they hold no class folders"),
@@ -176,7 +186,7 @@ def test_class_folders_whose_names_only_resemble_parts_or_kinds_are_classes(
         (["JPEGImages", "SegmentationClass", "Annotations"], "(Annotations); move the others away"),
         (["train", "train_labels", "test", "test_labels"], "(test_labels and train_labels)"),
         (["cat", "cat_masks", "dog", "dog_masks"], "(cat_masks and dog_masks)"),
-        (["cat", "dog", "thumbnails"], "pictures/thumbnails is named for what belongs to pictures, not for a class"),
+        (["cat", "dog", "thumbs"], "pictures/thumbs is named for what belongs to pictures, not for a class"),
         (
             ["cat", "dog", "masks/cat", "masks/dog"],
             "pictures/masks holds folders that are named as its neighbours",

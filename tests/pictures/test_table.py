@@ -215,7 +215,7 @@ def test_groups_stay_in_one_part_and_classes_keep_their_fractions(
     for name in ("cat", "dog"):
         assert report["classes"][name] == {"train": 84, "val": 12, "test": 24}
     assert report["groups"] == {"train": 21, "val": 3, "test": 6}
-    assert "; groups: train 21, val 3, test 6: see" in last_line(capsys)
+    assert "; groups: train 21, val 3, test 6; " in last_line(capsys)
     header, *rows = project.path("data/index/test.csv").read_text().splitlines()
     assert header == "path,label,class,sha256,group"
     assert len({row.split(",")[-1] for row in rows}) == 6

@@ -13,6 +13,7 @@ import pytest
 from conftest import Project
 from PIL import Image
 
+from stages.pictures import decode as decoding
 from stages.pictures.decode import PictureError, decode, decode_with_facts
 
 SIZE = 48
@@ -307,6 +308,16 @@ def test_whole_jpegs_of_flat_colours_are_not_taken_for_damaged(name: str, colour
         decode(encode(picture.convert(mode), "JPEG", **JPEGS[name]) + bytes(500))
 
 
+def test_a_jpeg_of_a_large_phone_is_read_where_it_may_be_decoded_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 300 * 400 - 1)
+    whole = encode(photo(), "JPEG")
+    assert decode_with_facts(whole, least=20).size == (400, 300)
+    with pytest.raises(PictureError, match=r"^more than 119999 pixels \(400 x 300\)"):
+        decode(whole)
+    with pytest.raises(PictureError, match=r"^more than 119999 pixels"):
+        decode(encode(photo(), "PNG"), least=20)
+
+
 def save_all(project: Project, draw: Any) -> None:
     for number, path in enumerate(sorted(project.path("pictures").rglob("*.png"))):
         draw(path, number)
@@ -328,7 +339,7 @@ def test_what_was_left_out_of_pictures_is_counted(project: Project, capsys: pyte
     assert "1 picture is transparent everywhere, and taken without that" in line
     assert "1 picture is of one colour" in line
     # The first page and the picture without its transparency are 000.png, `again` is 001.png.
-    assert "5 pictures the same as another when decoded, though their bytes differ" in line
+    assert "5 pictures the same as another when decoded (JPEG: small), though their bytes differ" in line
 
 
 def test_masks_with_the_names_of_the_pictures_are_no_class(project: Project, refusal: Any) -> None:
