@@ -1,6 +1,7 @@
 """Pixels of any mode -> 8-bit sRGB."""
 
 import io
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -81,6 +82,15 @@ def require_stated_values(picture: Image.Image) -> None:
         raise RangeError("values with a sign, whose range is not stated; save it as 8 or 16 bits without")
     if len(bits) > 1 and (max(bits) > 8 or len(bits) == 2) and _tags(picture).get(_PLANAR) == _SEPARATE:
         raise RangeError("bands in separate planes, which cannot be read; save them together")
+
+
+def fit_transparent_colour(picture: Image.Image) -> None:
+    """Give the colour that a PNG, not yet loaded, names as transparent in the 8 bits that Pillow makes of others."""
+    key, raw = picture.info.get("transparency"), str(getattr(picture, "tile", ""))
+    if isinstance(key, int) and (match := re.search(r"'L;([24])'", raw)):
+        picture.info["transparency"] = key * 255 // (2 ** int(match[1]) - 1)
+    elif isinstance(key, tuple) and ";16" in raw:
+        picture.info["transparency"] = tuple(value >> 8 for value in key)
 
 
 def require_bright_colours(picture: Image.Image) -> None:

@@ -12,6 +12,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from stages.pictures.colour import (
     RangeError,
+    fit_transparent_colour,
     highest_grey,
     require_bright_colours,
     require_stated_values,
@@ -173,6 +174,7 @@ def _decode(content: bytes, grey_max: int | None, least: int | None) -> Decoded:
 def _load(picture: ImageFile.ImageFile) -> tuple[Image.Image, int, str, int | None, tuple[str, ...]]:
     """Load what is no JPEG; return it as it is to be shown but for its orientation, what EXIF says, and `Decoded`'s."""
     require_stated_values(picture)
+    fit_transparent_colour(picture)
     deep = any(";16" in str(tile) for tile in picture.tile)  # before what loads a PNG
     pages = ("pages",) if picture.format in _PAGED and getattr(picture, "is_animated", False) else ()
     orientation, camera = _read_exif(picture)

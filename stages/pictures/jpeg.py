@@ -12,6 +12,8 @@ _READ = (*_BASELINE, _PROGRESSIVE, _TABLES, _INTERVAL, _SCAN)
 _RESTARTS = re.compile(rb"\xff[\xd0-\xd7]")
 # Hardly any code of a picture is so many zero bytes; what is left of a block that a disk lost is.
 _ZEROS = bytes(24)
+# Counting takes a second for so many bytes; zeros alone, which flat pictures have too, are not worth more.
+_LONG = 2**19
 _GREY = (127, 128)  # a block without data; by either rounding, or inverted as in CMYK
 _STOP = 64  # coefficients of a block
 
@@ -49,12 +51,13 @@ def find_damage(content: bytes, corner: object) -> str | None:
     if kind == _PROGRESSIVE:
         return _missing_scans(content, frame, first, content.find(_END, position))
     zeros = content.find(_ZEROS, position)
-    lost = zeros >= 0 and content.find(_END, position, zeros) < 0
+    zeros = zeros if content.find(_END, position, zeros) < 0 else -1
     grey = all(level in _GREY for level in (corner if isinstance(corner, tuple) else (corner,)))
-    if lost or grey or interval:
+    if zeros >= 0 or grey or interval:
         scan = content[position : content.find(_END, position)]
-        if lost or grey or _lacks_restart(scan):
-            return _count_codes(scan, frame, data, _split_tables(tables), interval, lost)
+        if zeros >= 0 or grey or _lacks_restart(scan):
+            most = None if grey else _LONG
+            return _count_codes(scan, frame, data, _split_tables(tables), interval, most)
     return None
 
 
@@ -99,9 +102,12 @@ def _read_codes(table: bytes) -> _Codes:
 
 
 def _count_codes(
-    scan: bytes, frame: bytes, header: bytes, tables: dict[int, bytes], interval: int, lost: bool
+    scan: bytes, frame: bytes, header: bytes, tables: dict[int, bytes], interval: int, most: int | None
 ) -> str | None:
-    """Say whether a baseline scan of all components holds exactly as many blocks as the picture has."""
+    """Say whether a baseline scan of all components holds exactly as many blocks as the picture has.
+
+    Of more than `most` bytes, they are not counted.
+    """
     number = frame[5]
     if header[0] != number:
         return None
@@ -119,17 +125,18 @@ def _count_codes(
         blocks += [(pair[0], pair[1])] * (horizontal * vertical if number > 1 else 1)
     pieces = _RESTARTS.split(scan) if interval else [scan]
     # Zero bits are long runs of empty blocks, or else of blocks full of coefficients, which no picture has.
-    if (lost and any(others[0][1] != _STOP for _, others in blocks)) or (
-        interval and len(pieces) != -(-units // interval)
-    ):
+    full = _ZEROS in scan.rstrip(b"\0") and any(others[0][1] != _STOP for _, others in blocks)
+    if full or (interval and len(pieces) != -(-units // interval)):
         return "its data has a hole"
+    if most is not None and len(scan) > most:
+        return None
     for place, piece in enumerate(pieces):
         here = min(interval, units - place * interval) if interval else units
         data = piece.replace(b"\xff\x00", b"\xff")
         used = _measure(data, blocks, here)
         if used is None or used > 8 * len(data) + 8:
             return "its data ends early"
-        if len(data) - (used + 7) // 8 > 1:
+        if len(data[(used + 7) // 8 :].strip(b"\0")) > 1:  # some cameras fill up with zeros
             return "its data has a hole"
     return None
 

@@ -233,6 +233,25 @@ def test_the_colour_that_a_16_bit_grey_png_names_as_transparent_is_white() -> No
     assert (shown[:, 1] < 10).all()
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_grey_that_a_png_of_few_bits_names_as_transparent_is_white(bits: int) -> None:
+    values = np.round(BANDS[..., 0] * (2**bits - 1))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", SIZE, SIZE, bits, 0, 0, 0, 0))
+    rows = b"".join(b"\0" + pack(row[None], bits) for row in values)
+    named = chunk(b"tRNS", struct.pack(">H", 1))
+    content = b"\x89PNG\r\n\x1a\n" + header + named + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    wanted = np.where(values == 1, 255, values * 255 / (2**bits - 1))
+    assert np.abs(np.asarray(decode(content))[..., 0] - wanted).max() <= 1
+
+
+def test_the_colour_that_a_png_of_16_bits_names_as_transparent_is_white() -> None:
+    values = np.round(BANDS[..., :3] * 65535)
+    named = chunk(b"tRNS", struct.pack(">HHH", *(int(value) for value in values[5, 7])))
+    shown = np.asarray(decode(png(values, 16, "rgb", named)))
+    assert (shown[5, 7] == 255).all()
+    assert np.abs(shown[6, 7] - values[6, 7] / 257).max() <= 1
+
+
 TURNS = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF's orientation -> Pillow's transposition
 
 
@@ -305,7 +324,9 @@ def test_whole_jpegs_of_flat_colours_are_not_taken_for_damaged(name: str, colour
         decode(encode(picture.convert(mode), "JPEG", **JPEGS[name]))
         picture.paste(photo(), (300, 200))
         decode(encode(picture.convert(mode), "JPEG", **JPEGS[name]))
-        decode(encode(picture.convert(mode), "JPEG", **JPEGS[name]) + bytes(500))
+        whole = encode(picture.convert(mode), "JPEG", **JPEGS[name])
+        for padded in (whole + bytes(500), whole[:-2] + bytes(500) + whole[-2:]):
+            decode(padded)
 
 
 def test_a_jpeg_of_a_large_phone_is_read_where_it_may_be_decoded_small(monkeypatch: pytest.MonkeyPatch) -> None:
