@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -24,8 +24,7 @@ from stages.pictures.scan import extension, reason
 _FEW = 16
 
 
-@dataclass(frozen=True)
-class Checked:
+class Checked(NamedTuple):
     """What a picture is, or `problem`: why it cannot be used.
 
     `sha256` of its file, in hex; its upright size in pixels; the `highest_grey` value, `None` unless it is 16-bit grey;
@@ -58,7 +57,7 @@ def _check_all(check: Callable[[str], Checked], paths: list[str], workers: int) 
     # Only the main process answers Ctrl-C: it ends the others.
     with ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
         try:
-            yield from progress(pool.map(check, paths, chunksize=16))
+            yield from progress(pool.map(check, paths, chunksize=32))
         except BrokenProcessPool as error:
             raise StageError("workers: a process was killed, probably out of memory; use fewer") from error
         except BaseException:

@@ -5,6 +5,8 @@ import stat
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
@@ -22,13 +24,7 @@ from stages.pictures.colour import (
 from stages.pictures.jpeg import find_damage
 from stages.pictures.metadata import without_metadata
 
-try:
-    from pillow_heif import register_heif_opener
-except ImportError:
-    _HEIF = False
-else:
-    register_heif_opener()
-    _HEIF = True
+_HEIF = find_spec("pillow_heif") is not None
 
 MAX_BYTES = 2**29
 # Pillow warns of a decompression bomb above this and fails only at twice the size; here it is the limit.
@@ -43,8 +39,7 @@ PngImagePlugin.MAX_TEXT_CHUNK = 2**24
 NEEDS_HEIF = "HEIC, which needs `pip install pillow-heif`"
 
 # No others are opened, whatever a file holds: Pillow hands PostScript to Ghostscript. TGA, which has no sign, is last.
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF", "HEIF", "TGA")
-_WITHOUT_HEIF = tuple(name for name in _FORMATS if name != "HEIF")
+_FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF", "TGA")
 _TIFF_SIGNS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PAGED = ("TIFF", "GIF", "WEBP", "PNG", "AVIF")
 
@@ -133,7 +128,11 @@ def _decode(content: bytes, grey_max: int | None, least: int | None) -> Decoded:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata that does not matter here, and bombs, which are refused below
-            with Image.open(io.BytesIO(content), formats=_FORMATS if _HEIF else _WITHOUT_HEIF) as picture:
+            formats = _FORMATS
+            if _HEIF and content[4:8] == b"ftyp":
+                _register_heif()
+                formats = (*_FORMATS[:-1], "HEIF", _FORMATS[-1])
+            with Image.open(io.BytesIO(content), formats=formats) as picture:
                 shrinks = least is not None and isinstance(picture, JpegImageFile)
                 _check_size(*picture.size, _SHRUNK * MAX_PIXELS if shrinks else MAX_PIXELS)
                 size, highest = picture.size, None
@@ -169,6 +168,13 @@ def _decode(content: bytes, grey_max: int | None, least: int | None) -> Decoded:
     # Decoders fed damaged files raise nearly anything: OSError, SyntaxError, ValueError, struct.error, zlib.error ...
     except Exception as error:
         raise PictureError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+@cache
+def _register_heif() -> None:
+    from pillow_heif import register_heif_opener  # here: its library takes long to load, and few pictures need it
+
+    register_heif_opener()
 
 
 def _load(picture: ImageFile.ImageFile) -> tuple[Image.Image, int, str, int | None, tuple[str, ...]]:

@@ -3,9 +3,10 @@
 import os
 import shlex
 from collections import Counter, defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
 
 from stages.common.params import Given
 from stages.common.stage import StageError
@@ -179,8 +180,7 @@ def _refuse_kinds(root: Path, inside: str, names: list[str]) -> None:
     )
 
 
-@dataclass
-class _Part:
+class _Part(NamedTuple):
     """A folder that is named as a part of a split: where its classes lie, perhaps deeper, and what lies beside them."""
 
     name: str

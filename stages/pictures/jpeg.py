@@ -4,14 +4,13 @@ https://www.w3.org/Graphics/JPEG/itu-t81.pdf, annexes B (markers), C and F (Huff
 """
 
 import re
-from array import array
 
 _SCAN, _END, _TABLES, _INTERVAL, _PROGRESSIVE = 0xDA, b"\xff\xd9", 0xC4, 0xDD, 0xC2
 _BASELINE = (0xC0, 0xC1)
 _READ = (*_BASELINE, _PROGRESSIVE, _TABLES, _INTERVAL, _SCAN)
 _RESTARTS = re.compile(rb"\xff[\xd0-\xd7]")
-# Hardly any code of a picture is so many zero bytes; what is left of a block that a disk lost is.
-_ZEROS = bytes(24)
+# Hardly any picture has codes of so many zero bytes; what is left of a block that a disk lost is.
+_ZEROS = bytes(64)
 # Counting takes a second for so many bytes; zeros alone, which flat pictures have too, are not worth more.
 _LONG = 2**19
 _GREY = (127, 128)  # a block without data; by either rounding, or inverted as in CMYK
@@ -143,6 +142,8 @@ def _count_codes(
 
 def _measure(data: bytes, blocks: list[tuple[_Codes, _Codes]], units: int) -> int | None:
     """Return how many bits so many units of blocks take, `None` where what is there is no code or is not enough."""
+    from array import array  # here: hardly any picture gets so far
+
     padded = data + bytes(8)
     windows = array("I", (a << 16 | b << 8 | c for a, b, c in zip(padded, padded[1:], padded[2:], strict=False)))
     bit, last = 0, 8 * len(data) + 16
