@@ -10,7 +10,7 @@ from stages.common.stage import run
 from stages.common.words import enumerate_names
 from stages.common.workers import resolve_workers
 from stages.network.backbones import stock_model
-from stages.network.checkpoint import Description, save_checkpoint
+from stages.network.checkpoint import Description, continue_from, save_checkpoint
 from stages.network.layers import write_layers
 from stages.network.network import build_network, calibrate_batchnorm, require_blocks, set_trainable
 from stages.network.objective import outputs_for
@@ -46,6 +46,13 @@ def main() -> None:
     stock = stock_model(model.arch, preprocessing.crop)
     load_into(stock, weights, model.arch)
     network = build_network(stock, model.head, model.hidden, outputs_for(len(classes)), preprocessing.crop)
+    description = Description(
+        model.arch, model.head, model.hidden, tuple(classes), preprocessing, weights.source, weights.sha256
+    )
+    head = ""
+    if weights.own is not None:
+        kept = continue_from(network, description, weights.tensors, weights.own)
+        head = f" with {'its' if kept else 'a new'} head"
     # Better said now than after the head phase.
     require_blocks(network, params.ahead.finetune.unfreeze)
     if weights.source is None:
@@ -55,14 +62,10 @@ def main() -> None:
         images = (images for images, _ in islice(pictures, CALIBRATION_BATCHES) if len(images) > 1)
         calibrate_batchnorm(network, images)
     set_trainable(network, 0)
-
-    description = Description(
-        model.arch, model.head, model.hidden, tuple(classes), preprocessing, weights.source, weights.sha256
-    )
     write_layers(arguments.layers, network, preprocessing.crop)
     save_checkpoint(arguments.output, network, description)
     source = weights.source or "random"
-    print(f"{model.arch}, weights {source}, {preprocessing.crop} px, classes: {enumerate_names(classes)}")
+    print(f"{model.arch}, weights {source}{head}, {preprocessing.crop} px, classes: {enumerate_names(classes)}")
 
 
 if __name__ == "__main__":

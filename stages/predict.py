@@ -43,6 +43,9 @@ def main() -> None:
     if not 0 <= arguments.reject <= 1:
         raise StageError(f"--reject: should be a probability from 0 to 1, is {arguments.reject:g}")
 
+    if not (folder := Path(arguments.output).parent).is_dir():
+        raise StageError(f"--output: there is no folder {folder}; make it first")
+
     paths = find_files(arguments.pictures)
     make_deterministic(0)
     reuse_freed_memory()

@@ -9,14 +9,15 @@ from stages.common.files import write_json
 from stages.common.params import load_params
 from stages.common.stage import run
 from stages.common.workers import resolve_workers
-from stages.pictures.check import check_pictures, require_usable
+from stages.pictures.check import check_pictures, require_no_masks, require_usable
 from stages.pictures.collection import require_classes
 from stages.pictures.division import divide, find_copies, find_overlap
 from stages.pictures.folders import read_folders
 from stages.pictures.groups import form_groups
 from stages.pictures.index import Entry, write_index
 from stages.pictures.repository import is_untracked
-from stages.pictures.summary import describe_grey, describe_shapes, last_line, summarize
+from stages.pictures.shortcuts import find_forms, find_shortcuts
+from stages.pictures.summary import describe_grey, describe_remarks, describe_shapes, last_line, summarize
 from stages.pictures.table import read_table
 
 
@@ -44,6 +45,8 @@ def main() -> None:
     duplicates, contradictions = find_copies(hashes, {picture.path: picture.class_name for picture in found.pictures})
     rejected = dict(sorted({**found.rejected, **damaged, **contradictions}.items()))
     require_usable(root, found, rejected, split.rejected_limit)
+    if params.data.labels is None and split.given == "auto":
+        require_no_masks(root, found, checked)
 
     part_of = {picture.path: picture.part for picture in found.pictures}
     overlap = find_overlap(hashes, part_of, rejected)
@@ -60,7 +63,13 @@ def main() -> None:
     report = summarize(found, parts, part_of, rejected, duplicates, overlap)
     report |= {
         "shapes": describe_shapes(chosen),
-        "notes": report["notes"] + describe_grey(chosen, params.data.grey_max),
+        "notes": [
+            *report["notes"],
+            *describe_grey(chosen, params.data.grey_max),
+            *describe_remarks(chosen),
+            *find_forms(found, checked),
+            *find_shortcuts(chosen, [entry.class_name for entry in entries]),
+        ],
     }
     write_json(arguments.report, report)
     print(last_line(report, arguments.report))

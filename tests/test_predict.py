@@ -183,7 +183,7 @@ BAD: dict[str, tuple[list[Any], str]] = {
     "batch": (["{cat}", "--batch-size", "0"], "--batch-size: should be 1 or more, is 0"),
     "reject": (["{cat}", "--reject", "1.5"], "--reject: should be a probability from 0 to 1, is 1.5"),
     "ending": (["{cat}", "--output", "p.xlsx"], "p.xlsx should end in .csv or .jsonl"),
-    "folder": (["{cat}", "--output", "{tmp}/none/p.csv"], "No such file or directory"),
+    "folder": (["{cat}", "--output", "{tmp}/none/p.csv"], "/none; make it first"),
 }
 
 

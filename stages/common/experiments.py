@@ -81,5 +81,6 @@ def _git(*arguments: str, why: str = "experiments need a git repository") -> str
     try:
         process = subprocess.run(["git", *arguments], capture_output=True, text=True, errors="replace", check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise StageError(f"git {arguments[0]} failed: {why}") from error
+        said = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
+        raise StageError(f"git {arguments[0]} failed: {why} ({said})") from error
     return process.stdout

@@ -3,6 +3,7 @@
 import difflib
 import math
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -128,9 +129,16 @@ class Finetune(Phase):
 
 
 def _check_class_weights(weights: object) -> object:
-    """One message in place of one for each branch of a union; a class may be named by a number without quotes."""
+    """One message in place of one for each branch of a union; a class may be named by a number without quotes.
+
+    `dvc exp run -S` can put a list in place of any value, but merges mappings and takes no names that are not ASCII.
+    """
     if weights is None or weights == "balanced":
         return weights
+    if isinstance(weights, list) and all(isinstance(item, str) for item in weights):
+        with suppress(ValueError):
+            pairs = {name.strip(): float(weight) for name, _, weight in (item.rpartition("=") for item in weights)}
+            weights = pairs if len(pairs) == len(weights) else weights
     if isinstance(weights, dict):
         named = {str(name) if type(name) is int else name: weight for name, weight in weights.items()}
         if named and all(
@@ -139,7 +147,7 @@ def _check_class_weights(weights: object) -> object:
         ):
             return {name: float(weight) for name, weight in named.items()}
     raise ValueError(
-        "should be null, balanced, or a mapping of each class to a number above 0; "
+        "should be null, balanced, or a mapping of each class to a number above 0, or a list of such as 'cat=2'; "
         "quote a name that YAML reads as something else, such as no"
     )
 

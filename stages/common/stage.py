@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -74,6 +75,11 @@ def run(main: Callable[[], None]) -> NoReturn:
     bug, and keeps its traceback.
     """
     _Interrupt.seen = False
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # names of classes and files, where the output is ASCII or Latin
     signal.signal(signal.SIGINT, _interrupt)
     if not gc.isenabled():  # while the libraries were loading; they stay to the end, and need not be looked through
         gc.freeze()

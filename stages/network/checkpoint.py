@@ -1,12 +1,14 @@
 """Checkpoints: safetensors files that hold all that is needed to use the network again."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from stages.common.files import write_bytes
 from stages.common.params import Head
@@ -86,6 +88,45 @@ def load_checkpoint(path: Path) -> tuple[Network, Description]:
     except RuntimeError as error:
         raise StageError(f"{path}: its tensors are not those of its {description.arch}; {_AGAIN}") from error
     return network, description
+
+
+def read_own(path: Path) -> Description | None:
+    """Return the description of a checkpoint of this project, `None` for any other safetensors file."""
+    with safe_open(path, framework="pt") as file:
+        text = (file.metadata() or {}).get(_KEY)
+    return None if text is None else _read_description(text)
+
+
+def continue_from(network: Network, description: Description, tensors: Mapping[str, Tensor], own: Description) -> bool:
+    """Copy the backbone of a checkpoint into a new network, and its head where head and classes are the same.
+
+    Args:
+        network: new.
+        description: of `network`.
+        tensors: of the checkpoint.
+        own: the description of the checkpoint, which is for the same architecture.
+
+    Returns:
+        Whether the head was copied.
+
+    Raises:
+        StageError: the backbone is for pictures of another size.
+    """
+    classifier = network.classifier.state_dict()
+    same = [(one.head, one.classes) for one in (description, own)]
+    keeps_head = same[0] == same[1] and all(
+        f"classifier.{key}" in tensors and tensors[f"classifier.{key}"].shape == value.shape
+        for key, value in classifier.items()
+    )
+    wanted = ("backbone.", "classifier.")[: 1 + keeps_head]
+    try:
+        network.load_state_dict({key: value for key, value in tensors.items() if key.startswith(wanted)}, strict=False)
+    except RuntimeError as error:
+        raise StageError(
+            f"model.weights: {description.weights} was trained at {own.preprocessing.crop} pixels; set "
+            f"model.image_size={own.preprocessing.crop}"
+        ) from error
+    return keeps_head
 
 
 def require_classes(path: Path, description: Description, entries: list[Entry]) -> None:

@@ -1,5 +1,6 @@
 """From logits to a loss and to probabilities, for two classes and for many."""
 
+import unicodedata
 from collections import Counter
 
 import torch
@@ -8,6 +9,7 @@ from torch.nn import functional
 
 from stages.common.params import ClassWeights
 from stages.common.stage import StageError
+from stages.common.words import enumerate_names
 from stages.pictures.index import Entry, class_names
 
 
@@ -49,7 +51,7 @@ def _reduce(logits: Tensor, labels: Tensor, label_smoothing: float, reduction: s
 
 
 def weigh_classes(setting: ClassWeights, train: list[Entry]) -> Tensor | None:
-    """Return the weight of each class in the loss, (classes,), float32; the mean over the training pictures is 1.
+    """Return, and print, the weight of each class in the loss, (classes,); the mean over the training pictures is 1.
 
     Args:
         setting: `balanced`: the inverse of the class's number of pictures; by name: in these proportions; `None`: all
@@ -63,14 +65,23 @@ def weigh_classes(setting: ClassWeights, train: list[Entry]) -> Tensor | None:
         return None
     names = class_names(train)
     counts = Counter(entry.class_name for entry in train)
-    given = {name: 1 / counts[name] for name in names} if setting == "balanced" else setting
+    if setting == "balanced":
+        given = {name: 1 / counts[name] for name in names}
+    else:
+        # macOS writes names of files in another Unicode form than keyboards do.
+        spelt = {unicodedata.normalize("NFC", name): name for name in names}
+        given = {spelt.get(unicodedata.normalize("NFC", name), name): weight for name, weight in setting.items()}
     if missing := [name for name in names if name not in given]:
         raise StageError(f"class_weights: no weight for {', '.join(missing)}; each class needs one")
     if unknown := [name for name in given if name not in counts]:
         raise StageError(f"class_weights: no class is named {', '.join(unknown)}; there are {', '.join(names)}")
     weights = torch.tensor([given[name] for name in names], dtype=torch.float64)
     shares = torch.tensor([counts[name] / len(train) for name in names], dtype=torch.float64)
-    return (weights / (weights * shares).sum()).float()
+    scaled = (weights / (weights * shares).sum()).float()
+    print(
+        f"class weights: {enumerate_names([f'{name} {x:.3g}' for name, x in zip(names, scaled.tolist(), strict=True)])}"
+    )
+    return scaled
 
 
 def probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:

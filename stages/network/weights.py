@@ -23,6 +23,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 
 from stages.common.stage import StageError, is_out_of_memory
 from stages.network.backbones import cut_into_blocks, native_preprocessing, own_normalization, require_architecture
+from stages.network.checkpoint import Description, read_own
 from stages.network.layouts import to_torchvision, unwrap, whose
 from stages.network.weight_file import weight_file
 from stages.pictures.preprocessing import Preprocessing
@@ -39,13 +40,15 @@ class Weights:
     """Tensors by torchvision's key names, and what is known about them.
 
     `source` is the name or the file as given; `sha256` is that of the file, or of the tensors of named weights; both
-    are `None` for random weights, whose `tensors` are empty.
+    are `None` for random weights, whose `tensors` are empty. `own` is what a checkpoint of this project says of itself,
+    whose names its tensors then have.
     """
 
     tensors: Mapping[str, Tensor]
     preprocessing: Preprocessing
     source: str | None
     sha256: str | None
+    own: Description | None = None
 
 
 def find_weights(arch: str, weights: str | None) -> Weights:
@@ -59,16 +62,21 @@ def find_weights(arch: str, weights: str | None) -> Weights:
     if weights is None:
         return Weights({}, native_preprocessing(arch), None, None)
     file = weight_file(weights)
-    return _from_name(arch, weights) if file is None else _from_file(file, native_preprocessing(arch))
+    found = _from_name(arch, weights) if file is None else _from_file(file, native_preprocessing(arch))
+    if found.own is not None and found.own.arch != arch:
+        raise StageError(f"model.weights: {weights} is a {found.own.arch}; set model.arch={found.own.arch}")
+    return found
 
 
 def load_into(stock: nn.Module, weights: Weights, arch: str) -> None:
     """Copy weights into a stock model: its whole backbone, and of its classifier what the file has.
 
+    Not those of a checkpoint of this project, which is for the network with its new head (`continue_from`).
+
     Raises:
         StageError: the weights are of another architecture.
     """
-    if weights.source is None:
+    if weights.source is None or weights.own is not None:
         return
     expected = stock.state_dict(keep_vars=True)
     given = _fit_positions(to_torchvision(dict(weights.tensors)), stock)
@@ -155,8 +163,10 @@ def _from_file(path: Path, native: Preprocessing) -> Weights:
     if path.suffix.lower() == ".safetensors":
         try:
             tensors = safetensors.torch.load(content)
+            if own := read_own(path):
+                return Weights(tensors, own.preprocessing, str(path), hashlib.sha256(content).hexdigest(), own)
             preprocessing = _stated_preprocessing(path) or native
-        except (SafetensorError, ValueError, TypeError) as error:
+        except (SafetensorError, ValueError, TypeError, KeyError) as error:
             raise StageError(f"model.weights: {path} is damaged ({error}); fetch it again") from error
     else:
         tensors = _unpickle_tensors(path, content)
@@ -175,6 +185,11 @@ def _unpickle_tensors(path: Path, content: bytes) -> object:
     except Exception as error:
         if is_out_of_memory(error):
             raise
+        if "torchscript" in str(error).lower():
+            raise StageError(
+                f"model.weights: {path} is TorchScript, whose code is not run; save the state_dict() of "
+                "torch.jit.load(...) and use that"
+            ) from error
         if isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower():
             raise StageError(
                 f"model.weights: {path} holds code, which is not run; save the model's state_dict() alone, best as "

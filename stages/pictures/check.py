@@ -3,13 +3,14 @@
 import hashlib
 import posixpath
 import signal
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -19,18 +20,26 @@ from stages.pictures.collection import Collection
 from stages.pictures.decode import NEEDS_HEIF, PictureError, decode_with_facts, read_picture
 from stages.pictures.scan import extension, reason
 
+# Masks have no more colours.
+_FEW = 16
 
-@dataclass(frozen=True)
-class Checked:
+
+class Checked(NamedTuple):
     """What a picture is, or `problem`: why it cannot be used.
 
-    `sha256` of its file, in hex; its upright size in pixels; the `highest_grey` value, `None` unless it is 16-bit grey.
+    `sha256` of its file, in hex; its upright size in pixels; the `highest_grey` value, `None` unless it is 16-bit grey;
+    `storage` as in `Decoded`; its mean `brightness`, 0 to 255; `remarks` of decoding, and `blank` or `few` for one
+    colour or hardly any; a checksum of its `pixels`, those of a smaller version of a JPEG.
     """
 
     sha256: str = ""
     width: int = 0
     height: int = 0
     highest_grey: int | None = None
+    storage: tuple[str, str, str] = ("", "", "")
+    brightness: float = 0
+    remarks: tuple[str, ...] = ()
+    pixels: int = 0
     problem: str | None = None
 
 
@@ -48,7 +57,7 @@ def _check_all(check: Callable[[str], Checked], paths: list[str], workers: int) 
     # Only the main process answers Ctrl-C: it ends the others.
     with ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
         try:
-            yield from progress(pool.map(check, paths, chunksize=16))
+            yield from progress(pool.map(check, paths, chunksize=32))
         except BrokenProcessPool as error:
             raise StageError("workers: a process was killed, probably out of memory; use fewer") from error
         except BaseException:
@@ -65,7 +74,43 @@ def _check(root: Path, grey_max: int | None, path: str) -> Checked:
         return Checked(problem=reason(error))
     except PictureError as error:
         return Checked(problem=str(error))
-    return Checked(hashlib.sha256(content).hexdigest(), *decoded.size, decoded.highest_grey)
+    colours = decoded.picture.getcolors(_FEW)
+    few = () if colours is None else ("blank",) if len(colours) == 1 else ("few",)
+    pixels = decoded.picture.tobytes()
+    some = pixels[:: 3 * (len(pixels) // 1000) + 1]  # of all three colours
+    return Checked(
+        hashlib.sha256(content).hexdigest(),
+        *decoded.size,
+        decoded.highest_grey,
+        decoded.storage,
+        sum(some) / len(some),
+        (*decoded.remarks, *few),
+        zlib.crc32(pixels),
+    )
+
+
+def require_no_masks(root: Path, found: Collection, checked: dict[str, Checked]) -> None:
+    """Refuse a class whose pictures have hardly any colours, and the names of those of a class that have many.
+
+    Raises:
+        StageError: such classes are pictures and their masks.
+    """
+    few = {path for path, fact in checked.items() if not {"few", "blank"}.isdisjoint(fact.remarks)}
+    if not few:
+        return
+    stems = {
+        name: {posixpath.splitext(one.below)[0]: one.path in few for one in pictures}
+        for name, pictures in found.by_class().items()
+    }
+    masks = [name for name, flat in stems.items() if sum(flat.values()) > 0.9 * len(flat)]
+    for mask in masks:
+        for name in stems.keys() - set(masks):
+            shared = stems[mask].keys() & stems[name].keys()
+            if len(shared) > 0.9 * len(stems[mask]) and sum(stems[name].values()) < 0.1 * len(stems[name]):
+                raise StageError(
+                    f"data.path: {mask} in {root} has the file names of {name}, and at most {_FEW} colours a picture: "
+                    "masks, not a class; move them away"
+                )
 
 
 def require_usable(root: Path, found: Collection, rejected: dict[str, str], limit: float) -> None:

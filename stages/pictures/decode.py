@@ -5,33 +5,46 @@ import stat
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from stages.pictures.colour import RangeError, highest_grey, to_rgb
+from stages.pictures.colour import (
+    RangeError,
+    fit_transparent_colour,
+    highest_grey,
+    require_bright_colours,
+    require_stated_values,
+    to_rgb,
+    without_false_alpha,
+)
+from stages.pictures.jpeg import find_damage
 from stages.pictures.metadata import without_metadata
 
-try:
-    from pillow_heif import register_heif_opener
-except ImportError:
-    _HEIF = False
-else:
-    register_heif_opener()
-    _HEIF = True
+_HEIF = find_spec("pillow_heif") is not None
 
 MAX_BYTES = 2**29
 # Pillow warns of a decompression bomb above this and fails only at twice the size; here it is the limit.
 MAX_PIXELS = 89_478_485
+# Phones take 200 megapixels. A JPEG that may be decoded at a fraction of its size needs little memory.
+_SHRUNK = 3
+Image.MAX_IMAGE_PIXELS = _SHRUNK * MAX_PIXELS
 # Resizing the shorter side of a thinner strip than this to the network's input would blow up the longer one.
 MAX_ASPECT = 100
 # Pillow calls a PNG damaged whose colour profile or text has more bytes than this, 2^20 by default.
 PngImagePlugin.MAX_TEXT_CHUNK = 2**24
 NEEDS_HEIF = "HEIC, which needs `pip install pillow-heif`"
 
+# No others are opened, whatever a file holds: Pillow hands PostScript to Ghostscript. TGA, which has no sign, is last.
+_FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF", "TGA")
+_TIFF_SIGNS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PAGED = ("TIFF", "GIF", "WEBP", "PNG", "AVIF")
+
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-_ORIENTATION = 0x0112  # EXIF
+_ORIENTATION, _MAKE, _MODEL = 0x0112, 0x010F, 0x0110  # EXIF
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -65,11 +78,17 @@ def read_picture(path: Path) -> bytes:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A picture; its upright `size` in the file; the highest value of 16-bit grey, `None` for other pictures."""
+    """A picture; its upright `size` in the file; the highest value of 16-bit grey, `None` for other pictures.
+
+    `storage`: the file's format and mode, and the camera by EXIF. `remarks`: `pages` after the first are left out; the
+    transparency is none, since it is `clear` everywhere, or a `band` of its own.
+    """
 
     picture: Image.Image
     size: tuple[int, int]
     highest_grey: int | None
+    storage: tuple[str, str, str]
+    remarks: tuple[str, ...] = ()
 
 
 def decode(content: bytes, grey_max: int | None = None, least: int | None = None) -> Image.Image:
@@ -109,14 +128,31 @@ def _decode(content: bytes, grey_max: int | None, least: int | None) -> Decoded:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata that does not matter here, and bombs, which are refused below
-            with Image.open(io.BytesIO(content)) as picture:
-                _check_size(*picture.size)
-                size, orientation = picture.size, _orientation(picture)
-                if least is not None and isinstance(picture, JpegImageFile):
-                    picture.draft(None, (least, least))
-                picture.load()
-                upright = _turn(to_rgb(picture, grey_max), orientation)
-                return Decoded(upright, size[::-1] if orientation in _SIDEWAYS else size, highest_grey(picture))
+            formats = _FORMATS
+            if _HEIF and content[4:8] == b"ftyp":
+                _register_heif()
+                formats = (*_FORMATS[:-1], "HEIF", _FORMATS[-1])
+            with Image.open(io.BytesIO(content), formats=formats) as picture:
+                shrinks = least is not None and isinstance(picture, JpegImageFile)
+                _check_size(*picture.size, _SHRUNK * MAX_PIXELS if shrinks else MAX_PIXELS)
+                size, highest = picture.size, None
+                shown: Image.Image = picture
+                kind, mode = picture.format or "", picture.mode
+                remarks: tuple[str, ...] = ()
+                if isinstance(picture, JpegImageFile):
+                    orientation, camera = _read_exif(picture)
+                    if least is not None:
+                        picture.draft(None, (least, least))
+                    picture.load()
+                    corner = picture.getpixel((picture.width - 1, picture.height - 1))
+                    if damage := find_damage(content, corner):
+                        raise PictureError(f"damaged: {damage}")
+                else:
+                    shown, orientation, camera, highest, remarks = _load(picture)
+                    size = picture.size
+                upright = _turn(to_rgb(shown, grey_max), orientation)
+                size = size[::-1] if orientation in _SIDEWAYS else size
+                return Decoded(upright, size, highest, (kind, mode, camera), remarks)
     except (PictureError, MemoryError):
         raise
     except RangeError as error:
@@ -124,6 +160,8 @@ def _decode(content: bytes, grey_max: int | None, least: int | None) -> Decoded:
     except UnidentifiedImageError:
         if content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS and not _HEIF:
             raise PictureError(NEEDS_HEIF) from None
+        if content[:4] in _TIFF_SIGNS:
+            raise PictureError("TIFF of bits, bands or compression that are not read; save it as 8 bits") from None
         raise PictureError("not a picture in a known format") from None
     except Image.DecompressionBombError:
         raise PictureError(f"more than {MAX_PIXELS} pixels") from None
@@ -132,19 +170,43 @@ def _decode(content: bytes, grey_max: int | None, least: int | None) -> Decoded:
         raise PictureError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise PictureError(f"more than {MAX_PIXELS} pixels ({width} x {height})")
+@cache
+def _register_heif() -> None:
+    from pillow_heif import register_heif_opener  # here: its library takes long to load, and few pictures need it
+
+    register_heif_opener()
+
+
+def _load(picture: ImageFile.ImageFile) -> tuple[Image.Image, int, str, int | None, tuple[str, ...]]:
+    """Load what is no JPEG; return it as it is to be shown but for its orientation, what EXIF says, and `Decoded`'s."""
+    require_stated_values(picture)
+    fit_transparent_colour(picture)
+    deep = any(";16" in str(tile) for tile in picture.tile)  # before what loads a PNG
+    pages = ("pages",) if picture.format in _PAGED and getattr(picture, "is_animated", False) else ()
+    orientation, camera = _read_exif(picture)
+    picture.load()
+    highest = highest_grey(picture)
+    if deep and highest is None:
+        require_bright_colours(picture)
+    shown, why = without_false_alpha(picture)
+    # Pillow turns TIFFs as it loads them.
+    return shown, 1 if picture.format == "TIFF" else orientation, camera, highest, (*pages, *why)
+
+
+def _check_size(width: int, height: int, most: int) -> None:
+    if width * height > most:
+        raise PictureError(f"more than {most} pixels ({width} x {height})")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise PictureError(f"thinner than 1:{MAX_ASPECT} ({width} x {height})")
 
 
-def _orientation(picture: Image.Image) -> int:
-    """Return how the camera was held, by EXIF or XMP; 1, upright, where neither can be read."""
+def _read_exif(picture: Image.Image) -> tuple[int, str]:
+    """Return how the camera was held, by EXIF or XMP, and which it was; 1, upright, where that cannot be read."""
     try:
-        return int(picture.getexif().get(_ORIENTATION, 1))
+        exif = picture.getexif()
+        return int(exif.get(_ORIENTATION, 1)), f"{exif.get(_MAKE, '')} {exif.get(_MODEL, '')}"
     except Exception:  # Parsers fed damaged metadata raise nearly anything, too.
-        return 1
+        return 1, ""
 
 
 def _turn(picture: Image.Image, orientation: int) -> Image.Image:

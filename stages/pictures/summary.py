@@ -1,6 +1,7 @@
 """`split.json`: what the split made of the pictures, and what was left out or assumed."""
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from stages.common.stage import StageError
-from stages.common.words import plural
+from stages.common.words import enumerate_names, plural
 from stages.pictures.check import Checked
 from stages.pictures.collection import Collection
 from stages.pictures.colour import GREY_RANGE
@@ -25,7 +26,19 @@ _LEFT_OUT = {
     ),
     "loose": ("picture beside the class folders", "pictures beside the class folders"),
     "unlisted": ("picture that the table does not list", "pictures that the table does not list"),
+    "unlabelled": (
+        "picture of a folder without labels",
+        "pictures of folders without labels",
+    ),
+    "other_kind": ("picture about another one (a mask, a label)", "pictures about others (masks, labels)"),
     "overlap": ("copy of a picture of another part", "copies of pictures of another part"),
+}
+
+_REMARKS = {
+    "pages": ("picture has", "pictures have", "more pages or frames than the first, which is taken"),
+    "clear": ("picture is", "pictures are", "transparent everywhere, and taken without that"),
+    "band": ("picture has", "pictures have", "a band of its own in place of transparency, which is left out"),
+    "blank": ("picture is", "pictures are", "of one colour"),
 }
 
 ClassCounts = dict[str, dict[str, int]]
@@ -124,6 +137,24 @@ def describe_shapes(pictures: list[Checked]) -> dict[str, float]:
     return {"aspect_low": low, "aspect_median": median, "aspect_high": high, "crop_discards": discarded}
 
 
+def describe_remarks(pictures: list[Checked]) -> list[str]:
+    """Say how many pictures were read in part, show nothing, or are the same as others though their bytes differ."""
+    counts = Counter(remark for picture in pictures for remark in picture.remarks)
+    notes = [
+        f"{plural(counts[remark], one, many)} {what}"
+        for remark, (one, many, what) in _REMARKS.items()
+        if counts[remark]
+    ]
+    files: dict[tuple[int, ...], set[str]] = defaultdict(set)
+    for picture in pictures:
+        if "blank" not in picture.remarks:
+            files[picture.pixels, picture.width, picture.height].add(picture.sha256)
+    same = sum(len(hashes) for hashes in files.values() if len(hashes) > 1)
+    return notes + [
+        f"{same:,} pictures the same as another when decoded (JPEG: small), though their bytes differ"
+    ] * bool(same)
+
+
 def describe_grey(pictures: list[Checked], grey_max: int | None) -> list[str]:
     """Say where 16-bit grey comes out dark because its values have fewer bits, or white above `data.grey_max`."""
     highest = [picture.highest_grey for picture in pictures if picture.highest_grey is not None]
@@ -141,7 +172,12 @@ def last_line(split: dict[str, Any], report: Path) -> str:
     """Say in one line what the split did; `split` is the content of the file `report`."""
     parts = ", ".join(f"{part} {number}" for part, number in split["parts"].items())
     copies = plural(len(split["duplicates"]), "group") + " of copies"
-    said = "; ".join([f"{len(split['rejected'])} rejected, {copies}", *split["notes"]])
+    counts = {name: sum(numbers.values()) for name, numbers in class_counts(split).items()}
+    classes = enumerate_names([f"{name} {number:,}" for name, number in counts.items()])
+    if len(counts) > 10:
+        low, high = min(counts.values()), max(counts.values())
+        classes += f", {low:,} each" if low == high else f", {low:,} to {high:,} each"
+    said = "; ".join([f"classes: {classes}", f"{len(split['rejected'])} rejected, {copies}", *split["notes"]])
     return f"{parts}; {said}: see {report}"
 
 

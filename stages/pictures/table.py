@@ -4,18 +4,23 @@ import csv
 import os
 import posixpath
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 from stages.common.params import Given
 from stages.common.stage import StageError
-from stages.common.words import plural
+from stages.common.words import enumerate_names, plural
 from stages.pictures.collection import Collection, Picture
-from stages.pictures.folders import part_named
+from stages.pictures.names import column_for, part_named
 from stages.pictures.scan import walk
 
 _DELIMITERS = ",;\t"
+_USED = ("path", "label", "split", "group")
+# What pandas and spreadsheets write where there is nothing.
+_NO_LABEL = ("", "nan", "<na>", "n/a", "#n/a", "null")
+_QUOTES = " []'\""  # around labels and in lists of them
+_ABSENT = "not there, but listed"
 
 
 @dataclass(frozen=True, order=True)
@@ -29,7 +34,8 @@ def read_table(root: Path, table: Path, given: Given) -> Collection:
     """List the pictures of a table with the columns `path` (below `root`) and `label`, perhaps `split` and `group`.
 
     The table is UTF-8; commas, semicolons or tabs separate its cells. A file that is not there, one without a label and
-    one with two labels, splits or groups are rejected; pictures below `root` that are not listed are counted.
+    one with two labels, splits or groups are rejected; pictures below `root` that are not listed are counted. A name
+    may differ from the file's in case or extension. Labels that are equal as numbers are one class.
 
     Args:
         root: the data set.
@@ -45,17 +51,19 @@ def read_table(root: Path, table: Path, given: Given) -> Collection:
     found = Collection()
     there = set(walk(root, "", found))
     _leave_out(table, root, found)
-    spellings = {unicodedata.normalize("NFC", path): path for path in sorted(there)}
+    files = _Files(root, there)
+    _require_single_labels(table, [cells["label"] for _, cells in lines])
+    spelt = _merge_numbers([cells["label"] for _, cells in lines], found)
     rows: dict[str, set[_Row]] = defaultdict(set)
     for number, cells in lines:
-        path = _find(root, cells["path"], there, spellings, f"data.labels: {table}, line {number}")
+        path = files.find(cells["path"], f"data.labels: {table}, line {number}")
         part = _part(cells.get("split", ""), f"data.labels: {table}, line {number}") if given == "auto" else ""
-        rows[path].add(_Row(cells["label"], part, cells.get("group", "")))
+        rows[path].add(_Row(spelt[cells["label"]], part, cells.get("group", "")))
     _require_whole_split(rows, table)
     for path, contents in sorted(rows.items()):
         first = min(contents)
         if reason := _problem(root / path, contents):
-            found.rejected[path] = f"{reason} in {table.name}"
+            found.rejected[path] = f"{reason} in {table.name}{files.near(path) if reason == _ABSENT else ''}"
         if first.label:
             found.pictures.append(Picture(path, first.label, path, first.part, first.group))
     repeated, unlisted = len(lines) - sum(map(len, rows.values())), len(there - rows.keys())
@@ -65,6 +73,9 @@ def read_table(root: Path, table: Path, given: Given) -> Collection:
         found.left_out["unlisted"] = unlisted
     if given == "ignore" and "split" in columns:
         found.notes.append(f"the column split of {table.name} not used (split.given)")
+    if files.otherwise:
+        found.notes.append(f"{plural(files.otherwise, 'path')} of {table.name} found by another case or extension")
+    found.notes += _unused_columns(columns, lines, table)
     if not found.pictures:
         raise StageError(f"data.labels: {table} gives no picture a label; fill in its column label")
     return found
@@ -112,21 +123,125 @@ def _leave_out(table: Path, root: Path, found: Collection) -> None:
     found.ignored = +found.ignored
 
 
-def _find(root: Path, path: str, there: set[str], spellings: dict[str, str], where: str) -> str:
-    """Return a path as it is below `root`; it may begin with `root`, be of Windows, or have another Unicode form."""
-    if not path:
-        raise StageError(f"{where}: has no path; fill it in or remove the line")
-    if os.path.isabs(path):  # noqa: PTH117 (text of a table)
-        path = os.path.relpath(path, root.absolute())
-    slashes = path.replace("\\", "/")
-    candidates = [posixpath.normpath(one) for one in (path, slashes, slashes.removeprefix(f"{root.as_posix()}/"))]
-    if candidates[0].split("/")[0] == "..":
-        raise StageError(f"{where}: {path} is not below data.path, {root}; set data.path to a folder that holds all")
-    for candidate in candidates:
-        known = candidate if candidate in there else spellings.get(unicodedata.normalize("NFC", candidate))
-        if known is not None:
-            return known
-    return next((one for one in candidates if os.path.lexists(root / one)), candidates[0])
+class _Files:
+    """The pictures below `root`, by ways in which a table may spell their paths."""
+
+    def __init__(self, root: Path, there: set[str]) -> None:
+        self.root, self.there, self.otherwise = root, there, 0
+        self.exact = {unicodedata.normalize("NFC", path): path for path in sorted(there)}
+        # Another case, another or no extension, another folder: taken only where it is one file.
+        self.looser: list[dict[str, list[str]]] = [defaultdict(list), defaultdict(list), defaultdict(list)]
+
+    def find(self, path: str, where: str) -> str:
+        """Return a path as it is below `root`; it may begin with `root`, or have another form, case or extension."""
+        if not path:
+            raise StageError(f"{where}: has no path; fill it in or remove the line")
+        if "://" in path:
+            return path
+        root = self.root
+        if os.path.isabs(path):  # noqa: PTH117 (text of a table)
+            path = os.path.relpath(path, root.absolute())
+        slashes = path.replace("\\", "/")
+        candidates = [posixpath.normpath(one) for one in (path, slashes, slashes.removeprefix(f"{root.as_posix()}/"))]
+        if candidates[0].split("/")[0] == "..":
+            raise StageError(
+                f"{where}: {path} is not below data.path, {root}; set data.path to a folder that holds all"
+            )
+        for candidate in candidates:
+            known = candidate if candidate in self.there else self.exact.get(unicodedata.normalize("NFC", candidate))
+            if known is not None:
+                return known
+        if listed := next((one for one in candidates if os.path.lexists(root / one)), None):
+            return listed
+        for candidate in candidates:
+            for kind in (0, 1):
+                if len(similar := self._similar(candidate, kind)) == 1:
+                    self.otherwise += 1
+                    return similar[0]
+        return candidates[0]
+
+    def near(self, path: str) -> str:
+        """Ask whether a file of the same name in another folder is meant."""
+        similar = self._similar(path, 2)
+        return f"; did you mean {similar[0]}?" if similar else ""
+
+    def _similar(self, path: str, kind: int) -> list[str]:
+        if not self.looser[0]:
+            for one in sorted(self.there):
+                for keys, key in zip(self.looser, _loosen(one), strict=True):
+                    keys[key].append(one)
+        whole, stem, name = _loosen(path)
+        # As if it had no extension first: `.5` is none in `scan 2.5`.
+        wanted = ((whole,), (whole, stem), (posixpath.basename(whole), name))[kind]
+        return next((found for key in wanted if (found := self.looser[kind].get(key))), [])
+
+
+def _loosen(path: str) -> tuple[str, str, str]:
+    whole = unicodedata.normalize("NFC", path).casefold()
+    stem = posixpath.splitext(whole)[0]
+    return whole, stem, posixpath.basename(stem)
+
+
+def _require_single_labels(table: Path, labels: list[str]) -> None:
+    """Refuse labels that hold several names each.
+
+    They do where most are joined, or where what is joined also stands alone: `tench, Tinca tinca` is one name.
+    """
+    alone = Counter(labels)
+    single = {label.strip(_QUOTES) for label in alone}
+    for sign in ("|", ";", ","):
+        joined = {label: [piece.strip(_QUOTES) for piece in label.split(sign)] for label in alone if sign in label}
+        pieces = Counter(piece for found in joined.values() for piece in set(found))
+        mixed = [
+            label
+            for label, found in joined.items()
+            if (sign != "," and 2 * sum(alone[one] for one in joined) > len(labels))
+            or all(piece in single or pieces[piece] > 1 for piece in found)
+        ]
+        if mixed and (len(mixed) > 1 or single.issuperset(joined[mixed[0]])):
+            raise StageError(
+                f"data.labels: {table} has multi-label rows, such as {mixed[0]!r}; a picture has one class here: "
+                "choose one for each row, or leave these rows out"
+            )
+
+
+def _merge_numbers(labels: list[str], found: Collection) -> dict[str, str]:
+    """Return each label as it is to be spelt; where all are numbers, those that are equal are one class."""
+    spelt = {label: "" if label.lower() in _NO_LABEL else label for label in labels}
+    try:
+        values = {label: float(label) for label in spelt if spelt[label]}
+    except ValueError:
+        return spelt
+    shortest: dict[float, str] = {}
+    for label, value in sorted(values.items(), key=lambda item: (len(item[0]), item[0])):
+        spelt[label] = shortest.setdefault(value, label)
+    if merged := sorted(label for label in values if spelt[label] != label):
+        shown = enumerate_names([f"{label} as {spelt[label]}" for label in merged], 3)
+        found.notes.append(f"labels that are the same number taken for one class ({shown})")
+    return spelt
+
+
+def _unused_columns(columns: list[str], lines: list[tuple[int, dict[str, str]]], table: Path) -> list[str]:
+    """Name the columns that are not used, and those that look like a split or a group."""
+    unused = [name for name in columns if name not in _USED and name]
+    if not unused:
+        return []
+    notes = [f"columns of {table.name} not used: {enumerate_names(unused)}"]
+    meant: dict[str, list[str]] = {"split": [], "group": []}
+    for name in unused:
+        parts = {part_named(cells[name]) for _, cells in lines}
+        if wanted := "split" if len(parts) > 1 and None not in parts else column_for(name):
+            meant[wanted].append(name)
+    if meant["split"] and "split" not in columns:
+        notes.append(
+            f"{enumerate_names(meant['split'])} may be a split: if so, rename it to split, with train, val and test"
+        )
+    if meant["group"] and "group" not in columns:
+        notes.append(
+            f"{enumerate_names(meant['group'])} may say what belongs together: if so, rename it to group, and set "
+            "split.group=column"
+        )
+    return notes
 
 
 def _part(split: str, where: str) -> str:
@@ -155,4 +270,6 @@ def _problem(file: Path, rows: set[_Row]) -> str:
             return f"listed with two {name}s, {values[0]!r} and {values[1]!r},"
     if not min(rows).label:
         return "listed without a label"
-    return "" if os.path.lexists(file) else "not there, but listed"
+    if ":/" in str(file):
+        return "a URL, and no file below data.path,"
+    return "" if os.path.lexists(file) else _ABSENT

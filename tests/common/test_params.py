@@ -67,6 +67,8 @@ def test_a_small_number_is_a_number_however_it_is_written(tmp_path: Path, text: 
             {"cat": 0},
             "class_weights: should be null, balanced, or a mapping of each class to a number",
         ),
+        ("class_weights", ["cat=2", "cat=3"], "or a list of such as 'cat=2'"),
+        ("class_weights", ["cat"], "or a list of such as 'cat=2'"),
         ("class_weights", {"cat": float("nan")}, "class_weights: should be null, balanced, or a mapping"),
         ("class_weights", {False: 1.0}, "quote a name that YAML reads as something else, such as no"),
         ("model.head", "flat", "model.head: should be 'flatten', 'pooled' or 'original', is 'flat'"),

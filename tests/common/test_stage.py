@@ -4,13 +4,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 
-from stages.common.stage import is_out_of_memory, run
+from stages.common.experiments import find_commit
+from stages.common.stage import StageError, is_out_of_memory, run
 
 CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1 GiB is free."
 LOADER = """Caught RuntimeError in DataLoader worker process 0.
@@ -71,3 +73,26 @@ def test_threads_hardly_spin_unless_the_user_says_otherwise(own: dict[str, str],
         check=True,
     )
     assert process.stdout == f"False {expected}\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "iso-8859-1"])
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_names_that_the_output_cannot_show_are_escaped(encoding: str, stream: str) -> None:
+    program = f"import sys; from stages.common.stage import run; run(lambda: print('\u72ac', file=sys.{stream}))"
+    process = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    assert getattr(process, stream) == b"\\u72ac\n"
+
+
+def test_a_failure_of_git_gives_its_own_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(StageError, match=r"git rev-parse failed: .* \(fatal: detected dubious ownership"):
+        find_commit()

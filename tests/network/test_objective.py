@@ -1,12 +1,15 @@
 """The loss: smoothed labels, and classes that weigh more than others."""
 
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import Project
+from dvc.utils.hydra import apply_overrides
 from PIL import Image
 from sklearn.metrics import log_loss
 from torch import Tensor
@@ -83,6 +86,22 @@ def test_a_class_without_a_weight_and_a_weight_without_a_class_are_refused(
     project.build()
     project.set("class_weights", weights)
     assert message in refusal(project, "train_head")
+
+
+def test_weights_given_as_a_list_replace_what_was_there_and_are_printed(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {"cat": "犬", "dog": unicodedata.normalize("NFD", "Löwe = big")}
+    for old, new in names.items():
+        project.path(f"pictures/{old}").rename(project.path(f"pictures/{new}"))
+    for start in (None, ["cat=1"]):
+        project.set("class_weights", start)
+        composed = unicodedata.normalize("NFC", names["dog"])
+        apply_overrides(project.path("params.yaml"), [f'class_weights=["犬=3","{composed}=1e0"]'])
+        project.params = yaml.safe_load(project.path("params.yaml").read_text(encoding="utf-8"))
+        project.build()
+        assert project.run("train_head") == 0
+        assert f"class weights: {names['dog']} 0.5, 犬 1.5" in capsys.readouterr().out
 
 
 def test_a_class_may_be_named_by_a_number(project: Project) -> None:

@@ -266,7 +266,7 @@ def test_heic_without_its_package_says_what_to_install(monkeypatch: pytest.Monke
 
 
 def test_heic_with_its_package_is_decoded() -> None:
-    pytest.importorskip("pillow_heif")
+    pytest.importorskip("pillow_heif").register_heif_opener()
     assert colour(encode(Image.new("RGB", (64, 64), RED), "HEIF")) == pytest.approx(RED, abs=8)
 
 

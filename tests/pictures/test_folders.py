@@ -142,9 +142,10 @@ def test_a_pipe_or_a_device_is_left_out_with_its_reason(project: Project, make: 
 )
 def test_a_split_in_folders_is_used_as_it_is(project: Project, line: Line, names: tuple[str, str, str]) -> None:
     pictures = give_split(project, *names)
-    assert "train 16, val 16, test 16; 0 rejected, 0 groups of copies; split as given (train, val, test)" in line(
-        project
-    )
+    said = line(project)
+    assert said.startswith("train 16, val 16, test 16; classes: cat 24, dog 24; 0 rejected, 0 groups of copies; ")
+    assert "; split as given (train, val, test)" in said
+    assert (f"; train is {names[0]}, val is {names[1]}, test is {names[2]};" in said) == (names[0] != "train")
     for part, entries in project.parts().items():
         folder = names[PARTS.index(part)]
         files = sorted(path.relative_to(pictures).as_posix() for path in (pictures / folder).rglob("*.png"))
@@ -159,7 +160,9 @@ def test_parts_in_a_wrapper_of_their_own_are_seen_through(project: Project, line
         (pictures / part).rename(project.path("inner"))
         (pictures / part).mkdir()
         project.path("inner").rename(pictures / part / part)
-    assert "train 14, val 2, test 16; 0 rejected, 0 groups of copies; split as given (train, test)" in line(project)
+    said = line(project)
+    assert said.startswith("train 14, val 2, test 16; classes: cat 16, dog 16; 0 rejected")
+    assert "train is training_set/training_set, test is test_set/test_set; split as given (train, test)" in said
     assert set(project.split_report()["classes"]) == {"cat", "dog"}
 
 
@@ -239,12 +242,15 @@ def test_class_names_of_the_parts_have_to_agree(project: Project, refusal: Refus
     assert "two classes 'Dog' and 'dog'" in refusal(project, "split")
 
 
-def test_a_split_inside_of_the_classes_is_said_not_to_be_taken_for_one(project: Project, line: Line) -> None:
+def test_a_split_inside_of_the_classes_is_used_as_it_is(project: Project, line: Line) -> None:
     for path in list(project.path("pictures").rglob("*.png")):
-        folder = path.parent / ("train" if int(path.stem) % 2 else "test")
+        folder = path.parent / ("train" if int(path.stem) % 2 else "test1")
         folder.mkdir(exist_ok=True)
         path.rename(folder / path.name)
-    assert "folders test and train inside of classes not taken for a split" in line(project)
+    assert "; split as given (train, test); val cut from train" in line(project)
+    assert {entry.path.split("/")[1] for entry in project.parts()["test"]} == {"test1"}
+    shutil.copy(project.path("pictures/cat/train/001.png"), project.path("pictures/cat/beside.png"))
+    assert "folders test1 and train inside of classes not taken for a split" in line(project)
 
 
 def test_a_class_whose_files_are_all_of_another_kind_is_told_which(project: Project, refusal: Refusal) -> None:

@@ -157,7 +157,7 @@ def test_a_table_that_cannot_be_used(
 @pytest.mark.parametrize(
     ("splits", "message"),
     [
-        (["train", "holdout"], "line 3: split is 'holdout', should be train, val or test"),
+        (["train", "spare"], "line 3: split is 'spare', should be train, val or test"),
         (["train", ""], "has no split in 20 rows and one in the others"),
         (["val", "test"], "has no row whose split is train"),
     ],
@@ -215,7 +215,7 @@ def test_groups_stay_in_one_part_and_classes_keep_their_fractions(
     for name in ("cat", "dog"):
         assert report["classes"][name] == {"train": 84, "val": 12, "test": 24}
     assert report["groups"] == {"train": 21, "val": 3, "test": 6}
-    assert "; groups: train 21, val 3, test 6: see" in last_line(capsys)
+    assert "; groups: train 21, val 3, test 6; " in last_line(capsys)
     header, *rows = project.path("data/index/test.csv").read_text().splitlines()
     assert header == "path,label,class,sha256,group"
     assert len({row.split(",")[-1] for row in rows}) == 6

@@ -1,0 +1,158 @@
+"""What the names of folders, files and columns say of what is in them."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+UNLABELLED = "unlabelled"
+
+
+def _split(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+_PARTS = {
+    "train": "train training trn labeled labelled",
+    "val": "val valid validate validation validating dev devel development",
+    "test": "test testing tst eval evaluation holdout heldout",
+    UNLABELLED: "unlabeled unlabelled unannotated nolabel nolabels pred predict prediction submission inference",
+}
+_PART_OF = {word: part for part, words in _PARTS.items() for word in words.split()}
+# `trainset`, `test_images`, `Training Data`, `tests`, `valid2`: words that say nothing of what the pictures show.
+_FILLERS = _split(
+    "s set sets data dataset datasets image images img imgs picture pictures pic pics photo photos folder folders dir "
+    "file files the full all small mini sample samples split splits final copy new input inputs"
+)
+
+# What holds pictures, and what holds something else about the same pictures.
+_IMAGES = _split(
+    "image images img imgs jpg jpeg jpegs jpegimages png pngs picture pictures pic pics photo photos frame frames "
+    "original originals orig rgb color colour raw input inputs scan scans"
+)
+_NEVER_CLASSES = _split(
+    "annotation annotations annot annots annos groundtruth groundtruths trimap trimaps bbox bboxes thumb thumbs "
+    "thumbnail thumbnails augmented augmentation augmentations segmentations xml xmls imagesets"
+)
+_OTHERS = _NEVER_CLASSES | _split(
+    "anno mask masks label labels gt gts truth target targets segmentation segmented contour contours edge "
+    "edges depth heatmap heatmaps saliency keypoints landmarks preview previews resized cropped aug "
+    "grayscale greyscale gray grey json txt csv mat overlay overlays polygons"
+)
+_MARK = re.compile(
+    r"[ _.-]+(masks?|gt|groundtruth|labels?|seg|segmentation|annotations?|trimap|thumb(nail)?)([ _.-]*\d+)?$"
+)
+_FOLDS = _split("fold folds kfold cv split part partition batch chunk shard subset")
+_GROUPS = _split(
+    "patient patients subject participant person people actor donor individual animal specimen plant tree family scene "
+    "video clip movie burst sequence seq session visit case study series slide site location place camera station "
+    "lesion group cluster pair"
+)
+_SPLITS = _split("fold folds kfold split subset partition phase usage")
+_NUMBERED = re.compile(r"(.*[^\W\d_])[\W\d_]+$")
+
+
+class Name(NamedTuple):
+    """A name taken apart: its part of a split, `image` or `other`, what else it says, and its numbers."""
+
+    part: str | None
+    kind: str | None
+    rest: tuple[str, ...]  # without words for a part
+    bare: tuple[str | None, ...]  # its part, and `rest` without words for a kind of file
+    numbers: tuple[int, ...]
+
+
+def words(name: str) -> list[str]:
+    """Return the words and numbers of a name such as `seg_train2`, `TrainImages` or `Training Set`, in lower case."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])", " ", name)
+    every = re.split(r"[\W_]+", spaced.casefold())
+    return [_unglue(word) for word in every if word]
+
+
+def _unglue(word: str) -> str:
+    """Return `train` for `trainset`, and any other word as it is."""
+    return next((part for part in _PART_OF if word.startswith(part) and word[len(part) :] in _FILLERS), word)
+
+
+def take_apart(name: str) -> Name:
+    """Return what a name says."""
+    every = words(name)
+    told = [word for word in every if not word.isdecimal()]
+    parts = {_PART_OF[word] for word in told if word in _PART_OF}
+    if "trainval" in told or parts == {"train", "val"}:
+        parts = {"train"}
+    rest = tuple(word for word in told if word not in _PART_OF and word not in _FILLERS and word != "trainval")
+    part = next(iter(parts)) if len(parts) == 1 else None
+    bare = (part, *(word for word in rest if word not in _IMAGES and word not in _OTHERS and word != "ground"))
+    kind = "other" if _OTHERS.intersection(told) else "image" if _IMAGES.intersection(told) else None
+    numbers = tuple(int(word) for word in every if word.isdecimal())
+    return Name(part, kind, rest, bare, numbers)
+
+
+def part_named(name: str) -> str | None:
+    """Return the part of a split that a name means and says nothing else, such as `Validation` or `test_set`."""
+    told = take_apart(name)
+    return None if told.rest else told.part
+
+
+def never_a_class(name: str) -> bool:
+    """Whether a folder of this name holds something about pictures, such as `annotations`, in any set."""
+    told = [word for word in words(name) if not word.isdecimal() and word not in _FILLERS]
+    return bool(told) and (_NEVER_CLASSES.issuperset(told) or told == ["ground", "truth"])
+
+
+def other_kinds(names: Iterable[str]) -> list[str]:
+    """Return those of sibling folders that hold another kind of file than their neighbours: `masks` beside `images`.
+
+    `cat` and `cat_masks` are such neighbours too, but not once only: `face` and `face_mask` are two classes.
+    """
+    told = {name: take_apart(name) for name in names}
+    beside: dict[tuple[str | None, ...], set[str | None]] = {}
+    for one in told.values():
+        beside.setdefault(one.bare, set()).add("image" if one.kind is None and one.part else one.kind)
+    plain = [bare for bare, kinds in beside.items() if {None, "other"} <= kinds]
+    return [
+        name
+        for name, one in told.items()
+        if one.kind == "other" and ("image" in beside[one.bare] or (one.bare in plain and len(plain) > 1))
+    ]
+
+
+def of_other_pictures(paths: Iterable[str]) -> set[str]:
+    """Return the pictures that are named as something about another one beside them: `a_mask.png` beside `a.jpg`."""
+    stems = {path: path.rpartition(".")[0].casefold() for path in paths}
+    there = set(stems.values())
+    marked = {path: stem[: match.start()] for path, stem in stems.items() if (match := _MARK.search(stem))}
+    return {path for path, of in marked.items() if of in there}
+
+
+def are_folds(names: list[str]) -> bool:
+    """Whether folders are called pieces of one set: `fold1`, `fold2`, or `images_part_1`, `images_part_2`."""
+    told = [take_apart(name) for name in names]
+    numbers = sorted(one.numbers[-1] for one in told if one.numbers)
+    return (
+        len(names) > 1
+        and all(_FOLDS.intersection(words(name)) for name in names)
+        and len({one.rest for one in told}) == 1
+        and numbers in (list(range(len(names))), list(range(1, len(names) + 1)))
+    )
+
+
+def classes_in_names(files: list[str]) -> list[str]:
+    """Return what nearly all file names begin with, before a number, where that tells classes: `cat.1.jpg`."""
+    counts: Counter[str] = Counter()
+    for file in files:
+        if match := _NUMBERED.match(PurePosixPath(file).stem):
+            counts[match[1]] += 1
+    found = sorted(name for name, number in counts.items() if number > 1)
+    usual = len(found) > 1 and sum(counts[name] for name in found) >= 0.9 * len(files)
+    return found if usual else []
+
+
+def column_for(name: str) -> str | None:
+    """Return the column of a table, `split` or `group`, that one of another name may be meant as."""
+    told = words(name)
+    if _GROUPS.intersection(word.removesuffix("id") for word in told):
+        return "group"
+    return "split" if _SPLITS.intersection(told) or part_named(re.sub("^is", "", name)) else None

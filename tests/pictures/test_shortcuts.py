@@ -1,0 +1,88 @@
+"""What tells the classes apart without showing anything is said: format, mode, camera, size, brightness."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Project
+from PIL import Image
+
+
+def redraw(project: Project, save: Callable[[Image.Image, Path, bool], None]) -> None:
+    """Draw the same noise for both classes, and save each picture by its class."""
+    drawn = np.random.default_rng(0)
+    for path in sorted(project.path("pictures").rglob("*.png")):
+        size = tuple(drawn.integers(30, 50, 2))
+        picture = Image.fromarray(drawn.integers(0, 255, (*size, 3), dtype=np.uint8))
+        path.unlink()
+        save(picture, path, path.parent.name == "cat")
+
+
+def camera(name: str) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0110] = name
+    return exif
+
+
+@pytest.mark.parametrize(
+    ("save", "fact"),
+    [
+        (lambda picture, path, cat: picture.save(path.with_suffix(".png" if cat else ".jpg")), "file format"),
+        (lambda picture, path, cat: picture.save(path, "PNG" if cat else "WEBP"), "file format"),
+        (lambda picture, path, cat: (picture.convert("L") if cat else picture).save(path), "colour mode"),
+        (lambda picture, path, cat: picture.save(path, exif=camera("A" if cat else "B")), "camera (EXIF)"),
+        (lambda picture, path, cat: picture.resize((256, 200) if cat else (200, 256)).save(path), "size"),
+        (
+            lambda picture, path, cat: picture.point(lambda value: value // (2 if cat else 1)).save(path),
+            "mean brightness",
+        ),
+    ],
+)
+def test_a_planted_shortcut_is_said(
+    project: Project, capsys: pytest.CaptureFixture[str], save: Callable[[Image.Image, Path, bool], None], fact: str
+) -> None:
+    redraw(project, save)
+    assert project.run("split") == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    right = "97.50%" if fact == "mean brightness" else "100.00%"
+    assert f"{fact} alone tells the classes apart ({right} right, 50.00% by always the same)" in line
+    assert any(fact in note for note in project.split_report()["notes"])
+
+
+def test_a_class_of_many_that_is_stored_in_its_own_way_is_named(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("fox", "hen", "owl"):
+        project.path(f"pictures/{name}").mkdir()
+        for path in project.path("pictures/dog").iterdir():
+            (project.path(f"pictures/{name}") / path.name).write_bytes(path.read_bytes())
+    redraw(project, lambda picture, path, cat: picture.save(path.with_suffix(".bmp" if cat else ".png")))
+    assert project.run("split") == 0
+    assert "file format alone tells cat from the other classes" in capsys.readouterr().out
+
+
+def test_pictures_that_are_stored_alike_have_no_shortcut(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    redraw(project, lambda picture, path, _: picture.save(path))
+    assert project.run("split") == 0
+    assert "alone tells" not in capsys.readouterr().out
+
+
+def test_classes_of_the_same_pictures_in_two_forms_are_named(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = np.random.default_rng(0)
+    for path in sorted(project.path("pictures/cat").iterdir()):
+        top = drawn.integers(30, 255)
+        picture = Image.fromarray(drawn.integers(0, top, (40, 40, 3), dtype=np.uint8))
+        picture.save(path)
+        picture.resize((20, 20)).save(project.path("pictures/dog") / path.name)
+    assert project.run("split") == 0
+    said = "cat and dog hold 20 pictures of the same names that are as bright one by one: forms of the same pictures?"
+    assert said in capsys.readouterr().out
+    for number, path in enumerate(sorted(project.path("pictures/dog").iterdir())):
+        path.rename(path.with_name(f"{(number + 7) % 20:03d}.x.png"))
+    for path in project.path("pictures/dog").iterdir():
+        path.rename(path.with_name(path.name.replace(".x", "")))
+    assert project.run("split") == 0
+    assert "of the same names" not in capsys.readouterr().out
