@@ -12,7 +12,7 @@ from torch import nn
 from stages.common.words import number, percent, percent_range
 from stages.network.backbones import cut_into_blocks, stock_options, stock_shapes
 from stages.network.checkpoint import Description
-from stages.network.network import Network
+from stages.network.network import Network, Standardize
 from stages.network.onnx import describe_resize
 from stages.pictures.index import PARTS
 from stages.pictures.preprocessing import Preprocessing, margin_colour
@@ -25,6 +25,17 @@ from stages.scores.metrics import Scores
 from stages.scores.verdict import describe_gain
 
 _MOST_CLASSES = 100
+_STANDARDIZE = """\
+class Standardize(torch.nn.Module):
+    def __init__(self, count):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(count))
+        self.register_buffer("spread", torch.ones(count))
+
+    def forward(self, features):
+        return (features - self.mean) / self.spread
+
+"""
 
 
 def compose_card(
@@ -152,6 +163,7 @@ def torchvision_program(network: Network, description: Description) -> str:
     probabilities = "torch.sigmoid(torch.cat([-logits, logits], 1))" if two else "torch.softmax(logits, 1)"
     temperature = "" if description.temperature == 1 else f" / {description.temperature!r}"
     layers = "".join(f"\n    {_constructor(layer)}," for layer in network.classifier)
+    standardizes = any(isinstance(layer, Standardize) for layer in network.classifier)
     preprocessing = description.preprocessing
     return f"""\
 import json, sys
@@ -166,7 +178,7 @@ model = torchvision.models.get_model("{description.arch}", weights=None{", " + a
 state = model.state_dict()
 state.update({{name: tensors[key] for key, name in names.items()}})
 model.load_state_dict(state)
-head = torch.nn.Sequential({layers}
+{_STANDARDIZE if standardizes else ""}head = torch.nn.Sequential({layers}
 ).eval()
 head.load_state_dict({{key[len("classifier."):]: tensors[key] for key in tensors if key not in names}})
 {_resize(preprocessing)}
@@ -186,6 +198,8 @@ def _constructor(layer: nn.Module) -> str:
         return f"torch.nn.{layer!r}"
     if kind.__module__.startswith("torchvision"):
         return f"{kind.__module__}.{layer!r}"
+    if isinstance(layer, Standardize):
+        return f"Standardize({len(layer.mean)})"
     return "torch.nn.Identity()"  # ClassToken: `Parts.features` names the class token itself
 
 

@@ -31,13 +31,13 @@ from stages.pictures.division import order_units
 from stages.pictures.index import Entry
 from stages.training.history import Epoch
 from stages.training.optimizer import make_optimizer, schedule_rate
-from stages.training.temperature import score_logits
+from stages.training.temperature import fit_temperature, score_logits
 
 FOLDS = 5
 # Of the sum of the images' losses, on standardized features: scikit-learn's 1 / C.
 PENALTIES = tuple(10 ** (exponent / 2) for exponent in range(-1, 8))
 # Of `train_head.lr`. Few: each costs a training of every fold.
-RATES = (1.0, 0.15)
+RATES = (1.0, 0.3)
 # Images of training and validation that the candidates are trained on; more choose no better, and take their time.
 SAMPLE = 5_000
 # Passes over the images of a linear head: to compare, and to keep.
@@ -52,7 +52,7 @@ Item = TypeVar("Item")
 class Candidate:
     """A head to try: linear with a `penalty`, or with a hidden layer, trained at `lr`; the other one is `None`.
 
-    `loss`: out-of-fold, mean log-loss after `temperature`; `accuracy` likewise.
+    `loss`: mean log-loss out-of-fold; `accuracy` likewise; `temperature`: what the same logits ask for.
     """
 
     penalty: float | None
@@ -131,8 +131,12 @@ def _judge(candidate: Candidate, heads: Sequence[nn.Module], images: Images, fol
         for fold, head in enumerate(heads):
             own = torch.where(folds == fold)[0]
             logits[own] = head(images.features[own.to(images.features.device)]).cpu()
-    scores, _ = score_logits(logits, images.labels.cpu(), images.weights)
-    return replace(candidate, loss=scores.loss, accuracy=scores.accuracy, temperature=scores.temperature), logits
+    # Not after the temperature: a head that has learned its images by heart is a bad start for fine-tuning, however
+    # well its logits are scaled afterwards.
+    labels = images.labels.cpu()
+    scores, _ = score_logits(logits, labels, images.weights, tempered=False)
+    temperature = fit_temperature(logits, labels, images.weights)
+    return replace(candidate, loss=scores.loss, accuracy=scores.accuracy, temperature=temperature), logits
 
 
 def train_linear(
