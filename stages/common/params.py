@@ -108,7 +108,6 @@ class Phase(Section):
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     augment: Augment
-    augment_views: Annotated[int, Field(ge=0)] = 0
     mixup: Annotated[float, Field(ge=0, le=1)] = 0.0
     select: Literal["line", "best", "last"]
     patience: Size | None

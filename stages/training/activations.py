@@ -18,11 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from stages.common import processes
-from stages.common.params import Augment
-from stages.pictures.batches import Batches, Order
+from stages.pictures.batches import Order
 from stages.pictures.index import Entry
 from stages.training import cache
-from stages.training.prefix import BATCH, FrozenPrefix, View, pad
+from stages.training.prefix import BATCH, FrozenPrefix, pad
 from stages.training.store import FILE_OVERHEAD, ROW_OVERHEAD, Kept, Writer, find
 
 
@@ -55,43 +54,6 @@ def keep(
     return kept
 
 
-def keep_views(
-    prefix: FrozenPrefix,
-    entries: list[Entry],
-    count: int,
-    augment: Augment,
-    seed: int,
-    max_gigabytes: float,
-    also: Mapping[int, list[Entry]] | None = None,
-) -> list[Kept]:
-    """Do the same for several versions of each picture, for training to choose from: augmented, and at last as it is.
-
-    That one may be kept already, and `evaluate` needs it. Where there is not room for all, there are fewer, and a line
-    says why.
-
-    Args:
-        prefix: whose activations.
-        entries: the pictures.
-        count: of versions; a single one is augmented.
-        augment: how.
-        seed: the same versions for the same one.
-        max_gigabytes: as for `keep`.
-        also: as for `keep`.
-
-    Returns:
-        The activations of each version, of all pictures.
-    """
-    views: list[Kept] = []
-    augmented = [View(augment, seed, number) for number in range(max(1, count - 1))]
-    for view in [*augmented, None][:count]:
-        kept, problem = _keep(replace(prefix, view=view), entries, max_gigabytes, also or {}, all_or_none=True)
-        if any(processes.gather(bool(kept.missing(entries)))):
-            print(f"{len(views)} of {count} versions of each picture are kept: {_explain(problem)}", flush=True)
-            break
-        views.append(kept)
-    return views
-
-
 def fit(prefix: FrozenPrefix, blocks: int, rows: int, max_gigabytes: float) -> FrozenPrefix:
     """Return a prefix that keeps what enters its last blocks, if there is no room for what leaves them.
 
@@ -121,7 +83,6 @@ def _keep(
     entries: list[Entry],
     max_gigabytes: float,
     also: Mapping[int, list[Entry]],
-    all_or_none: bool = False,
 ) -> tuple[Kept, OSError | None]:
     """Return what can be kept, and why not all if anything was in the way."""
     count = len(prefix.blocks)
@@ -149,7 +110,7 @@ def _keep(
             waiting = "waiting for another process that computes the same activations"
             stack.enter_context(cache.one_at_a_time(folders[count], waiting))
             kept.add(find(folders[count], kept.missing(entries).keys()))
-            return _make_plan(entries, kept, later, rows.sizes(), max_gigabytes, all_or_none)
+            return _make_plan(entries, kept, later, rows.sizes(), max_gigabytes)
 
         planned = _ask_leader(prefix, plan)
         problem = planned.problem
@@ -203,9 +164,7 @@ class _Rows:
 
     @cached_property
     def thumbnails(self) -> Path | None:
-        """The folder of the thumbnails; `None` where they are none of these rows, or the only ones."""
-        if self.prefix.view is not None:
-            return None
+        """The folder of the thumbnails; `None` where these rows are they."""
         folder = _folders(self.prefix.thumbnails)[1]
         return None if folder in self.own else folder
 
@@ -244,12 +203,11 @@ def _make_plan(
     later: Mapping[Path, Set[str]],
     sizes: list[int],
     max_gigabytes: float,
-    all_or_none: bool,
 ) -> _Plan:
     """Choose what there is room for, and make that room.
 
     What is kept for `later` (a folder -> the pictures it is wanted of) comes second: a stage of its own can compute
-    that. With `all_or_none`, nothing is computed where there is not room for all that is needed.
+    that.
 
     Args:
         entries: the pictures that are needed.
@@ -257,7 +215,6 @@ def _make_plan(
         later: as above.
         sizes: bytes of a row, of what is needed and for each of `later`.
         max_gigabytes: of the whole cache.
-        all_or_none: as above.
 
     Raises:
         OSError: the cache cannot be written.
@@ -270,7 +227,7 @@ def _make_plan(
     room = cache.find_room(parts, max_gigabytes, spare)
     problem = room.why_not(len(missing) * sizes[0] + FILE_OVERHEAD)
     left = max(0, min(room.limit, room.disk) - len(sizes) * FILE_OVERHEAD)
-    needed = [] if all_or_none and problem is not None else missing[: left // sizes[0]]
+    needed = missing[: left // sizes[0]]
     if not needed:
         return _Plan([], problem)
     wanted = [needed]
@@ -309,7 +266,7 @@ def _compute(rows: _Rows, entries: list[Entry], wanted: list[list[int]]) -> None
         for writer in writers:
             stack.callback(writer.close)
         position = 0
-        for images, _ in _read_once(rows.prefix, needed):
+        for images, _ in rows.prefix.read(needed, BATCH, "none", Order(len(needed))):
             count = len(images)
             batch = [entry.sha256 for entry in needed[position : position + count]]
             for writer, activations in zip(writers, rows.forward(images), strict=True):
@@ -321,11 +278,3 @@ def _compute(rows: _Rows, entries: list[Entry], wanted: list[list[int]]) -> None
     if not sys.stderr.isatty():
         seconds = time.monotonic() - started
         print(f"activations: {len(wanted[0]):,} pictures, {len(wanted[0]) / seconds:.0f} pictures/s", flush=True)
-
-
-def _read_once(prefix: FrozenPrefix, entries: list[Entry]) -> Batches:
-    """Return batches of the versions of pictures that are kept."""
-    if prefix.view is None:
-        return prefix.read(entries, BATCH, "none", Order(len(entries)))
-    seeds = [prefix.view.seed_of(entry) for entry in entries]
-    return prefix.read(entries, BATCH, prefix.view.augment, Order(len(entries), seeds=seeds))

@@ -1,6 +1,6 @@
 """Batches for the tail of a network: rows of kept activations, or what the prefix makes of pictures on the way."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from stages.common.params import Augment
 from stages.common.processes import Share
-from stages.common.seeds import generator_for
 from stages.common.stage import stop_if_interrupted
 from stages.pictures.batches import Order
 from stages.pictures.index import Entry
@@ -59,7 +58,6 @@ def open_batches(
     batch_size: int,
     augment: Augment = "none",
     shuffle_seed: int | None = None,
-    views: Sequence[Kept] = (),
 ) -> Inputs:
     """Return batches of activations; those that are not kept, and those of augmented pictures, are computed live.
 
@@ -72,14 +70,10 @@ def open_batches(
         batch_size: pictures per batch; the last one may be smaller.
         augment: for training pictures only.
         shuffle_seed: each epoch takes another order, the same ones for the same seed; `None` keeps the index's.
-        views: versions of them to choose from, as `keep_views` returns them; without any, augmented ones are computed
-            live.
     """
     inputs: Inputs
     if augment == "none":
         inputs = _Rows(prefix, entries, kept, batch_size, shuffle_seed)
-    elif views:
-        inputs = _Views(prefix, entries, views, batch_size, shuffle_seed)
     else:
         inputs = _Augmented(prefix, entries, batch_size, augment, shuffle_seed)
     return _Through(prefix, inputs) if len(prefix.behind) else inputs
@@ -114,7 +108,7 @@ class _Rows:
         self.order = Order(len(entries), shuffle_seed, share=self.share)
         absent = kept.missing(self.share.local(entries))
         self.live = _LiveRows(prefix, entries, absent, shuffle_seed) if absent else None
-        self.resident = None if self.live else self._make_resident()
+        self.resident = None if self.live else _make_resident(kept, entries, self.share, self.device)
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -146,58 +140,15 @@ class _Rows:
         if self.live is not None:
             rows = (self.kept.row(entry) if entry.sha256 in self.kept.rows else next(live) for entry in entries)
             return torch.stack([row.to(self.device) for row in rows])
-        return self._send(self.kept.gather(entries))
-
-    def _send(self, inputs: Tensor) -> Tensor:
+        inputs = self.kept.gather(entries)
         if self.device.type == "cuda":
             inputs = inputs.pin_memory()
         return inputs.to(self.device, non_blocking=True)
-
-    def _make_resident(self) -> "_Resident | None":
-        return _make_resident(self.kept, self.entries, self.share, self.device)
 
     def set_epoch(self, epoch: int) -> None:
         self.order.epoch = epoch
         if self.live is not None:
             self.live.order.epoch = epoch
-
-
-class _Views(_Rows):
-    """Batches of rows, each from one of several versions of its picture; all are used before one comes again."""
-
-    def __init__(
-        self, prefix: FrozenPrefix, entries: list[Entry], views: Sequence[Kept], batch_size: int, seed: int | None
-    ) -> None:
-        super().__init__(prefix, entries, views[0], batch_size, seed)
-        self.views, self.chosen = views, dict.fromkeys((entry.sha256 for entry in entries), 0)
-
-    def _gather(self, entries: list[Entry], live: Iterator[Tensor]) -> Tensor:
-        rows = [self.views[self.chosen[entry.sha256]].row(entry) for entry in entries]
-        return self._send(torch.stack(rows))
-
-    def _make_resident(self) -> None:
-        return None
-
-    def set_epoch(self, epoch: int) -> None:
-        super().set_epoch(epoch)
-        chosen = choose_views(len(self.entries), len(self.views), self.order.seed or 0, epoch)
-        self.chosen = {entry.sha256: view for entry, view in zip(self.entries, chosen, strict=True)}
-
-
-def choose_views(pictures: int, views: int, seed: int, epoch: int) -> list[int]:
-    """Return which version of each picture an epoch takes: in `views` epochs each one once, in an order of its own.
-
-    Args:
-        pictures: their number.
-        views: number of versions of each.
-        seed: the same orders for the same one.
-        epoch: counts from 1.
-    """
-    turn, place = divmod(epoch - 1, views)
-    generator = generator_for(seed, turn, views)
-    orders = torch.rand(pictures, views, generator=generator).argsort(dim=1)
-    chosen: list[int] = orders[:, place].tolist()
-    return chosen
 
 
 class _LiveRows:

@@ -19,7 +19,7 @@ from stages.network.checkpoint import Description, load_checkpoint, require_clas
 from stages.network.network import Network
 from stages.pictures.index import Entry, read_index
 from stages.training import cache
-from stages.training.activations import fit, keep, keep_views
+from stages.training.activations import fit, keep
 from stages.training.history import History
 from stages.training.inputs import Inputs, open_batches, read_all
 from stages.training.prefix import FrozenPrefix
@@ -99,18 +99,12 @@ def open_inputs(
         StageError: there are more processes than pictures in a batch.
     """
     _divide_batches(phase, len(pictures.train), prefix.share)
-    gigabytes, views, local = params.cache.max_gigabytes, [], pictures.local(prefix.share)
+    gigabytes, local = params.cache.max_gigabytes, pictures.local(prefix.share)
     if later is not None:
-        versions = phase.augment_views * len(local.train) if phase.augment != "none" else 0
-        prefix = fit(prefix, later.unfreeze, len(local.unchanging(phase)) + versions, gigabytes)
+        prefix = fit(prefix, later.unfreeze, len(local.unchanging(phase)), gigabytes)
     also = {} if later is None else {later.unfreeze: local.unchanging(later)}
     kept = keep(prefix, local.unchanging(phase), gigabytes, also)
-    if phase.augment != "none" and phase.augment_views:
-        also = {}
-        if later is not None and later.augment == phase.augment and later.augment_views >= phase.augment_views:
-            also = {later.unfreeze: local.train}
-        views = keep_views(prefix, local.train, phase.augment_views, phase.augment, params.seed, gigabytes, also)
-    train = open_batches(prefix, pictures.train, kept, phase.batch_size, phase.augment, params.seed, views)
+    train = open_batches(prefix, pictures.train, kept, phase.batch_size, phase.augment, params.seed)
     return train, open_batches(prefix, pictures.watched, kept, phase.batch_size)
 
 

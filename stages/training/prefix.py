@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -34,27 +34,12 @@ THUMBNAIL = 12
 
 
 @dataclass(frozen=True)
-class View:
-    """One of several augmented versions of each picture: which augmentation, with which seed, and which version."""
-
-    augment: Augment
-    seed: int
-    number: int
-
-    def seed_of(self, entry: Entry) -> int:
-        """Return the seed of a picture's version; it depends on nothing else of the index."""
-        text = f"{self.seed} {self.number} {entry.sha256}"
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) % 2**62
-
-
-@dataclass(frozen=True)
 class FrozenPrefix:
     """The blocks that training does not change, and the pictures that go through them.
 
     `blocks` are on `device`, all of them frozen; `behind` are more of them, whose results are not kept: what is kept
-    goes through them each time it is used; `root` is the folder that the entries' paths are relative to; `view`:
-    the version of each picture that is kept, `None` for the picture as it is; `share`: what this process computes of a
-    pass, if there are several. All of them then do the same with the same pictures.
+    goes through them each time it is used; `root` is the folder that the entries' paths are relative to; `share`:
+    what this process computes of a pass, if there are several. All of them then do the same with the same pictures.
     """
 
     blocks: nn.Sequential
@@ -63,7 +48,6 @@ class FrozenPrefix:
     device: torch.device
     precision: Precision
     workers: int
-    view: View | None = None
     share: Share = field(default_factory=Share)
     behind: nn.Sequential = field(default_factory=nn.Sequential)
 
@@ -95,9 +79,7 @@ class FrozenPrefix:
         """What makes small versions of the same pictures, (3, `THUMBNAIL`, `THUMBNAIL`)."""
         blocks = nn.Sequential(nn.AdaptiveAvgPool2d(THUMBNAIL))
         # On the processor, in float32: shrinking takes no time there, and a GPU of Apple's cannot do it at every size.
-        return replace(
-            self, blocks=blocks, behind=nn.Sequential(), device=torch.device("cpu"), precision="float32", view=None
-        )
+        return replace(self, blocks=blocks, behind=nn.Sequential(), device=torch.device("cpu"), precision="float32")
 
     def row_sizes(self, cuts: list[int]) -> list[int]:
         """Return the bytes of a picture's activations after some numbers of blocks."""
@@ -114,8 +96,6 @@ class FrozenPrefix:
             "device": self.device.type,
             "torch": torch.__version__,
         }
-        if self.view is not None:
-            about["view"] = asdict(self.view)
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
         names = [digest.hexdigest()]
         for block in self.blocks:

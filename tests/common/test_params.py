@@ -82,7 +82,7 @@ def test_a_small_number_is_a_number_however_it_is_written(tmp_path: Path, text: 
         ("train_head.learning_rate", 1, "train_head.learning_rate: unknown key; there are epochs, batch_size, lr"),
         ("finetune.unfreez", 3, "finetune.unfreez: unknown key; did you mean unfreeze?"),
         ("sede", 1, "sede: unknown key; did you mean seed?"),
-        ("train_head", 3, "train_head: should be a valid dictionary or instance of Phase, is 3"),
+        ("train_head", 3, "train_head: should be a valid dictionary or instance of TrainHead, is 3"),
     ],
 )
 def test_a_bad_value_is_refused_by_every_stage_before_any_work(

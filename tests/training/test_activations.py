@@ -256,12 +256,9 @@ def test_thumbnails_that_are_kept_in_passing_are_those_that_are_made_alone(
     assert torch.equal(keep(prefix.thumbnails, entries, 1.0).gather(entries), passed)
 
 
-@pytest.mark.parametrize("augment", [pytest.param("none", marks=pytest.mark.slow), "light"])
 def test_where_only_smaller_activations_fit_these_are_kept_and_the_last_blocks_are_gone_through_again(
-    built: Project, capsys: pytest.CaptureFixture[str], cold_cache: Path, augment: str
+    built: Project, capsys: pytest.CaptureFixture[str], cold_cache: Path
 ) -> None:
-    built.set("train_head.augment", augment)
-    built.set("train_head.augment_views", 1)
     assert built.run("train_head") == 0
     checkpoint = built.checkpoint("head").read_bytes()
     sizes = {path.parent: path.stat().st_size for path in kept_files(cold_cache)}

@@ -112,10 +112,9 @@ def augmented_live(project: Project) -> None:
         project.set(f"{phase}.augment", "light")
 
 
-def mixed_versions(project: Project) -> None:
+def mixed(project: Project) -> None:
     augmented_live(project)
     for phase in PHASES:
-        project.set(f"{phase}.augment_views", 2)
         project.set(f"{phase}.mixup", 0.4)
 
 
@@ -132,7 +131,7 @@ def nothing_kept(project: Project) -> None:
 @pytest.mark.usefixtures("cold_cache")
 @pytest.mark.parametrize(
     ("change", "count"),
-    [(plain, 2), (mixed_versions, 3)]
+    [(plain, 2), (mixed, 3)]
     + [
         pytest.param(change, count, marks=pytest.mark.slow)
         for change, count in ((with_every_key, 3), (three_classes, 2), (augmented_live, 2), (nothing_kept, 2))
@@ -142,7 +141,7 @@ def test_several_processes_train_and_score_what_one_does(
     built: Project, change: Callable[[Project], None], count: int
 ) -> None:
     change(built)
-    stages = {plain: [*PHASES, "evaluate"], mixed_versions: ["train_head"]}.get(change, [*PHASES])
+    stages = {plain: [*PHASES, "evaluate"], mixed: ["train_head"]}.get(change, [*PHASES])
     assert built.run(*stages) == 0
     alone = {stage: (losses(built, stage), accuracies(built, stage)) for stage in PHASES if stage in stages}
     if "evaluate" in stages:
@@ -265,12 +264,10 @@ def test_killed_processes_go_on_together_and_end_with_the_same_bytes(built: Proj
 def test_machines_without_a_common_cache_each_keep_the_pictures_that_they_train_on(
     built: Project, tmp_path: Path, shared: bool
 ) -> None:
-    built.set("finetune.augment", "light")
-    built.set("finetune.augment_views", 1)
     caches = [tmp_path / "cache", tmp_path / ("cache" if shared else "other cache")]
     assert run_together(built, *PHASES, "evaluate", caches=caches) == [0, 0]
     in_all = [sum(len(load_file(path)["activations"]) for path in kept_files(folder)) for folder in caches]
-    # 32 pictures for the head, of which 4 for fine-tuning too; 28 versions; 8 test pictures; 40 thumbnails.
+    # 32 pictures for each phase, 8 test pictures, 40 thumbnails.
     assert in_all == ([112, 112] if shared else [56, 56])
     assert json.loads(built.path("metrics/evaluation.json").read_text())["head"]["accuracy"] >= 0.5
 
