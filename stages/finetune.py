@@ -20,6 +20,7 @@ from stages.training.phase import (
     open_prefix,
     open_state,
     prepare,
+    settle,
 )
 from stages.training.trainer import Trainer
 
@@ -32,14 +33,11 @@ def main() -> None:
     parser.add_argument("--layers", type=Path, required=True, help="layer table to write, as .json and .txt")
     arguments = parser.parse_args()
     params = load_params(arguments.params)
-    phase = params.finetune
 
     start_processes(params.processes, params.device)
     device = prepare(params)
     network, description, pictures = load(arguments.start, arguments.index, params)
-    if phase.select == "line" and pictures.watches_test:
-        print("no validation pictures: the end of the schedule is kept, as with finetune.select=last")
-        phase = phase.model_copy(update={"select": "last"})
+    phase = settle(params.finetune, pictures)
     set_trainable(network, phase.unfreeze)
     blocks, tail = cut(network.to(device), phase.unfreeze)
     prefix = open_prefix(blocks, description, device, params)

@@ -11,7 +11,7 @@ from stages.common.params import Params, load_params
 from stages.common.seeds import make_deterministic
 from stages.common.stage import StageError, run
 from stages.network.checkpoint import load_checkpoint, require_classes
-from stages.pictures.index import read_index
+from stages.pictures.index import PARTS, read_index
 from stages.pictures.summary import class_counts, read_summary
 from stages.report.figures import draw_numbers
 from stages.report.galleries import Album, draw_pictures
@@ -81,13 +81,13 @@ def main() -> None:
     write_curves(arguments.curves, predictions)
     folder = Path(os.path.relpath(arguments.figures, arguments.report.parent)).as_posix()
     captions = {"losses": describe_losses(drawn)}
-    training = describe_training(head, finetune, selected, params, candidates, line, alpha)
+    parts = {part: sum(counts[part] for counts in class_counts(split).values()) for part in PARTS}
+    training = describe_training(head, finetune, selected, params, candidates, line, alpha, parts["train"])
     copies = len(test) - len(entries)
     judged = judge_all(predictions, arguments.out_of_fold)
     suspects = describe_suspects(read_suspects(arguments.suspects), judged, predictions.classes, split)
-    validation = sum(counts["val"] for counts in class_counts(split).values())
     out_of_fold = len(judged.paths) - len(entries)
-    probabilities = describe_probabilities(calibrations, validation, out_of_fold, identical)
+    probabilities = describe_probabilities(calibrations, parts["val"], out_of_fold, identical)
     results = Results(evaluation, classes, copies, split, list_recipe(params), pairs, suspects, probabilities, training)
     write_text(arguments.report, compose_report(results, folder, captions))
     print(f"figures in {arguments.figures}, report in {arguments.report}")

@@ -121,8 +121,9 @@ class TrainHead(Phase):
 
 
 class Finetune(Phase):
-    """The second phase: the last `unfreeze` blocks are trained too."""
+    """The second phase: the last `unfreeze` blocks are trained too. `epochs` may be left to `training.phase.settle`."""
 
+    epochs: Size | Literal["auto"]  # type: ignore[assignment]
     unfreeze: Annotated[int, Field(ge=0)]
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
 

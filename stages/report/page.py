@@ -18,6 +18,7 @@ from stages.scores.suspects import Judged, Suspect, estimate_wrong_labels, find_
 from stages.scores.verdict import describe_gain, describe_groups, loss_range
 from stages.training.history import Epoch, out_of_patience, still_falling
 from stages.training.line import Point
+from stages.training.phase import count_epochs
 from stages.training.search import Candidate
 
 _MOST_CLASSES = 100
@@ -197,6 +198,7 @@ def describe_training(
     candidates: list[Candidate],
     line: list[Point],
     alpha: float,
+    images: int,
 ) -> list[str]:
     """Say what each phase kept, why it ended, and what its loss counts.
 
@@ -208,6 +210,7 @@ def describe_training(
         candidates: the heads that were tried, the kept one first; none where the head was not searched for.
         line: the points between start and end of fine-tuning, if they were measured.
         alpha: that of the one kept.
+        images: number of training pictures.
     """
     lines = []
     if candidates:
@@ -231,9 +234,14 @@ def describe_training(
             text = f"{title}: {describe_line(line, alpha)}"
         elif kept == 0:
             text = f"{title}: kept epoch 0, the head checkpoint: no epoch lowered the validation loss."
-        if section == "train_head" and not candidates and still_falling(epochs, phase.epochs, phase.patience):
+        searched = section == "train_head" and candidates
+        if section == "train_head" and not searched and still_falling(epochs, phase.epochs, phase.patience):
             text += f" It was still falling when the epochs ran out: raise `{section}.epochs` ({phase.epochs})."
-        elif last < phase.epochs and not candidates and not out_of_patience(epochs[first:], phase.patience):
+        elif (
+            not searched
+            and last < count_epochs(phase.epochs, images)
+            and not out_of_patience(epochs[first:], phase.patience)
+        ):
             text += f" Training stopped after epoch {last}, where the loss was no longer finite: lower `{section}.lr`."
         lines.append(text)
     if params.class_weights is not None:

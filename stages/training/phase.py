@@ -28,6 +28,8 @@ from stages.training.search import Found, find_head
 from stages.training.trainer import Fit
 
 _READ_AT_ONCE = 1024  # rows
+# Of `epochs: auto`: few images need several hundred steps, and many cost as much as few (docs/recipe.md).
+_IMAGES_SEEN, _LEAST_EPOCHS, _MOST_EPOCHS = 4_800, 3, 30
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,27 @@ class Pictures:
     def unchanging(self, phase: Phase) -> list[Entry]:
         """Return those that look the same in each epoch."""
         return [*self.train, *self.watched] if phase.augment == "none" else self.watched
+
+
+def count_epochs(epochs: int | str, images: int) -> int:
+    """Turn `finetune.epochs` into a number: `auto` sees as many images, whatever their number, in 3 to 30 epochs.
+
+    Args:
+        epochs: a number, or `auto`.
+        images: to train on.
+    """
+    if isinstance(epochs, int):
+        return epochs
+    return min(_MOST_EPOCHS, max(_LEAST_EPOCHS, round(_IMAGES_SEEN / images)))
+
+
+def settle(phase: Finetune, pictures: Pictures) -> Finetune:
+    """Return fine-tuning's parameters for these pictures: a number of epochs, and no line without validation images."""
+    select = phase.select
+    if select == "line" and pictures.watches_test:
+        print("no validation pictures: the end of the schedule is kept, as with finetune.select=last")
+        select = "last"
+    return phase.model_copy(update={"epochs": count_epochs(phase.epochs, len(pictures.train)), "select": select})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
