@@ -107,7 +107,7 @@ def test_features_on_any_scale_find_the_same_head() -> None:
 def test_swapped_labels_of_training_images_are_found_without_training_again() -> None:
     generator = torch.Generator().manual_seed(1)
     truth = torch.randint(0, 3, (600,), generator=generator)
-    features = torch.randn(600, 20, generator=generator) + 3 * torch.eye(20)[truth]
+    features = torch.randn(600, 20, generator=generator) + 4 * torch.eye(20)[truth]
     labels = truth.clone()
     swapped = torch.arange(0, 300, 15)
     labels[swapped] = (labels[swapped] + 1) % 3
