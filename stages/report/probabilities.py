@@ -35,16 +35,16 @@ def describe_probabilities(
             rows.append([f"{title}, {name}", write(before), write(after), write(change, difference=True)])
     temperatures = calibrations.temperatures
     shown = " and ".join(f"{temperatures[model]:.3f} ({title})" for model, title in titles.items())
-    fitted = plural(validation, "validation picture")
+    fitted = f"fitted to {plural(validation, 'validation picture')}"
     if out_of_fold:
-        own = f"the fine-tuned network's on {fitted}" if validation else "which the fine-tuned network takes over"
-        fitted = f"the head's on {plural(out_of_fold, 'out-of-fold prediction')}" + (
-            f", {own}" if not identical else ""
-        )
+        fitted = f"the head's is fitted to {plural(out_of_fold, 'out-of-fold prediction')}"
+        if not identical:
+            own = f"is fitted to {plural(validation, 'validation picture')}" if validation else "is the same"
+            fitted += f", the fine-tuned network's {own}"
     text = (
         f"All probabilities here, and those of `predict` and of the exported network, come from logits divided by a "
-        f"[temperature](https://arxiv.org/abs/1706.04599): {shown}, fitted on {fitted}. It changes no "
-        "prediction. Above 1, it makes a network less sure."
+        f"[temperature](https://arxiv.org/abs/1706.04599): {shown}; {fitted}. It changes no prediction. Above 1, it "
+        "makes a network less sure."
     )
     changes = table(["on the test pictures, 95% interval", "without", "with temperature", "change"], rows)
     return f"{text}\n\n{changes}\n\n{coverage}"

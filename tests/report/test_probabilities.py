@@ -23,7 +23,7 @@ SURE = predictions_of([0.99] * 90 + [0.8] * 10, [True] * 95 + [False] * 5)
 
 def test_the_table_has_the_scores_without_and_with_the_temperature() -> None:
     text = describe_probabilities(measure_calibrations(SURE, (1.0, 1.5), ("a", "b")), 40, 0)
-    assert "1.000 (head phase) and 1.500 (fine-tuned), fitted on 40 validation pictures" in text
+    assert "1.000 (head phase) and 1.500 (fine-tuned); fitted to 40 validation pictures" in text
     (row,) = (line for line in text.splitlines() if line.startswith("| fine-tuned, log-loss"))
     after = score(SURE.labels, SURE.finetuned).loss
     assert f" {after:.4f} (" in row.split("|")[3]
@@ -33,15 +33,15 @@ def test_the_table_has_the_scores_without_and_with_the_temperature() -> None:
 
 def test_one_network_is_described_once() -> None:
     text = describe_probabilities(measure_calibrations(SURE, (1.5, 1.5), ("a", "b")), 40, 0, identical=True)
-    assert "1.500 (both checkpoints), fitted on" in text
+    assert "1.500 (both checkpoints); fitted to" in text
     assert text.count("log-loss |") == 1
 
 
 def test_it_says_on_which_pictures_each_temperature_was_fitted() -> None:
     calibrations = measure_calibrations(SURE, (1.0, 1.5), ("a", "b"))
     text = describe_probabilities(calibrations, 40, 320)
-    assert "the head's on 320 out-of-fold predictions, the fine-tuned network's on 40 validation pictures" in text
-    assert "which the fine-tuned network takes over" in describe_probabilities(calibrations, 0, 320)
+    assert "the head's is fitted to 320 out-of-fold predictions, the fine-tuned network's is fitted to 40" in text
+    assert "the fine-tuned network's is the same" in describe_probabilities(calibrations, 0, 320)
 
 
 def test_without_validation_pictures_the_report_says_that_no_temperature_was_fitted() -> None:
