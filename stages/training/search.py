@@ -222,6 +222,13 @@ class _Heads(nn.Module):
         hidden = torch.baddbmm(self.biases[0], features, self.weights[0]).relu()
         return torch.baddbmm(self.biases[1], hidden, self.weights[1])
 
+    def clip_gradients(self, largest: float) -> None:
+        """Limit the norm of each head's gradients: together, they would be shorter the more heads there are."""
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        norms = sum(gradient.square().sum((1, 2)) for gradient in gradients) ** 0.5
+        for gradient in gradients:
+            gradient *= (largest / (norms + 1e-6)).clamp(max=1)[:, None, None]
+
     def single(self, number: int) -> nn.Module:
         first, last = (
             _linear(weight[number].T, bias[number, 0]) for weight, bias in zip(self.weights, self.biases, strict=True)
@@ -263,7 +270,7 @@ def train_hidden(
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             if phase.clip_norm is not None:
-                nn.utils.clip_grad_norm_(heads.parameters(), phase.clip_norm)
+                heads.clip_gradients(phase.clip_norm)
             optimizer.step()
             schedule.step()
         yield [heads.single(number) for number in range(len(rows))]

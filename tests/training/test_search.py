@@ -23,6 +23,7 @@ from stages.training.search import (
     assign_folds,
     find_head,
     read_candidates,
+    train_hidden,
     train_linear,
     write_candidates,
 )
@@ -95,6 +96,16 @@ def test_a_linear_head_is_scikit_learns_logistic_regression(classes: int, penalt
         probabilities = logits.sigmoid()[:, 0] if classes == 2 else logits.softmax(1)
         expected = theirs.predict_proba(features.numpy())
         assert np.abs(probabilities.numpy() - (expected[:, 1] if classes == 2 else expected)).max() < 2e-3
+
+
+def test_heads_that_are_trained_together_are_those_trained_alone() -> None:
+    features, labels = lines()
+    images, rows = Images(features, labels, 3), torch.arange(400)
+    limited = phase().model_copy(update={"epochs": 1, "optimizer": "sgd", "lr": 0.1, "clip_norm": 0.05})
+    (alone,), *_ = train_hidden(images, [rows], 16, limited, 0)
+    (first, *_), *_ = train_hidden(images, [rows, rows + 100, rows + 200], 16, limited, 0)
+    with torch.no_grad():
+        assert torch.allclose(alone(features), first(features), atol=1e-5)
 
 
 def test_features_on_any_scale_find_the_same_head() -> None:
