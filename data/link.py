@@ -7,9 +7,9 @@ line of text stands there instead of the link.
 import argparse
 from pathlib import Path
 
+from stages.common.cli import StageError, run
 from stages.common.files import write_text
 from stages.common.params import Params, load_params
-from stages.common.stage import StageError, run
 from stages.network.weight_file import weight_file
 
 

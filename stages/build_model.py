@@ -4,19 +4,19 @@ import argparse
 from itertools import islice
 from pathlib import Path
 
+from stages.common.cli import run
+from stages.common.format import enumerate_names
 from stages.common.params import load_params
 from stages.common.seeds import make_deterministic
-from stages.common.stage import run
-from stages.common.words import enumerate_names
 from stages.common.workers import resolve_workers
+from stages.images.batches import Batches, Order
+from stages.images.index import class_names, read_index
 from stages.network.backbones import stock_model
 from stages.network.checkpoint import Description, continue_from, save_checkpoint
-from stages.network.layers import write_layers
+from stages.network.layer_table import write_layers
 from stages.network.network import build_network, calibrate_batchnorm, require_blocks, set_trainable
 from stages.network.objective import outputs_for
 from stages.network.weights import find_weights, load_into
-from stages.pictures.batches import Batches, Order
-from stages.pictures.index import class_names, read_index
 
 # More pictures change the statistics of a random network hardly any more.
 CALIBRATION_BATCHES, CALIBRATION_BATCH = 16, 64

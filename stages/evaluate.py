@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages.common import processes
+from stages.common import ranks
+from stages.common.cli import run
 from stages.common.files import sha256_of
 from stages.common.memory import reuse_freed_memory
 from stages.common.params import load_params
 from stages.common.seeds import make_deterministic
-from stages.common.stage import run
+from stages.images.index import read_index
+from stages.images.summary import read_summary
 from stages.network.checkpoint import load_checkpoint, require_classes
 from stages.network.objective import probabilities
-from stages.pictures.index import read_index
-from stages.pictures.summary import read_summary
 from stages.scores.bootstrap import number_groups
 from stages.scores.calibration import measure_calibrations, write_calibrations
 from stages.scores.classes import score_classes, write_classes
@@ -55,11 +55,11 @@ def main() -> None:
     arguments = parser.parse_args()
     params = load_params(arguments.params)
 
-    processes.start_processes(params.processes, params.device)
+    ranks.start_processes(params.processes, params.device)
     make_deterministic(params.seed)
     reuse_freed_memory()
     indices = [arguments.index / f"{part}.csv" for part in ("train", "val", "test")]
-    processes.require_same(params, [*indices, arguments.head, arguments.finetuned])
+    ranks.require_same(params, [*indices, arguments.head, arguments.finetuned])
     train, val, test = map(read_index, indices)
     head, description = load_checkpoint(arguments.head)
     finetuned, finetuned_description = load_checkpoint(arguments.finetuned)
@@ -82,7 +82,7 @@ def main() -> None:
     read_small = open_thumbnails(description, params, [*known, *different])
     turned = find_turned(*read_sample(read_small, known), torch.cat(list(read_small(different))))
     similar = join([by_features, turned])
-    processes.leave(processes.share(arguments.metrics.parent).leads)
+    ranks.leave(ranks.share(arguments.metrics.parent).leads)
     groups = number_groups(different)
     classes, balanced = score_classes(predictions), compare_balanced(predictions, groups)
     split = read_summary(arguments.split)

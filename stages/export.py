@@ -10,24 +10,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stages.common.cli import StageError, run
 from stages.common.files import sha256_of, whole_folder, write_json, write_text
 from stages.common.memory import reuse_freed_memory
 from stages.common.params import load_params
 from stages.common.seeds import make_deterministic
-from stages.common.stage import StageError, run
 from stages.common.workers import resolve_workers
+from stages.deploy.agreement import describe_agreement, measure_agreement
+from stages.deploy.card import compose_card
+from stages.deploy.classifier import Classifier, open_classifier
+from stages.deploy.onnx import require_packages, write_onnx
+from stages.deploy.unlabelled import load
+from stages.images.index import Entry, read_index
+from stages.images.summary import read_summary
 from stages.network.backbones import cut_into_blocks, names_in_torchvision, stock_shapes
 from stages.network.checkpoint import load_checkpoint, require_classes
-from stages.network.onnx import require_packages, write_onnx
-from stages.pictures.index import Entry, read_index
-from stages.pictures.summary import read_summary
-from stages.pictures.unlabelled import load
-from stages.report.card import compose_card
-from stages.scores.agreement import describe_agreement, measure_agreement
 from stages.scores.calibration import read_calibrations
 from stages.scores.evaluation import read_evaluation
 from stages.scores.predictions import count_once, read_predictions
-from stages.training.classifier import Classifier, open_classifier
 
 BATCH = 64
 RECIPE = ("seed", "precision", "split", "model", "class_weights", "train_head", "finetune")

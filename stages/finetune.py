@@ -3,13 +3,14 @@
 import argparse
 from pathlib import Path
 
+from stages.common.cli import run
 from stages.common.params import load_params
-from stages.common.processes import start_processes
-from stages.common.stage import run
-from stages.network.layers import write_layers
+from stages.common.ranks import start_processes
+from stages.network.layer_table import write_layers
 from stages.network.network import cut, set_trainable
 from stages.network.objective import weigh_classes
 from stages.training.line import write_line
+from stages.training.loop import Trainer
 from stages.training.phase import (
     add_arguments,
     describe,
@@ -22,7 +23,6 @@ from stages.training.phase import (
     prepare,
     settle,
 )
-from stages.training.trainer import Trainer
 
 
 def main() -> None:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from stages.common.cli import StageError, run
 from stages.common.experiments import find_experiment, fingerprint, read_result, run_experiment
 from stages.common.files import write_text
 from stages.common.params import Params, load_params
-from stages.common.stage import StageError, run
-from stages.pictures.index import PARTS, read_index
-from stages.pictures.summary import class_counts, read_summary
+from stages.images.index import PARTS, read_index
+from stages.images.summary import class_counts, read_summary
 from stages.report.folds import compose_page, draw_runs, draw_suspects
 from stages.report.style import save_figure
 from stages.scores.bootstrap import number_groups

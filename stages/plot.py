@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from stages.common.cli import StageError, run
 from stages.common.files import write_text
 from stages.common.params import Params, load_params
 from stages.common.seeds import make_deterministic
-from stages.common.stage import StageError, run
+from stages.images.index import PARTS, read_index
+from stages.images.summary import class_counts, read_summary
 from stages.network.checkpoint import load_checkpoint, require_classes
-from stages.pictures.index import PARTS, read_index
-from stages.pictures.summary import class_counts, read_summary
 from stages.report.figures import draw_numbers
 from stages.report.galleries import Album, draw_pictures
 from stages.report.loss_figure import describe_losses

@@ -7,15 +7,15 @@ from typing import get_args
 
 from tqdm import tqdm
 
+from stages.common.cli import StageError, run
 from stages.common.device import resolve_device
 from stages.common.memory import reuse_freed_memory
 from stages.common.params import Precision
 from stages.common.seeds import make_deterministic
-from stages.common.stage import StageError, run
 from stages.common.workers import resolve_workers
-from stages.pictures.unlabelled import find_files, load
+from stages.deploy.classifier import open_classifier
+from stages.deploy.unlabelled import find_files, load
 from stages.scores.answers import open_table
-from stages.training.classifier import open_classifier
 
 
 def main() -> None:

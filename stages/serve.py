@@ -5,8 +5,8 @@ import ipaddress
 import socket
 from pathlib import Path
 
+from stages.common.cli import StageError, run
 from stages.common.seeds import make_deterministic
-from stages.common.stage import StageError, run
 from stages.network.checkpoint import load_checkpoint
 
 
@@ -22,7 +22,7 @@ def main() -> None:
     try:
         import uvicorn
 
-        from stages.report.app import make_app
+        from stages.deploy.app import make_app
     except ImportError as error:
         raise StageError(
             f"the page needs {error.name}: pip install --constraint constraints.txt --editable '.[serve]'"

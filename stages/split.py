@@ -5,20 +5,20 @@ import shlex
 import sys
 from pathlib import Path
 
+from stages.common.cli import run
 from stages.common.files import write_json
 from stages.common.params import load_params
-from stages.common.stage import run
 from stages.common.workers import resolve_workers
-from stages.pictures.check import check_pictures, require_no_masks, require_usable
-from stages.pictures.collection import require_classes
-from stages.pictures.division import divide, find_copies, find_overlap
-from stages.pictures.folders import read_folders
-from stages.pictures.groups import form_groups
-from stages.pictures.index import Entry, write_index
-from stages.pictures.repository import is_untracked
-from stages.pictures.shortcuts import find_forms, find_shortcuts
-from stages.pictures.summary import describe_grey, describe_remarks, describe_shapes, last_line, summarize
-from stages.pictures.table import read_table
+from stages.images.check import check_pictures, require_no_masks, require_usable
+from stages.images.collection import require_classes
+from stages.images.division import divide, find_copies, find_overlap
+from stages.images.folders import read_folders
+from stages.images.groups import form_groups
+from stages.images.index import Entry, write_index
+from stages.images.repository import is_untracked
+from stages.images.shortcuts import find_forms, find_shortcuts
+from stages.images.summary import describe_grey, describe_remarks, describe_shapes, last_line, summarize
+from stages.images.table import read_table
 
 
 def main() -> None:

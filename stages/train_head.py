@@ -3,12 +3,13 @@
 import argparse
 from pathlib import Path
 
+from stages.common.cli import run
 from stages.common.params import load_params
-from stages.common.processes import start_processes
-from stages.common.stage import run
+from stages.common.ranks import start_processes
 from stages.network.network import cut, set_trainable
 from stages.network.objective import weigh_classes
 from stages.training.history import still_falling
+from stages.training.loop import Fit, Trainer
 from stages.training.phase import (
     add_arguments,
     describe,
@@ -22,7 +23,6 @@ from stages.training.phase import (
     search_head,
 )
 from stages.training.search import Found, describe_search, write_candidates, write_out_of_fold
-from stages.training.trainer import Fit, Trainer
 
 
 def main() -> None:

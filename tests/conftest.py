@@ -22,8 +22,8 @@ from PIL import Image
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stages.common.stage import run
-from stages.pictures.index import PARTS, Entry, read_index, write_index
+from stages.common.cli import run
+from stages.images.index import PARTS, Entry, read_index, write_index
 from stages.training import cache
 
 # The networks here are so small that handing work to threads costs more than the work.

@@ -17,9 +17,9 @@ from PIL import Image
 
 from stages.common import params as parameters
 from stages.common.params import Params, Section, load_section
+from stages.images.index import read_index
 from stages.network.backbones import stock_model
 from stages.network.network import build_network, calibrate_batchnorm
-from stages.pictures.index import read_index
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 DATA_PIPELINE = yaml.safe_load((ROOT / "data" / "dvc.yaml").read_text())
@@ -33,9 +33,9 @@ DATA_SCRIPTS = {
 UNTRACKED = {"device", "workers", "processes", "cache.max_gigabytes"}
 # What a stage reads for a later one: to refuse it early, or to compute in passing what that one needs.
 READ_AHEAD = {"build_model": {"finetune.unfreeze"}, "train_head": {"finetune.unfreeze", "finetune.augment"}}
-ROOMS = ("common", "pictures", "network", "training", "scores", "report")
+ROOMS = ("common", "images", "network", "training", "scores", "report", "deploy")
 # What a room may import from, beside itself.
-BELOW = {"scores": {"common", "pictures"}} | {
+BELOW = {"scores": {"common", "images"}} | {
     room: set(ROOMS[:number]) for number, room in enumerate(ROOMS) if room != "scores"
 }
 
@@ -177,7 +177,8 @@ class Repository:
         }
         for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
             shutil.copy(ROOT / name, folder / name)
-        for name in (".dvc", "stages", "data"):
+        shutil.copytree(ROOT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in (".dvc", "data"):
             ignore = shutil.ignore_patterns(
                 "__pycache__", "images", "index", "checkpoints", "weights", "labels", "cache", "tmp"
             )
@@ -256,7 +257,7 @@ def test_what_runs_again_when_what_changes(tmp_path: Path) -> None:
     picture = tmp_path / "my pictures" / read_index(tmp_path / "data" / "index" / "train.csv")[0].path
     Image.new("RGB", (40, 40), "red").save(picture)
     assert repository.ran("dvc", "repro", "build_model") == ["split", "build_model"]
-    for room, name in (("network", "layers"), ("report", "page")):
+    for room, name in (("network", "layer_table"), ("report", "page")):
         script = tmp_path / "stages" / room / f"{name}.py"
         script.write_text(f"{script.read_text()}\n")
     # Not split, which imports from neither.

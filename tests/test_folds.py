@@ -15,7 +15,7 @@ import yaml
 from conftest import ROOT, make_pictures
 
 from stages import folds as stages_folds
-from stages.common.stage import run
+from stages.common.cli import run
 from stages.scores.predictions import Predictions
 
 # Each fold tests its own pictures; with a file `broken` there, fold 1 fails.

@@ -16,7 +16,7 @@ from test_dvc import Repository
 
 from data.glyphs import pretrain
 from data.glyphs.drawing import CELL, CHARACTERS, FACES, Glyphs, draw, load_glyphs
-from stages.common.stage import INTERRUPTED, run
+from stages.common.cli import INTERRUPTED, run
 from stages.network.weights import METADATA_KEY, find_weights
 
 BACKBONE = ROOT / "data" / "glyphs" / "backbone.safetensors"

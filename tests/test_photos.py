@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import STAGES, Project
 
-from stages.pictures.index import read_index
+from stages.images.index import read_index
 
 PHOTOS = os.environ.get("DVC_FINETUNE_PHOTOS")  # a folder of cats and one of dogs, 60 photos or more in each
 WEIGHTS = os.environ.get("DVC_FINETUNE_WEIGHTS")  # mobilenet_v3_large, trained on ImageNet

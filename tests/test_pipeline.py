@@ -26,8 +26,8 @@ from sklearn.metrics import (
 )
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from stages.images.index import class_names, read_index, write_index
 from stages.network.checkpoint import load_checkpoint
-from stages.pictures.index import class_names, read_index, write_index
 from stages.report.page import FIGURES
 from stages.scores import predictions
 from stages.scores.evaluation import read_evaluation

@@ -20,7 +20,7 @@ from conftest import STAGES, Project, make_pictures
 from safetensors.torch import save_file
 from torch.hub import get_dir
 
-from stages.common.stage import _Interrupt
+from stages.common.cli import _Interrupt
 from stages.network import objective
 from stages.network.weights import METADATA_KEY
 
@@ -265,7 +265,7 @@ def test_a_weight_file_that_cannot_be_used(
 def test_a_picture_deleted_or_changed_after_split(
     built: Project, refusal: Refusal, workers: int, spoil: Callable[[Path], object], message: str
 ) -> None:
-    from stages.pictures.index import read_index
+    from stages.images.index import read_index
 
     entry = read_index(built.path("data/index/train.csv"))[3]
     spoil(built.path("pictures") / entry.path)
@@ -360,8 +360,8 @@ def test_a_killed_decoding_process_is_told_in_one_line(
         os.kill(os.getpid(), signal.SIGKILL)
         return b""
 
-    monkeypatch.setattr("stages.pictures.check.read_picture", die)
-    monkeypatch.setattr("stages.pictures.batches.read_picture", die)
+    monkeypatch.setattr("stages.images.check.read_picture", die)
+    monkeypatch.setattr("stages.images.batches.read_picture", die)
     built.set("workers", 2)
     assert "workers: a process was killed" in refusal(built, stage)
     # Its broken connections complain when they are collected: here, and not in the midst of another test.

@@ -2,9 +2,9 @@
 
 import torch
 
-from stages.common import processes
+from stages.common import ranks
+from stages.common.cli import StageError
 from stages.common.params import Precision
-from stages.common.stage import StageError
 
 
 def dtype_of(precision: Precision) -> torch.dtype:
@@ -28,7 +28,7 @@ def resolve_device(device: str) -> torch.device:
     if device == "auto":
         cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
         device = "cuda" if cuda else "mps" if mps else "cpu"
-    if device == "cuda" and (number := processes.local_rank()) is not None:
+    if device == "cuda" and (number := ranks.local_rank()) is not None:
         device = f"cuda:{number}"
     chosen = torch.device(device)
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():

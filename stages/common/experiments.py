@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from stages.common.stage import StageError
+from stages.common.cli import StageError
 
 # What a run writes, and so no sign of another run.
 _WRITTEN = (":!metrics", ":!dvc.lock", ":!data/dvc.lock")

@@ -4,7 +4,7 @@ import ctypes
 import os
 from pathlib import Path
 
-from stages.common.stage import StageError
+from stages.common.cli import StageError
 
 # Limits of a container: control groups version 2 and 1 (https://docs.kernel.org/admin-guide/cgroup-v2.html).
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))

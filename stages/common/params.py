@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
-from stages.common.stage import StageError
+from stages.common.cli import StageError
 
 Size = Annotated[int, Field(ge=1)]
 Precision = Literal["float32", "bfloat16"]

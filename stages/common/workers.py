@@ -3,7 +3,7 @@
 import os
 import tempfile
 
-from stages.common.stage import StageError
+from stages.common.cli import StageError
 
 # More decoders than this outrun any one network.
 _MOST = 16
@@ -30,7 +30,7 @@ def resolve_workers(workers: int | str) -> int:
         )
     if isinstance(workers, int):
         return workers
-    # torchrun says how many processes share the machine (stages.common.processes).
+    # torchrun says how many processes share the machine (stages.common.ranks).
     return max(1, min(usable_cores(), _MOST) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 

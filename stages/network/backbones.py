@@ -21,8 +21,8 @@ from torchvision.models.regnet import ResBottleneckBlock
 from torchvision.models.squeezenet import Fire
 from torchvision.models.swin_transformer import SwinTransformerBlock, SwinTransformerBlockV2
 
-from stages.common.stage import StageError
-from stages.pictures.preprocessing import Preprocessing
+from stages.common.cli import StageError
+from stages.images.preprocessing import Preprocessing
 
 _Model = Any  # torchvision has no types
 

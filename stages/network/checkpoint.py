@@ -10,15 +10,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from stages.common.cli import StageError
 from stages.common.files import write_bytes
+from stages.common.format import enumerate_names
 from stages.common.params import Head
-from stages.common.stage import StageError
-from stages.common.words import enumerate_names
+from stages.images.index import Entry, class_names
+from stages.images.preprocessing import Preprocessing
 from stages.network.backbones import stock_shapes
 from stages.network.network import Network, build_network
 from stages.network.objective import outputs_for
-from stages.pictures.index import Entry, class_names
-from stages.pictures.preprocessing import Preprocessing
 
 # One key only: safetensors writes several in an order that changes from run to run, and so would the file's bytes.
 _KEY = "checkpoint"

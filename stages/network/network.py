@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from stages.common.cli import StageError, is_out_of_memory
 from stages.common.params import Head
-from stages.common.stage import StageError, is_out_of_memory
 from stages.network.backbones import ClassToken, cut_into_blocks
 
 POOLING = (nn.AdaptiveAvgPool2d, ClassToken)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from stages.common.cli import StageError
+from stages.common.format import enumerate_names
 from stages.common.params import ClassWeights
-from stages.common.stage import StageError
-from stages.common.words import enumerate_names
-from stages.pictures.index import Entry, class_names
+from stages.images.index import Entry, class_names
 
 
 def outputs_for(classes: int) -> int:

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer, WeightsEnum, get_model_weights
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from stages.common.stage import StageError, is_out_of_memory
+from stages.common.cli import StageError, is_out_of_memory
+from stages.images.preprocessing import Preprocessing
 from stages.network.backbones import cut_into_blocks, native_preprocessing, own_normalization, require_architecture
 from stages.network.checkpoint import Description, read_own
 from stages.network.layouts import to_torchvision, unwrap, whose
 from stages.network.weight_file import weight_file
-from stages.pictures.preprocessing import Preprocessing
 
 # In a .safetensors file: a JSON object; its `preprocessing` is what the pictures went through. One key only, since
 # safetensors writes several in an order that changes from run to run, and so would the file's bytes.

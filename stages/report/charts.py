@@ -9,8 +9,8 @@ from pathlib import Path
 
 import vl_convert
 
+from stages.common.cli import run
 from stages.common.files import write_text
-from stages.common.stage import run
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">

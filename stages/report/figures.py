@@ -10,7 +10,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from stages.common.words import number, plural
+from stages.common.format import number, plural
 from stages.report.loss_figure import draw_losses
 from stages.report.probability_figures import draw_coverage, draw_reliability
 from stages.report.style import GREY, LOOKS, house_style, new_figure, short_names, use_log_axis

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from stages.common.words import percent, plural, points, signed
-from stages.pictures.decode import PictureError, decode, read_picture
+from stages.common.format import percent, plural, points, signed
+from stages.images.decode import PictureError, decode, read_picture
 from stages.report.galleries import Sheet, caption, say
 from stages.report.markdown import table
 from stages.report.page import tabulate_suspects

@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from stages.common.words import plural, probability
+from stages.common.format import plural, probability
+from stages.images.batches import read_entry
+from stages.images.index import Entry
+from stages.images.preprocessing import Preprocessing, make_transform
 from stages.network.network import Network
-from stages.pictures.batches import read_entry
-from stages.pictures.index import Entry
-from stages.pictures.preprocessing import Preprocessing, make_transform
 from stages.report.gradcam import enlarge, find_block, grad_cam
 from stages.report.style import GREY, house_style, new_figure, short_names, shorten, wrap
 from stages.scores.metrics import predicted_labels

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from stages.common.words import percent, plural, probability
+from stages.common.format import percent, plural, probability
 from stages.report.style import LOOKS, Look, count_on_log_axis, house_style, new_figure, use_log_axis, wrap
 from stages.scores.metrics import predicted_labels
 from stages.scores.predictions import Predictions, picture_losses

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stages.common.format import number, p_value, percent, percent_range, plural, points, points_range, signed
 from stages.common.params import Params
-from stages.common.words import number, p_value, percent, percent_range, plural, points, points_range, signed
-from stages.pictures.division import CONFLICT
-from stages.pictures.index import PARTS
-from stages.pictures.summary import ClassCounts, class_counts
+from stages.images.division import CONFLICT
+from stages.images.index import PARTS
+from stages.images.summary import ClassCounts, class_counts
 from stages.report.markdown import bullets, cell, code, table
 from stages.report.probabilities import ONE, TITLES
 from stages.scores.classes import ClassScores

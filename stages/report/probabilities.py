@@ -1,6 +1,6 @@
 """What the report says of the probabilities: what the temperatures changed, and how much to leave to a person."""
 
-from stages.common.words import number, percent, percent_range, plural, points, points_range, signed
+from stages.common.format import number, percent, percent_range, plural, points, points_range, signed
 from stages.report.markdown import table
 from stages.scores.calibration import Calibrations, Estimate
 from stages.scores.coverage import describe_coverage

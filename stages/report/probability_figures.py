@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from stages.common.words import percent, probability
+from stages.common.format import percent, probability
 from stages.report.style import GREY, LOOKS, count_on_log_axis, house_style, new_figure
 from stages.scores.calibration import Calibrations, without_temperature
 from stages.scores.coverage import MOST_WRONG, risk_curve

@@ -11,7 +11,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.common.stage import StageError
+from stages.common.cli import StageError
 from stages.scores.metrics import predicted_labels
 
 # Writes one picture's row: its path, and its probabilities, (classes,), or why it cannot be read.

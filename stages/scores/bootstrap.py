@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.pictures.index import Entry
+from stages.images.index import Entry
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000

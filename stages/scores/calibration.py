@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.common.cli import StageError
 from stages.common.files import write_json
-from stages.common.stage import StageError
 from stages.scores.bootstrap import draw_counts
 from stages.scores.coverage import Coverage, measure_coverage
 from stages.scores.metrics import Labels, Probabilities, calibration_gaps, predicted_labels, squared_errors

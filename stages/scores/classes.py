@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.common.cli import StageError
 from stages.common.files import read_rows, write_csv
-from stages.common.stage import StageError
 from stages.scores.metrics import predicted_labels
 from stages.scores.predictions import Predictions
 

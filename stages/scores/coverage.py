@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.common.words import percent_range, plural, probability
+from stages.common.format import percent_range, plural, probability
 from stages.scores.metrics import Labels, Probabilities, predicted_labels, wilson_interval
 
 MOST_WRONG = 0.01

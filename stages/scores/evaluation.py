@@ -8,9 +8,9 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from stages.common.cli import StageError, run
 from stages.common.files import write_json
-from stages.common.stage import StageError, run
-from stages.common.words import number, percent, percent_range, points, points_range, signed
+from stages.common.format import number, percent, percent_range, points, points_range, signed
 from stages.scores.metrics import Scores
 from stages.scores.near_duplicates import NearDuplicates
 from stages.scores.remarks import BalancedGain

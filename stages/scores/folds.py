@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.common.cli import StageError
 from stages.common.files import write_json
-from stages.common.stage import StageError
-from stages.common.words import percent, percent_range, plural, points, points_range, signed
+from stages.common.format import percent, percent_range, plural, points, points_range, signed
 from stages.scores.bootstrap import CONFIDENCE, Groups
 from stages.scores.metrics import predicted_labels, score
 from stages.scores.predictions import Predictions

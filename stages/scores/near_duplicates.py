@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.common.cli import StageError
 from stages.common.files import read_rows, write_csv
-from stages.common.stage import StageError
-from stages.common.words import percent
-from stages.pictures.index import Entry
+from stages.common.format import percent
+from stages.images.index import Entry
 from stages.scores.metrics import predicted_labels
 from stages.scores.predictions import Predictions
 

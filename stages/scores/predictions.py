@@ -9,9 +9,9 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.common.cli import StageError
 from stages.common.files import read_csv, write_bytes, write_csv
-from stages.common.stage import StageError
-from stages.pictures.index import Entry
+from stages.images.index import Entry
 from stages.scores.metrics import Labels, Probabilities, predicted_labels
 
 # With more, the table for git does not have every probability: 300 classes and 15,000 pictures would make it 195 MB.

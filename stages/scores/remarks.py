@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.common.words import enumerate_names, percent, plural, points, points_range
+from stages.common.format import enumerate_names, percent, plural, points, points_range
 from stages.scores.bootstrap import RESAMPLES, Groups, resample_means
 from stages.scores.classes import ClassScores
 from stages.scores.metrics import predicted_labels

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stages.common import processes
+from stages.common import ranks
 from stages.common.device import dtype_of
 from stages.common.params import Precision
 from stages.scores.near_duplicates import Similar
@@ -85,7 +85,7 @@ def find_similar(
         noise: variance of what differs between copies in each channel, where that is known.
     """
     mean, whitening = _whitening(sample.double(), torch.finfo(dtype_of(precision)).eps, noise)
-    own = test[processes.rank() :: processes.count()]
+    own = test[ranks.rank() :: ranks.count()]
     asked = torch.empty_like(own)
     for first in range(0, len(own), _CHUNK):
         rows = slice(first, first + _CHUNK)
@@ -102,7 +102,7 @@ def find_similar(
             columns = likely.nonzero().squeeze(1)
             best.add(rows, column + columns, asked[rows] @ known[columns].T)
         column += len(known)
-    return _put_together(processes.gather(best.similar()), len(test))
+    return _put_together(ranks.gather(best.similar()), len(test))
 
 
 def _put_together(parts: list[Similar], count: int) -> Similar:

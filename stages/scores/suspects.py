@@ -10,8 +10,8 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from stages.common.cli import StageError
 from stages.common.files import read_rows, write_csv
-from stages.common.stage import StageError
 from stages.scores.metrics import Labels, Probabilities
 from stages.scores.predictions import Predictions
 

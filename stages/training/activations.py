@@ -17,9 +17,9 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from stages.common import processes
-from stages.pictures.batches import Order
-from stages.pictures.index import Entry
+from stages.common import ranks
+from stages.images.batches import Order
+from stages.images.index import Entry
 from stages.training import cache
 from stages.training.prefix import BATCH, FrozenPrefix, pad
 from stages.training.store import FILE_OVERHEAD, ROW_OVERHEAD, Kept, Writer, find
@@ -71,7 +71,7 @@ def fit(prefix: FrozenPrefix, blocks: int, rows: int, max_gigabytes: float) -> F
     if not 0 <= count < len(prefix.blocks):
         return prefix
     before, after = (size + ROW_OVERHEAD for size in prefix.row_sizes([count, len(prefix.blocks)]))
-    room = processes.agree(_find_room(max_gigabytes))
+    room = ranks.agree(_find_room(max_gigabytes))
     if min(rows, room // before) <= min(rows, room // after):
         return prefix
     print(f"kept before the last {blocks} blocks: {before:,} bytes a picture; {after:,} behind them have no room")
@@ -93,7 +93,7 @@ def _keep(
     if kept.missing(entries):
         # So that rows of pictures which nobody asks for any more may go. What was found stays readable.
         kept.release()
-    if not any(processes.gather(bool(kept.missing(entries)))):
+    if not any(ranks.gather(bool(kept.missing(entries)))):
         return kept, None
     later = {
         folders[count + len(prefix.behind) - blocks]: {entry.sha256 for entry in pictures}
@@ -118,7 +118,7 @@ def _keep(
             _compute(rows, entries, planned.wanted)
         except OSError as error:
             problem = error
-        problems = processes.gather(problem)
+        problems = ranks.gather(problem)
     kept.hold(folders[count])
     kept.add(find(folders[count], kept.missing(entries).keys()))
     return kept, next((problems[rank] for rank in prefix.share.team if problems[rank] is not None), None)
@@ -132,7 +132,7 @@ def _ask_leader(prefix: FrozenPrefix, plan: Callable[[], "_Plan"]) -> "_Plan":
             planned = plan()
         except OSError as error:
             planned = _Plan([], error)
-    return processes.gather(planned)[prefix.share.team[0]]
+    return ranks.gather(planned)[prefix.share.team[0]]
 
 
 def _find_room(max_gigabytes: float) -> int:

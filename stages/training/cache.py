@@ -17,7 +17,7 @@ from pathlib import Path
 
 import platformdirs
 
-from stages.common.stage import describe, run
+from stages.common.cli import describe, run
 
 VARIABLE = "DVC_FINETUNE_CACHE"
 _LOCK = ".lock"

@@ -7,20 +7,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from stages.common import processes
+from stages.common import ranks
 from stages.common.device import resolve_device
 from stages.common.params import Params
 from stages.common.workers import resolve_workers
+from stages.images.index import Entry
 from stages.network.checkpoint import Description
 from stages.network.network import Network, count_shared_blocks, cut, pool_features
-from stages.pictures.index import Entry
 from stages.training import cache
 from stages.training.activations import keep
 from stages.training.inputs import open_batches, read_all
+from stages.training.loop import Trainer, predict
 from stages.training.parallel import interleave
 from stages.training.prefix import FrozenPrefix
 from stages.training.thumbnails import thumbnails_of
-from stages.training.trainer import Trainer, predict
 
 # Some pictures -> what is made of them, in batches.
 Read = Callable[[list[Entry]], Iterator[Tensor]]
@@ -79,5 +79,5 @@ def _put_in_front(description: Description, params: Params) -> partial[FrozenPre
         device=resolve_device(params.device),
         precision=params.precision,
         workers=resolve_workers(params.workers),
-        share=processes.share(cache.activations_folder()),
+        share=ranks.share(cache.activations_folder()),
     )

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from stages.common.cli import stop_if_interrupted
 from stages.common.params import Augment
-from stages.common.processes import Share
-from stages.common.stage import stop_if_interrupted
-from stages.pictures.batches import Order
-from stages.pictures.index import Entry
+from stages.common.ranks import Share
+from stages.images.batches import Order
+from stages.images.index import Entry
 from stages.training.parallel import interleave
 from stages.training.prefix import BATCH, FrozenPrefix, pad
 from stages.training.store import Kept

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.common.cli import StageError
 from stages.common.files import read_rows, write_csv
-from stages.common.stage import StageError
 
 # Fractions of the change to measure, from the start to the end.
 ALPHAS = tuple(step / 10 for step in range(11))

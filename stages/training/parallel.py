@@ -6,7 +6,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torcheval.metrics import Metric
 from torcheval.metrics.toolkit import sync_and_compute
 
-from stages.common import processes
+from stages.common import ranks
 
 
 def interleave(rows: Tensor | None) -> Tensor:
@@ -15,12 +15,12 @@ def interleave(rows: Tensor | None) -> Tensor:
     Args:
         rows: (m, ...), `None` if this process has none.
     """
-    parts = [part for part in processes.gather(rows) if part is not None and len(part)]
+    parts = [part for part in ranks.gather(rows) if part is not None and len(part)]
     if len(parts) == 1:
         return parts[0]
     every = torch.empty((sum(map(len, parts)), *parts[0].shape[1:]), dtype=parts[0].dtype)
     for number, part in enumerate(parts):
-        every[number :: processes.count()] = part
+        every[number :: ranks.count()] = part
     return every
 
 
@@ -32,9 +32,9 @@ def join_parts(inputs: Tensor, labels: Tensor, places: range) -> tuple[Tensor, T
         labels: (n,).
         places: n places in the batch.
     """
-    if not processes.joined():
+    if not ranks.joined():
         return inputs, labels
-    parts = [part for part in processes.gather((inputs.cpu(), labels.cpu(), places)) if len(part[2])]
+    parts = [part for part in ranks.gather((inputs.cpu(), labels.cpu(), places)) if len(part[2])]
     every, theirs, spread = zip(*parts, strict=True)
     order = torch.tensor([place for own in spread for place in own]).argsort()
     return torch.cat(every)[order].to(inputs.device), torch.cat(theirs)[order].to(labels.device)
@@ -42,7 +42,7 @@ def join_parts(inputs: Tensor, labels: Tensor, places: range) -> tuple[Tensor, T
 
 def train_together(network: nn.Module) -> nn.Module:
     """Return the network, which from now on trains with the mean gradient of all processes."""
-    return DistributedDataParallel(network, forward_sync_buffers=False) if processes.joined() else network
+    return DistributedDataParallel(network, forward_sync_buffers=False) if ranks.joined() else network
 
 
 def weigh(loss: Tensor, own: int, whole: int) -> Tensor:
@@ -53,11 +53,11 @@ def weigh(loss: Tensor, own: int, whole: int) -> Tensor:
         own: their number.
         whole: the number of all pictures of the batch.
     """
-    return loss * (own * processes.count() / whole)
+    return loss * (own * ranks.count() / whole)
 
 
 def compute(metric: Metric[Tensor]) -> Tensor:
     """Return a metric over what all processes have seen."""
-    if processes.joined():
+    if ranks.joined():
         return sync_and_compute(metric)
     return metric.compute()

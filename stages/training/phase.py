@@ -7,25 +7,25 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from stages.common import processes
+from stages.common import ranks
+from stages.common.cli import StageError
 from stages.common.device import resolve_device
 from stages.common.memory import reuse_freed_memory
 from stages.common.params import Finetune, Params, Phase
-from stages.common.processes import Share
+from stages.common.ranks import Share
 from stages.common.seeds import make_deterministic, seed_for
-from stages.common.stage import StageError
 from stages.common.workers import resolve_workers
+from stages.images.index import Entry, read_index
 from stages.network.checkpoint import Description, load_checkpoint, require_classes, save_checkpoint
 from stages.network.network import Network
-from stages.pictures.index import Entry, read_index
 from stages.training import cache
 from stages.training.activations import fit, keep
 from stages.training.history import History
 from stages.training.inputs import Inputs, open_batches, read_all
+from stages.training.loop import Fit
 from stages.training.prefix import FrozenPrefix
 from stages.training.resume import StateFile
 from stages.training.search import Found, find_head
-from stages.training.trainer import Fit
 
 _READ_AT_ONCE = 1024  # rows
 # Of `epochs: auto`: few images need several hundred steps, and many cost as much as few (docs/recipe.md).
@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def prepare(params: Params) -> torch.device:
     """Set up this process for training, and return the device to compute on."""
     device = resolve_device(params.device)
-    number = processes.rank()
+    number = ranks.rank()
     # With one seed for all, dropout would leave out the same places in each part of a batch.
     make_deterministic(seed_for(params.seed, number) if number else params.seed)
     reuse_freed_memory()
@@ -95,7 +95,7 @@ def load(start: Path, index: Path, params: Params) -> tuple[Network, Description
     Raises:
         StageError: either file is missing or damaged, they are of different classes, or other machines have others.
     """
-    processes.require_same(params, _inputs(start, index))
+    ranks.require_same(params, _inputs(start, index))
     train, val = (read_index(index / f"{part}.csv") for part in ("train", "val"))
     pictures = Pictures(train, val or read_index(index / "test.csv"), watches_test=not val)
     network, description = load_checkpoint(start)
@@ -106,7 +106,7 @@ def load(start: Path, index: Path, params: Params) -> tuple[Network, Description
 def open_prefix(blocks: nn.Sequential, description: Description, device: torch.device, params: Params) -> FrozenPrefix:
     """Put the pictures before the blocks that training does not change."""
     root, workers = Path(params.data.path), resolve_workers(params.workers)
-    share = processes.share(cache.activations_folder())
+    share = ranks.share(cache.activations_folder())
     preprocessing = description.preprocessing
     return FrozenPrefix(blocks, root, preprocessing, device, params.precision, workers, share=share)
 
@@ -147,13 +147,13 @@ def search_head(
     kept = keep(prefix, prefix.share.local(every), params.cache.max_gigabytes)
     features = torch.cat(list(read_all(prefix, every, kept, _READ_AT_ONCE, "features"))).flatten(1)
     found: Found | None = None
-    if processes.rank() == 0:
+    if ranks.rank() == 0:
         val = [] if pictures.watches_test else pictures.watched
         features = features.to(prefix.device)
         found = find_head(
             features, pictures.train, val, pictures.watched, description.hidden, params.train_head, weights, params.seed
         )
-    found = processes.agree(found)
+    found = ranks.agree(found)
     assert found is not None
     return found
 
@@ -171,7 +171,7 @@ def _divide_batches(phase: Phase, pictures: int, share: Share) -> None:
 
 def open_history(arguments: argparse.Namespace) -> History:
     """Return the history to write; of several processes, the first that sees the folder writes."""
-    return History(arguments.history, processes.share(arguments.output.parent).leads)
+    return History(arguments.history, ranks.share(arguments.output.parent).leads)
 
 
 def open_state(
@@ -180,7 +180,7 @@ def open_state(
     """Return where a stopped run of this phase keeps its state: it resumes after its last finished epoch."""
     files = [Path(script), *_inputs(arguments.start, arguments.index)]
     settings = [phase.model_dump(), params.seed, params.precision, params.class_weights]
-    share = processes.share(cache.states_folder())
+    share = ranks.share(cache.states_folder())
     return StateFile(device, params.cache.max_gigabytes, [*files, *settings], share)
 
 
@@ -205,9 +205,9 @@ def finish(
     if history.writes:
         history.finish(fit.selected, fit.point)
         save_checkpoint(output, network, description)
-    processes.wait()
+    ranks.wait()
     state.remove()
-    processes.leave(history.writes)
+    ranks.leave(history.writes)
     selected, point = fit.selected, fit.point
     if fit.failure is not None:
         if not fit.start_competed:

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from stages.common.device import autocast, dtype_of
 from stages.common.memory import require_memory
 from stages.common.params import Augment, Precision
-from stages.common.processes import Share
+from stages.common.ranks import Share
+from stages.images.batches import Batches, Order
+from stages.images.index import Entry
+from stages.images.preprocessing import Preprocessing
 from stages.network.footprint import widest_layer
-from stages.pictures.batches import Batches, Order
-from stages.pictures.index import Entry
-from stages.pictures.preprocessing import Preprocessing
-from stages.training.fusion import fold_batchnorm
+from stages.training.kernels import fold_batchnorm
 
 # A batch of pictures, numbers of blocks -> what the blocks make of it after so many of them, contiguous.
 Forward = Callable[[Tensor, Collection[int]], list[Tensor]]

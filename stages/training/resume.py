@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 import stages
-from stages.common import processes
+from stages.common import ranks
 from stages.common.files import whole_file
-from stages.common.processes import Share
+from stages.common.ranks import Share
 from stages.training import cache
 from stages.training.history import Epoch
 
@@ -79,7 +79,7 @@ class StateFile:
 
         Where it cannot be written, a line says why.
         """
-        if not processes.agree(self._can_be_written and time.monotonic() - self._written >= SECONDS):
+        if not ranks.agree(self._can_be_written and time.monotonic() - self._written >= SECONDS):
             return
         self._written = time.monotonic()
         if not self.share.leads:
@@ -111,7 +111,7 @@ class StateFile:
         So is one that not all of several processes have.
         """
         state = self._load()
-        finished = processes.gather(None if state is None else state.epochs[-1].number)
+        finished = ranks.gather(None if state is None else state.epochs[-1].number)
         return state if len(set(finished)) == 1 else None
 
     def _load(self) -> State | None:

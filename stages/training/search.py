@@ -20,15 +20,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stages.common.cli import StageError
 from stages.common.files import read_rows, write_bytes, write_csv
 from stages.common.params import TrainHead
 from stages.common.seeds import generator_for
-from stages.common.stage import StageError
+from stages.images.division import order_units
+from stages.images.index import Entry
 from stages.network import objective
 from stages.network.checkpoint import Description
 from stages.network.network import POOLING, Network, Standardize
-from stages.pictures.division import order_units
-from stages.pictures.index import Entry
 from stages.training.history import Epoch
 from stages.training.optimizer import make_optimizer, schedule_rate
 from stages.training.temperature import fit_temperature, score_logits

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from stages.common.files import write_bytes
-from stages.pictures.index import Entry
+from stages.images.index import Entry
 from stages.training import cache
 
 _KEY = "activations"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-from stages.pictures.index import Entry
+from stages.images.index import Entry
 from stages.training.activations import keep
 from stages.training.inputs import read_all
 from stages.training.prefix import FrozenPrefix

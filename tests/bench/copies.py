@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from stages.images.decode import decode
+from stages.images.index import Entry
 from stages.network.checkpoint import load_checkpoint
 from stages.network.network import pool_features
-from stages.pictures.decode import decode
-from stages.pictures.index import Entry
 from stages.scores.near_duplicates import Similar
 from stages.scores.orientations import find_turned, join
 from stages.scores.similarity import find_similar

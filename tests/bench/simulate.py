@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from stages.pictures.index import Entry
+    from stages.images.index import Entry
     from stages.training.prefix import FrozenPrefix
 
 Measured = Callable[[], object]
@@ -41,7 +41,7 @@ UNFREEZE = (3, 4)
 
 def fake_entries(count: int) -> "list[Entry]":
     """Return entries of many classes; one picture in a hundred has a copy."""
-    from stages.pictures.index import Entry
+    from stages.images.index import Entry
 
     return [
         Entry(f"class {label:03d}/picture {number:09d}.jpg", label, f"class {label:03d}", fake_hash(number))
@@ -67,8 +67,8 @@ def measure_imports(_: int, __: Path) -> Measured:
 def measure_split(count: int, folder: Path) -> Measured:
     """Run `split` on fake files: finding copies, dividing, counting, writing. Nothing is decoded."""
     from stages import split
-    from stages.pictures.check import Checked
-    from stages.pictures.collection import Collection, Picture
+    from stages.images.check import Checked
+    from stages.images.collection import Collection, Picture
 
     found, checked = Collection(), {}
     for entry in fake_entries(count):
@@ -81,7 +81,7 @@ def measure_split(count: int, folder: Path) -> Measured:
 
 def measure_writing(count: int, folder: Path) -> Measured:
     """Write one index file with all pictures."""
-    from stages.pictures.index import write_index
+    from stages.images.index import write_index
 
     return partial(write_index, folder / "index.csv", fake_entries(count))
 
@@ -93,7 +93,7 @@ def prepare_index(count: int, folder: Path) -> None:
 
 def measure_reading(_: int, folder: Path) -> Measured:
     """Read it."""
-    from stages.pictures.index import read_index
+    from stages.images.index import read_index
 
     return partial(read_index, folder / "index.csv")
 
@@ -140,7 +140,7 @@ def _fake_prefix(folder: Path) -> "FrozenPrefix":
     import torch
     from torch import nn
 
-    from stages.pictures.preprocessing import Preprocessing
+    from stages.images.preprocessing import Preprocessing
     from stages.training.prefix import FrozenPrefix
 
     return FrozenPrefix(nn.Sequential(), folder, Preprocessing(crop=32), torch.device("cpu"), "float32", 0)

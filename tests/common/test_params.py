@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Project
 
+from stages.common.cli import StageError
 from stages.common.params import Params, load_params
-from stages.common.stage import StageError
 
 
 def test_the_defaults_are_valid() -> None:

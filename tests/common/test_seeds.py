@@ -7,9 +7,9 @@ import torch
 from conftest import make_pictures
 
 from stages.common.seeds import generator_for
-from stages.pictures.batches import Batches, Order
-from stages.pictures.index import Entry
-from stages.pictures.preprocessing import Preprocessing
+from stages.images.batches import Batches, Order
+from stages.images.index import Entry
+from stages.images.preprocessing import Preprocessing
 
 
 def test_each_pair_of_numbers_has_a_stream_of_its_own() -> None:

@@ -5,9 +5,9 @@ import torch
 from conftest import FAMILIES, image_size_of, randomize_batchnorm
 from torch import nn
 
-from stages.common.stage import StageError
+from stages.common.cli import StageError
 from stages.network.backbones import architectures, cut_into_blocks, stock_model, stock_shapes
-from stages.network.layers import count_parameters
+from stages.network.layer_table import count_parameters
 from stages.network.network import build_network, set_trainable
 
 ALL = architectures()

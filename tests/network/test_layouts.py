@@ -9,7 +9,7 @@ from conftest import randomize_batchnorm
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stages.common.stage import StageError
+from stages.common.cli import StageError
 from stages.network.backbones import stock_model
 from stages.network.weights import find_weights, load_into
 

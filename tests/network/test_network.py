@@ -10,10 +10,11 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from stages.common.cli import StageError
 from stages.common.params import Head
-from stages.common.stage import StageError
+from stages.images.preprocessing import Preprocessing
 from stages.network.backbones import stock_model
-from stages.network.layers import count_parameters
+from stages.network.layer_table import count_parameters
 from stages.network.network import (
     Network,
     build_network,
@@ -23,7 +24,6 @@ from stages.network.network import (
     set_trainable,
 )
 from stages.network.weights import METADATA_KEY, find_weights, load_into
-from stages.pictures.preprocessing import Preprocessing
 
 
 def large(head: str) -> Network:

@@ -14,9 +14,9 @@ from PIL import Image
 from sklearn.metrics import log_loss
 from torch import Tensor
 
-from stages.common.stage import StageError
+from stages.common.cli import StageError
+from stages.images.index import Entry
 from stages.network import objective
-from stages.pictures.index import Entry
 from stages.scores.classes import read_classes
 from stages.training.history import read_history
 

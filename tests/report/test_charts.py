@@ -8,7 +8,7 @@ import pytest
 from dvc_render.html import HTML
 from dvc_render.vega import VegaRenderer
 
-from stages.common.stage import run
+from stages.common.cli import run
 from stages.report import charts
 
 

@@ -17,10 +17,10 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 from torch import nn
 
-from stages.common.words import probability
+from stages.common.format import probability
+from stages.images.index import Entry
+from stages.images.preprocessing import Preprocessing
 from stages.network.network import Network
-from stages.pictures.index import Entry
-from stages.pictures.preprocessing import Preprocessing
 from stages.report.figures import draw_confusion, draw_numbers, draw_training
 from stages.report.galleries import Album, draw_changed, draw_confused, draw_wrong
 from stages.report.gradcam import enlarge, grad_cam

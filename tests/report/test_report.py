@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.pictures.division import CONFLICT
+from stages.images.division import CONFLICT
 from stages.report.page import FIGURES, Results, compose_report, describe_suspects
 from stages.scores.classes import ClassScores
 from stages.scores.evaluation import Evaluation

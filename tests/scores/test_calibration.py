@@ -11,7 +11,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 
-from stages.common.stage import StageError
+from stages.common.cli import StageError
 from stages.network import objective
 from stages.scores.calibration import (
     measure_calibration,

@@ -14,17 +14,17 @@ from conftest import ROOT, Project
 from PIL import Image, ImageDraw
 from torch import nn
 
+from stages.images.index import Entry, read_index
 from stages.network.checkpoint import load_checkpoint
 from stages.network.network import cut, pool_features
-from stages.pictures.index import Entry, read_index
 from stages.scores import near_duplicates, similarity
 from stages.scores.near_duplicates import LOOKED_FOR, Similar
 from stages.scores.predictions import Predictions
 from stages.scores.similarity import find_similar
 from stages.training.inputs import Inputs, open_batches
+from stages.training.loop import Trainer, predict
 from stages.training.prefix import FrozenPrefix
 from stages.training.store import Kept
-from stages.training.trainer import Trainer, predict
 
 
 def make_scenes(root: Path, count: int) -> None:

@@ -13,9 +13,9 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from data.digits import make
-from stages.pictures.decode import decode
-from stages.pictures.index import Entry
-from stages.pictures.preprocessing import Preprocessing
+from stages.images.decode import decode
+from stages.images.index import Entry
+from stages.images.preprocessing import Preprocessing
 from stages.scores.near_duplicates import Similar
 from stages.scores.orientations import find_turned, join
 from stages.scores.similarity import THRESHOLD

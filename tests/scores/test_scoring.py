@@ -20,8 +20,8 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from stages.common.stage import StageError
-from stages.pictures.index import Entry
+from stages.common.cli import StageError
+from stages.images.index import Entry
 from stages.scores import bootstrap, evaluation, metrics, verdict
 from stages.scores.classes import ClassScores, read_classes, score_classes, write_classes
 from stages.scores.near_duplicates import NearDuplicates

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.common.stage import StageError
+from stages.common.cli import StageError
 from stages.scores.suspects import Suspect, estimate_wrong_labels, find_suspects, read_suspects, write_suspects
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stages.common.stage import StageError
+from stages.common.cli import StageError
 from stages.scores.folds import combine_folds, combine_seeds, corrected_interval, describe_folds, describe_seeds, join
 from stages.scores.predictions import Predictions
 from stages.scores.verdict import compare, describe_gain, paired_interval

@@ -19,9 +19,9 @@ from conftest import ROOT, STAGES, Project, make_pictures
 from PIL import Image
 from safetensors.torch import save_file
 
-from stages.common.stage import run
+from stages.common.cli import run
+from stages.images.index import read_index, write_index
 from stages.network.checkpoint import load_checkpoint
-from stages.pictures.index import read_index, write_index
 from stages.training import cache, store
 from stages.training.activations import keep
 from stages.training.history import read_history
@@ -51,7 +51,7 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path) -> bytes:
         raise AssertionError(f"{path} was read again")
 
-    monkeypatch.setattr("stages.pictures.batches.read_picture", refuse)
+    monkeypatch.setattr("stages.images.batches.read_picture", refuse)
 
 
 def test_each_picture_is_computed_once_for_all_stages_and_experiments(
@@ -249,7 +249,7 @@ def test_thumbnails_that_are_kept_in_passing_are_those_that_are_made_alone(
     entries = read_index(built.path("data/index/train.csv"))
     keep(prefix, entries, 1.0)
     with monkeypatch.context() as patch:
-        patch.setattr("stages.pictures.batches.read_picture", None)
+        patch.setattr("stages.images.batches.read_picture", None)
         passed = keep(prefix.thumbnails, entries, 1.0).gather(entries)
     assert passed.shape == (len(entries), 3, THUMBNAIL, THUMBNAIL)
     shutil.rmtree(cold_cache)

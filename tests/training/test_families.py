@@ -14,17 +14,17 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stages.common.params import Head
+from stages.images.batches import Batches
+from stages.images.index import Entry
+from stages.images.preprocessing import Preprocessing
 from stages.network.backbones import stock_model
 from stages.network.checkpoint import load_checkpoint
 from stages.network.network import Network, build_network, calibrate_batchnorm, cut, set_trainable
-from stages.pictures.batches import Batches
-from stages.pictures.index import Entry
-from stages.pictures.preprocessing import Preprocessing
 from stages.training.activations import keep
 from stages.training.history import Epoch, History
 from stages.training.inputs import open_batches
+from stages.training.loop import Trainer
 from stages.training.prefix import FrozenPrefix
-from stages.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 HEADS = get_args(Head)

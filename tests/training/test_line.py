@@ -9,7 +9,7 @@ from conftest import Project
 from safetensors.torch import load_file
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stages.common.stage import StageError
+from stages.common.cli import StageError
 from stages.network.checkpoint import load_checkpoint
 from stages.training.history import read_alpha, read_history
 from stages.training.line import ALPHAS, Point, choose, read_line, write_line

@@ -12,7 +12,7 @@ from stages.network import objective
 from stages.network.network import Network
 from stages.training.history import read_history
 from stages.training.inputs import Part
-from stages.training.trainer import Trainer, mix
+from stages.training.loop import Trainer, mix
 
 __all__ = ["no_decoding"]
 

@@ -22,11 +22,11 @@ from safetensors.torch import load_file
 from test_activations import kept_files
 from test_resume import outputs, states
 
-from stages.common import processes
+from stages.common import ranks
+from stages.common.cli import LOST, StageError
 from stages.common.params import Params
-from stages.common.processes import Share, count_processes
-from stages.common.stage import LOST, StageError
-from stages.pictures.batches import Order
+from stages.common.ranks import Share, count_processes
+from stages.images.batches import Order
 from stages.training import cache
 from stages.training.history import read_history
 from stages.training.resume import StateFile
@@ -223,7 +223,7 @@ def test_a_state_that_not_all_machines_have_is_not_gone_on_with(monkeypatch: pyt
     stopped = SimpleNamespace(epochs=[SimpleNamespace(number=2)])
     monkeypatch.setattr(file, "_load", lambda: stopped)
     for others, expected in (([2], stopped), ([None], None), ([1], None)):
-        monkeypatch.setattr(processes, "gather", lambda own, others=others: [own, *others])
+        monkeypatch.setattr(ranks, "gather", lambda own, others=others: [own, *others])
         assert file.load() is expected
 
 

@@ -145,7 +145,7 @@ def test_a_state_is_written_when_the_work_of_half_a_minute_would_be_lost(
 
 def test_a_state_that_the_disk_has_no_room_for_is_told_and_training_goes_on(built: Project) -> None:
     limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (9000, -1))\n"
-    process = run_with("train_head", built, limit + KILLED, "stages.common.stage", "stop_if_interrupted", "0")
+    process = run_with("train_head", built, limit + KILLED, "stages.common.cli", "stop_if_interrupted", "0")
     assert "a run that is stopped will start again, its state is not kept: " in process.stdout, process.stderr
     assert "Traceback" not in process.stderr
 

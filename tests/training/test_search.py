@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from stages.common.cli import StageError
 from stages.common.params import TrainHead, load_params
-from stages.common.stage import StageError
+from stages.images.index import Entry
 from stages.network.checkpoint import load_checkpoint
-from stages.pictures.index import Entry
 from stages.scores.suspects import find_suspects
 from stages.training.search import (
     FOLDS,

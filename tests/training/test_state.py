@@ -34,7 +34,7 @@ def key(*depends_on: object) -> str:
         ("common/files.py", True),
         ("pictures/decode.py", True),
         ("network/objective.py", True),
-        ("training/trainer.py", True),
+        ("training/loop.py", True),
         ("training/__init__.py", True),
         ("common/__init__.py", True),
     ],

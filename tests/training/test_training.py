@@ -19,8 +19,8 @@ from sklearn.metrics import log_loss
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from stages.common.cli import StageError
 from stages.common.params import Phase
-from stages.common.stage import StageError
 from stages.network import objective
 from stages.network.backbones import stock_model
 from stages.network.network import Network, build_network, set_trainable
@@ -28,8 +28,8 @@ from stages.scores.metrics import score
 from stages.training import resume
 from stages.training.history import Epoch, read_history, still_falling
 from stages.training.inputs import Part
+from stages.training.loop import Fit, Scores, Trainer, predict
 from stages.training.resume import StateFile
-from stages.training.trainer import Fit, Scores, Trainer, predict
 
 
 def make_phase(**changes: object) -> Phase:

@@ -1,0 +1,1 @@
+"""The finished network: from an image to probabilities, exported, described and served."""

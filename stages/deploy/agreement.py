@@ -1,0 +1,64 @@
+"""Whether an exported network is the same network: two sets of probabilities of the same pictures."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stages.common.format import percent, plural
+from stages.scores.metrics import Labels, Probabilities, predicted_labels
+
+# The largest difference of a probability that rounding in another order may make.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How the exported network differs from the original on `pictures`.
+
+    `largest_difference` of a probability; `changed` predictions, of which `ties` are between classes that the original
+    takes for equally probable, within `TOLERANCE`; both accuracies.
+    """
+
+    pictures: int
+    largest_difference: float
+    changed: int
+    ties: int
+    accuracy: float
+    exported_accuracy: float
+
+    @property
+    def is_close(self) -> bool:
+        """Whether it may be handed over."""
+        return self.largest_difference <= TOLERANCE and self.changed == self.ties
+
+
+def measure_agreement(labels: Labels, original: Probabilities, exported: Probabilities) -> Agreement:
+    """Compare two networks.
+
+    Args:
+        labels: (n,).
+        original: probabilities (n, classes).
+        exported: those of the other network.
+    """
+    before, after = predicted_labels(original), predicted_labels(exported)
+    changed = np.flatnonzero(before != after)
+    gaps = np.abs(original[changed, before[changed]] - original[changed, after[changed]])
+    difference = np.abs(original - exported)
+    return Agreement(
+        len(labels),
+        float(difference.max()) if np.isfinite(difference).all() else float("inf"),
+        len(changed),
+        int((gaps <= TOLERANCE).sum()),
+        float((before == labels).mean()),
+        float((after == labels).mean()),
+    )
+
+
+def describe_agreement(agreement: Agreement) -> str:
+    """Put it into one line."""
+    ties = f" ({plural(agreement.ties, 'tie')})" if agreement.ties else ""
+    return (
+        f"{plural(agreement.pictures, 'test picture')} through both: largest difference of a probability "
+        f"{agreement.largest_difference:.1e}, {plural(agreement.changed, 'prediction')} changed{ties}, accuracy "
+        f"{percent(agreement.accuracy)} and {percent(agreement.exported_accuracy)}"
+    )

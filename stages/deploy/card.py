@@ -1,0 +1,223 @@
+"""The model card of an exported network: what it is, how good it is, and how to use it, in the form of the hub.
+
+https://huggingface.co/docs/hub/model-cards
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from stages.common.format import number, percent, percent_range
+from stages.deploy.agreement import Agreement, describe_agreement
+from stages.deploy.onnx import describe_resize
+from stages.images.index import PARTS
+from stages.images.preprocessing import Preprocessing, margin_colour
+from stages.images.summary import class_counts
+from stages.network.backbones import cut_into_blocks, stock_options, stock_shapes
+from stages.network.checkpoint import Description
+from stages.network.network import Network, Standardize
+from stages.report.markdown import bullets, cell, code, table
+from stages.report.page import describe_limits
+from stages.scores.evaluation import Evaluation
+from stages.scores.metrics import Scores
+from stages.scores.verdict import describe_gain
+
+_MOST_CLASSES = 100
+_STANDARDIZE = """\
+class Standardize(torch.nn.Module):
+    def __init__(self, count):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(count))
+        self.register_buffer("spread", torch.ones(count))
+
+    def forward(self, features):
+        return (features - self.mean) / self.spread
+
+"""
+
+
+def compose_card(
+    network: Network,
+    description: Description,
+    data: str,
+    split: dict[str, Any],
+    recipe: dict[str, Any],
+    evaluation: Evaluation,
+    agreement: Agreement,
+) -> str:
+    """Return the card, as Markdown with a YAML head.
+
+    Args:
+        network: as exported.
+        description: of its checkpoint.
+        data: the name of the data set.
+        split: `split.json`.
+        recipe: the parameters to list, by their dotted names.
+        evaluation: what the test found.
+        agreement: of the exported file with the checkpoint.
+    """
+    counts = class_counts(split)
+    parts = {part: sum(numbers[part] for numbers in counts.values()) for part in PARTS}
+    counted = parts | {"test": agreement.pictures}
+    rows = [[cell(name), *(f"{numbers[part]:,}" for part in PARTS)] for name, numbers in counts.items()]
+    if len(rows) > _MOST_CLASSES:
+        rows = [*rows[:_MOST_CLASSES], [f"... {len(rows) - _MOST_CLASSES:,} more", "", "", ""]]
+    if recipe.get("model.weights"):
+        recipe = recipe | {"model.weights": Path(recipe["model.weights"]).name}  # not where it is on this machine
+    rows.append(["**all**", *(f"**{count:,}**" for count in parts.values())])
+    weights = "random weights" if description.weights is None else f"the weights {code(Path(description.weights).name)}"
+    return "\n\n".join(
+        [
+            _head(description, data, evaluation.finetuned),
+            f"# {description.arch}, fine-tuned on {cell(data)}",
+            f"An image classifier for {len(counts):,} classes. It started from {weights}; a new head was trained, "
+            + ("and fine-tuning changed nothing." if evaluation.gain.identical else "then the last blocks with it."),
+            "## Scores",
+            _scores(evaluation),
+            *([] if evaluation.gain.identical else [describe_gain(evaluation.gain)]),
+            f"`model.onnx` was compared with the checkpoint: {describe_agreement(agreement)}.",
+            "## Limits",
+            bullets(
+                [
+                    *describe_limits(evaluation, counted, parts["test"] - agreement.pictures),
+                    "Every picture gets one of the classes, also one that shows none of them.",
+                ]
+            ),
+            "## Use it",
+            f"A picture has to be upright, RGB, and resized: {describe_resize(description.preprocessing)}. The "
+            "programs below do that for usual files; transparency, 16-bit grey and colour profiles need a conversion "
+            "before. Each is called in this folder, with the path of a picture.",
+            "With onnxruntime and Pillow:",
+            _fenced(onnx_program(description.preprocessing)),
+            "With safetensors and torchvision:",
+            _fenced(torchvision_program(network, description)),
+            "## Data",
+            table(["class", *PARTS], rows),
+            "## Recipe",
+            table(["parameter", "value"], [[f"`{name}`", code(value)] for name, value in recipe.items()]),
+        ]
+    ) + "\n"  # fmt: skip
+
+
+def _head(description: Description, data: str, scores: Scores) -> str:
+    metrics = [
+        {"type": "accuracy", "value": round(scores.accuracy, 4)},
+        {"type": "log-loss", "value": round(scores.loss, 4)},
+    ]
+    task = {"type": "image-classification"}
+    result = {"task": task, "dataset": {"name": data, "type": "imagefolder"}, "metrics": metrics}
+    head = {
+        "license": "unknown",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "onnx", "safetensors", description.arch],
+        "metrics": ["accuracy"],
+        "model-index": [{"name": f"{description.arch} fine-tuned on {data}", "results": [result]}],
+    }
+    text = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
+    return f"---\n# The license is yours to choose: it depends on the pictures and on the weights.\n{text}---"
+
+
+def _scores(evaluation: Evaluation) -> str:
+    models = list(evaluation.scores.values())
+    return table(
+        ["on the test pictures", *["before fine-tuning", "this model"][-len(models) :]],
+        [
+            ["accuracy", *(percent(scores.accuracy) for scores in models)],
+            ["95% interval", *(percent_range(scores.accuracy_low, scores.accuracy_high) for scores in models)],
+            ["balanced accuracy", *(percent(scores.balanced_accuracy) for scores in models)],
+            ["log-loss", *(number(scores.loss) for scores in models)],
+            ["expected calibration error", *(percent(scores.ece) for scores in models)],
+        ],
+    )
+
+
+def _fenced(program: str) -> str:
+    return f"```python\n{program}```"
+
+
+def onnx_program(preprocessing: Preprocessing) -> str:
+    """Return a Python program that prints the probabilities of one picture, by `model.onnx` alone."""
+    return f"""\
+import sys
+import numpy as np, onnxruntime
+from PIL import Image, ImageOps
+
+{_resize(preprocessing)}
+images = np.asarray(picture).transpose(2, 0, 1)[None]
+(probabilities,) = onnxruntime.InferenceSession("model.onnx").run(None, {{"images": images}})
+print(dict(zip(open("labels.txt", encoding="utf-8").read().splitlines(), probabilities[0].tolist())))
+"""
+
+
+def torchvision_program(network: Network, description: Description) -> str:
+    """Return a Python program that prints the probabilities of one picture, by `model.safetensors` and torchvision."""
+    size = description.preprocessing.crop
+    options = dict(stock_options(description.arch, size))
+    if "init_weights" in options:
+        options["aux_logits"] = False
+    arguments = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    parts = cut_into_blocks(stock_shapes(description.arch, size))
+    two = len(description.classes) == 2
+    probabilities = "torch.sigmoid(torch.cat([-logits, logits], 1))" if two else "torch.softmax(logits, 1)"
+    temperature = "" if description.temperature == 1 else f" / {description.temperature!r}"
+    layers = "".join(f"\n    {_constructor(layer)}," for layer in network.classifier)
+    standardizes = any(isinstance(layer, Standardize) for layer in network.classifier)
+    preprocessing = description.preprocessing
+    return f"""\
+import json, sys
+import torch, torchvision
+from PIL import Image, ImageOps
+from safetensors.torch import load_file
+from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.transforms.v2 import functional
+
+tensors, names = load_file("model.safetensors"), json.load(open("torchvision_names.json"))
+model = torchvision.models.get_model("{description.arch}", weights=None{", " + arguments if arguments else ""}).eval()
+state = model.state_dict()
+state.update({{name: tensors[key] for key, name in names.items()}})
+model.load_state_dict(state)
+{_STANDARDIZE if standardizes else ""}head = torch.nn.Sequential({layers}
+).eval()
+head.load_state_dict({{key[len("classifier."):]: tensors[key] for key in tensors if key not in names}})
+{_resize(preprocessing)}
+images = functional.to_dtype(functional.to_image(picture), torch.float32, scale=True)[None]
+images = functional.normalize(images, {list(preprocessing.mean)}, {list(preprocessing.std)})
+with torch.inference_mode():
+    logits = head(create_feature_extractor(model, {{"{parts.features}": "features"}})(images)["features"]){temperature}
+labels = open("labels.txt", encoding="utf-8").read().splitlines()
+print(dict(zip(labels, {probabilities}[0].tolist())))
+"""
+
+
+def _constructor(layer: nn.Module) -> str:
+    """Return Python that makes a layer of a head: its `repr`, with the module where it is not one of `torch.nn`'s."""
+    kind = type(layer)
+    if kind.__module__.startswith("torch.nn"):
+        return f"torch.nn.{layer!r}"
+    if kind.__module__.startswith("torchvision"):
+        return f"{kind.__module__}.{layer!r}"
+    if isinstance(layer, Standardize):
+        return f"Standardize({len(layer.mean)})"
+    return "torch.nn.Identity()"  # ClassToken: `Parts.features` names the class token itself
+
+
+def _resize(preprocessing: Preprocessing) -> str:
+    size, method = preprocessing.crop, f"Image.Resampling.{preprocessing.interpolation.upper()}"
+    lines = ["picture = Image.open(sys.argv[1])"]
+    if least := preprocessing.least("none"):
+        lines.append(f"picture.draft(None, ({least}, {least}))  # a large JPEG at a fraction of its size")
+    lines.append('picture = ImageOps.exif_transpose(picture).convert("RGB")')
+    if preprocessing.pad:
+        lines.append(f"picture = ImageOps.pad(picture, ({size}, {size}), {method}, {margin_colour(preprocessing)})")
+    elif preprocessing.resize is None:
+        lines.append(f"picture = picture.resize(({size}, {size}), {method})")
+    else:
+        lines += [
+            "sides, shorter = picture.size, min(picture.size)",
+            f"picture = picture.resize([{preprocessing.resize} * side // shorter for side in sides], {method})",
+            f"left, top = (round((side - {size}) / 2) for side in picture.size)",
+            f"picture = picture.crop((left, top, left + {size}, top + {size}))",
+        ]
+    return "\n".join(lines)

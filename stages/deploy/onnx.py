@@ -1,0 +1,170 @@
+"""ONNX files: a finished network that runs without this project and without torch.
+
+A file takes uint8 RGB pictures (n, 3, size, size), already resized, and returns probabilities (n, classes), float32.
+Normalization, the network, its temperature and sigmoid or softmax are inside.
+"""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stages.common.cli import StageError
+from stages.common.compiler import load_compiler
+from stages.common.files import write_bytes
+from stages.images.preprocessing import Preprocessing, margin_colour
+from stages.network.checkpoint import Description
+from stages.network.network import Network
+from stages.network.objective import probabilities
+
+_PROJECT = "dvc-finetune"
+# The first with all operators that are needed, and so the one that the most runtimes have.
+_OPSET = 18
+# protobuf's limit for one message.
+_MOST_BYTES = 2**31 - 1
+
+
+class _FromBytes(nn.Module):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: Network, description: Description) -> None:
+        super().__init__()
+        preprocessing, self.temperature = description.preprocessing, description.temperature
+        self.network = network
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return probabilities(self.network((images.float() / 255 - self.mean) / self.std), self.temperature)
+
+
+def require_packages(*names: str) -> None:
+    """Refuse to go on without packages of the extra `export`."""
+    missing = []
+    for name in names:
+        try:
+            __import__(name)
+        except ImportError:
+            missing.append(name)
+    if missing:
+        raise StageError(
+            f"ONNX needs {' and '.join(missing)}: pip install --constraint constraints.txt --editable '.[export]'"
+        )
+
+
+def write_onnx(path: Path, network: Network, description: Description, checkpoint_sha256: str) -> None:
+    """Write a network as ONNX, whole or not at all; the same network gives the same bytes.
+
+    Args:
+        path: ends in `.onnx`.
+        network: on the CPU.
+        description: of its checkpoint; goes into the file's metadata.
+        checkpoint_sha256: of the checkpoint's file, likewise.
+
+    Raises:
+        StageError: the network is too large for one file.
+    """
+    size = description.preprocessing.crop
+    if (needed := sum(tensor.nbytes for tensor in network.state_dict().values())) > _MOST_BYTES:
+        raise StageError(f"{path}: the network has {needed / 1e9:.1f} GB, an ONNX file at most 2.1; use a smaller one")
+    model = _FromBytes(network, description).eval()
+    images = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    load_compiler()
+    quiet = logging.getLogger("torch.onnx")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's own code
+            program = torch.onnx.export(
+                model,
+                (images,),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("n")},),
+                opset_version=_OPSET,
+                input_names=["images"],
+                output_names=["probabilities"],
+                verbose=False,
+            )
+    finally:
+        quiet.setLevel(level)
+    assert program is not None
+    exported = program.model_proto
+    graph = exported.graph
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        # Where in the source each comes from, with this machine's paths.
+        del part.metadata_props[:]
+        part.ClearField("doc_string")
+    del exported.metadata_props[:]
+    for key, value in _metadata(description, checkpoint_sha256).items():
+        exported.metadata_props.add(key=key, value=value)
+    write_bytes(path, exported.SerializeToString(deterministic=True))
+
+
+def _metadata(description: Description, checkpoint_sha256: str) -> dict[str, str]:
+    preprocessing = description.preprocessing
+    return {
+        "project": _PROJECT,
+        "arch": description.arch,
+        "classes": json.dumps(description.classes, ensure_ascii=False),
+        "size": str(preprocessing.crop),
+        "resize": describe_resize(preprocessing),
+        "preprocessing": json.dumps(preprocessing.to_json()),
+        "checkpoint_sha256": checkpoint_sha256,
+    }
+
+
+def describe_resize(preprocessing: Preprocessing) -> str:
+    """Say in words how a picture becomes a square."""
+    size, method = preprocessing.crop, preprocessing.interpolation
+    if preprocessing.pad:
+        colour = ", ".join(map(str, margin_colour(preprocessing)))
+        return f"the whole picture into {size} x {size} pixels ({method}, antialiased), margins of RGB ({colour})"
+    if preprocessing.resize is None:
+        return f"the whole picture to {size} x {size} pixels ({method}, antialiased), out of proportion"
+    return (
+        f"the shorter side to {preprocessing.resize} pixels ({method}, antialiased), "
+        f"then {size} x {size} from the middle"
+    )
+
+
+class OnnxNetwork:
+    """A network in an ONNX file that `write_onnx` wrote.
+
+    Raises:
+        StageError: it is not there, damaged, or not such a file; or the packages are missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise StageError(f"{path}: no such file; `python -m stages.export` writes exported/model.onnx")
+        require_packages("onnxruntime")
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        # Threads that wait for work would take it from the processes that decode pictures.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            about = self._session.get_modelmeta().custom_metadata_map
+        except Exception as error:  # its errors have no common type
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise StageError(f"{path}: damaged, or not an ONNX file ({reason})") from error
+        if about.get("project") != _PROJECT:
+            raise StageError(f"{path}: not an ONNX file of this project; `python -m stages.export` writes one")
+        try:
+            self.classes: tuple[str, ...] = tuple(json.loads(about["classes"]))
+            self.preprocessing = Preprocessing.from_json(json.loads(about["preprocessing"]))
+        except (ValueError, TypeError, KeyError) as error:
+            raise StageError(f"{path}: of another version of this project; export it again") from error
+
+    def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """Return the probability of each class, (n, classes), for pictures (n, 3, size, size)."""
+        return np.asarray(self._session.run(None, {"images": images})[0], dtype=np.float64)

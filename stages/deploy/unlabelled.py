@@ -1,0 +1,106 @@
+"""Pictures that nobody has labelled, as they come: any files and folders, readable or not."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from stages.common.cli import StageError, stop_if_interrupted
+from stages.images.batches import leave_interrupts_to_the_main_process, loaded
+from stages.images.collection import Collection
+from stages.images.decode import PictureError, decode, read_picture
+from stages.images.preprocessing import Preprocessing
+from stages.images.scan import reason, walk
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Some pictures: their paths; why one cannot be read, else `None`; the others, transformed, (n, ...), in order."""
+
+    paths: list[str]
+    problems: list[str | None]
+    images: Tensor
+
+
+def find_files(given: list[Path]) -> list[str]:
+    """Return files as they are given, and the pictures at any depth in folders, known by their extension.
+
+    Raises:
+        StageError: a folder cannot be listed, or holds no pictures.
+    """
+    paths: list[str] = []
+    for path in given:
+        if not path.is_dir():
+            paths.append(str(path))
+            continue
+        found = Collection()
+        inside = [str(path / name) for name in walk(path, "", found)]
+        if found.rejected:
+            folder, problem = next(iter(found.rejected.items()))
+            raise StageError(f"{path / folder}: {problem}; make it readable or leave it out")
+        if not inside:
+            raise StageError(f"{path}: no pictures in this folder")
+        paths += inside
+    return paths
+
+
+class _Pictures(Dataset[tuple[Tensor | None, str | None]]):
+    """Each picture, transformed, or why it cannot be read."""
+
+    def __init__(self, paths: list[str], transform: Transform, preprocessing: Preprocessing) -> None:
+        self.paths, self.transform = paths, transform
+        self.grey_max, self.least = preprocessing.grey_max, preprocessing.least("none")
+
+    def __getitem__(self, position: int) -> tuple[Tensor | None, str | None]:
+        try:
+            content = read_picture(Path(self.paths[position]))
+            return self.transform(decode(content, self.grey_max, self.least)), None
+        except FileNotFoundError:
+            return None, "no such file"
+        except OSError as error:
+            return None, reason(error)
+        except PictureError as error:
+            return None, str(error)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def load(
+    paths: list[str], transform: Transform, preprocessing: Preprocessing, batch_size: int, workers: int
+) -> Iterator[Loaded]:
+    """Yield pictures in batches, in the order of `paths`.
+
+    Args:
+        paths: of the files.
+        transform: an RGB picture -> a tensor, always of the same shape.
+        preprocessing: how the pictures are to be decoded.
+        batch_size: pictures per batch.
+        workers: decoding processes; 0: in this one.
+
+    Raises:
+        StageError: a process was killed.
+    """
+    loader: DataLoader[tuple[Tensor | None, str | None]] = DataLoader(
+        _Pictures(paths, transform, preprocessing),
+        batch_size,
+        num_workers=workers,
+        collate_fn=_collate,
+        worker_init_fn=leave_interrupts_to_the_main_process,
+    )
+    first = 0
+    for images, problems in loaded(loader):
+        stop_if_interrupted()
+        yield Loaded(paths[first : first + len(problems)], problems, images)
+        first += len(problems)
+
+
+def _collate(items: list[tuple[Tensor | None, str | None]]) -> tuple[Tensor, list[str | None]]:
+    images = [image for image, _ in items if image is not None]
+    return torch.stack(images) if images else torch.empty(0), [problem for _, problem in items]

@@ -1,0 +1,252 @@
+"""Pictures of an index -> batches of tensors."""
+
+import hashlib
+import math
+import signal
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from stages.common.cli import StageError, stop_if_interrupted
+from stages.common.memory import require_memory
+from stages.common.params import Augment
+from stages.common.ranks import Share
+from stages.common.seeds import generator_for
+from stages.images.decode import PictureError, decode, read_picture
+from stages.images.index import Entry
+from stages.images.preprocessing import Preprocessing, make_transform
+
+Batch = tuple[Tensor, Tensor]
+
+# Batches that a decoding process prepares before they are asked for (torch's own number).
+_AHEAD = 2
+# How torch says that a file in /dev/shm cannot be made, or that there was no room for what was written to it.
+_SHARED_MEMORY_SIGNS = ("Bus error", "shared memory", "(shm)", "/torch_")
+
+
+def read_entry(root: Path, entry: Entry, grey_max: int | None = None, least: int | None = None) -> Image.Image:
+    """Read a picture of the index; `grey_max` and `least` as in `decode`.
+
+    Raises:
+        StageError: it is no longer there, or no longer what `split` saw.
+    """
+    try:
+        content = read_picture(root / entry.path)
+        if hashlib.sha256(content).hexdigest() != entry.sha256:
+            raise PictureError("changed")
+        return decode(content, grey_max, least)
+    except FileNotFoundError:
+        problem = "gone"
+    except (OSError, PictureError) as error:
+        problem = str(error)
+    raise StageError(
+        f"{root / entry.path}: {problem} since the split was made; bring it back, or run `dvc repro` to split again"
+    )
+
+
+class Pictures(Dataset[tuple[Tensor, int] | StageError]):
+    """The pictures of an index, preprocessed: (tensor of shape (3, crop, crop), label).
+
+    An item is asked for by (position in the index, seed): an augmented picture depends on those alone and not on which
+    process makes it. An error is returned, not raised: one raised in a loader's process would arrive wrapped in its
+    traceback.
+    """
+
+    def __init__(self, root: Path, entries: list[Entry], preprocessing: Preprocessing, augment: Augment) -> None:
+        self.root, self.entries, self.augment = root, entries, augment
+        self.transform, self.grey_max = make_transform(preprocessing, augment), preprocessing.grey_max
+        self.least = preprocessing.least(augment)
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int] | StageError:
+        position, seed = item
+        entry = self.entries[position]
+        try:
+            picture = read_entry(self.root, entry, self.grey_max, self.least)
+        except StageError as error:
+            return error
+        if self.augment == "none":
+            return self.transform(picture), entry.label
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed, which also seeds the GPU's generator, that of dropout, where there are no workers.
+            torch.default_generator.manual_seed(seed)
+            return self.transform(picture), entry.label
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+class Order(Sampler[tuple[int, int]]):
+    """Positions, in order or shuffled differently in each `epoch`, each with its own seed.
+
+    Args:
+        count: number of positions.
+        seed: the same orders for the same seed; `None` keeps the index's order.
+        only: the positions to go through; `None`: all. What is left keeps its order and its seeds.
+        seeds: of the positions in the index's order, in place of 0.
+        share: whose places of the order to go through, of several processes.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        seed: int | None = None,
+        only: Collection[int] | None = None,
+        seeds: Sequence[int] | None = None,
+        share: Share = Share(),  # noqa: B008 (frozen)
+    ) -> None:
+        self.count, self.seed, self.only, self.share, self.epoch = count, seed, only, share, 0
+        self.seeds = [0] * count if seeds is None else seeds
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Yield (position, seed)."""
+        for position, seed in self.share.of(self._all()):
+            if self.only is None or position in self.only:
+                yield position, seed
+
+    def _all(self) -> list[tuple[int, int]]:
+        if self.seed is None:
+            return list(enumerate(self.seeds))
+        generator = generator_for(self.seed, self.epoch)
+        positions = torch.randperm(self.count, generator=generator).tolist()
+        seeds = torch.randint(2**62, (self.count,), generator=generator).tolist()
+        return list(zip(self.share.arrange(positions), seeds, strict=True))
+
+    def __len__(self) -> int:
+        """Return the largest number of positions that are gone through."""
+        own = len(self.share.of(range(self.count)))
+        return own if self.only is None else min(own, len(self.only))
+
+
+class _Groups(Sampler[list[tuple[int, int]]]):
+    """What `order` yields, in groups."""
+
+    def __init__(self, order: Order, batch_size: int) -> None:
+        self.order, self.batch_size = order, batch_size
+        # Of one process's part of each batch. Where not all positions are gone through, they come as they come.
+        self.sizes = [*map(len, order.share.places(order.count, batch_size))] if order.only is None else None
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        items = iter(self.order)
+        if self.sizes is not None:
+            for size in self.sizes:
+                yield list(islice(items, size))
+            return
+        while group := list(islice(items, self.batch_size)):
+            yield group
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.order) / self.batch_size) if self.sizes is None else len(self.sizes)
+
+
+class Batches:
+    """Batches of (images: float32, (n, 3, crop, crop); labels: int64, (n,)).
+
+    Args:
+        root: the folder that the entries' paths are relative to.
+        entries: the pictures.
+        preprocessing: as the network expects.
+        batch_size: pictures a batch; the last one may be smaller. Of several processes, each has its part of it, which
+            may be none.
+        workers: decoding processes; 0 decodes in this one. The batches do not depend on it.
+        augment: for training pictures only.
+        order: of the pictures; `None`: the index's.
+        pinned: in memory from which a GPU copies faster.
+
+    Raises:
+        StageError: the pictures in work at one time need more memory than there is.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        entries: list[Entry],
+        preprocessing: Preprocessing,
+        batch_size: int,
+        workers: int,
+        augment: Augment = "none",
+        order: Order | None = None,
+        pinned: bool = False,
+    ) -> None:
+        self._order = order or Order(len(entries))
+        at_a_time = min(len(self._order), batch_size * (1 + _AHEAD * workers))
+        require_memory(at_a_time, 3 * preprocessing.crop**2 * 4, preprocessing.crop)
+        self._loader: DataLoader[tuple[Tensor, int] | StageError] = DataLoader(
+            Pictures(root, entries, preprocessing, augment),
+            batch_sampler=_Groups(self._order, batch_size),
+            num_workers=workers,
+            collate_fn=_collate,
+            worker_init_fn=leave_interrupts_to_the_main_process,
+            persistent_workers=workers > 0,
+            pin_memory=pinned,
+            generator=torch.Generator(),  # else each pass takes a number from the one that dropout uses
+        )
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self._loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the augmentation of the next pass."""
+        self._order.epoch = epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches.
+
+        Raises:
+            StageError: a picture is gone or changed since the index was made, or a decoding process was killed.
+        """
+        for batch in loaded(self._loader):
+            stop_if_interrupted()
+            if isinstance(batch, StageError):
+                raise batch
+            images, labels = batch
+            yield images, labels
+
+
+def loaded(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Yield what a loader does.
+
+    Raises:
+        StageError: a decoding process was killed, or cannot hand over its pictures.
+    """
+    try:
+        yield from loader
+    except RuntimeError as error:
+        message = str(error)
+        if any(sign in message for sign in _SHARED_MEMORY_SIGNS):
+            raise StageError(
+                "workers: /dev/shm, through which processes hand over pictures, is too small; enlarge it (docker: "
+                "--shm-size=1g) or set workers to 0"
+            ) from error
+        if "DataLoader worker" not in message:
+            raise
+        raise StageError("workers: a process was killed, probably out of memory; use fewer") from error
+
+
+def _collate(items: list[tuple[Tensor, int] | StageError]) -> list[Tensor] | StageError:
+    errors = [item for item in items if isinstance(item, StageError)]
+    if errors:
+        return errors[0]
+    return default_collate(items) if items else [torch.empty(0), torch.empty(0, dtype=torch.int64)]
+
+
+def leave_interrupts_to_the_main_process(_: int) -> None:
+    """Let only the main process of a loader answer Ctrl-C: it ends the others.
+
+    What hands pictures over in another thread may find that process gone, and would print a traceback.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _ignore_a_gone_process
+
+
+def _ignore_a_gone_process(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)

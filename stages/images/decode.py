@@ -1,0 +1,215 @@
+"""A picture file -> an upright RGB picture."""
+
+import io
+import stat
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
+
+from stages.images.colour import (
+    RangeError,
+    fit_transparent_colour,
+    highest_grey,
+    require_bright_colours,
+    require_stated_values,
+    to_rgb,
+    without_false_alpha,
+)
+from stages.images.jpeg import find_damage
+from stages.images.metadata import without_metadata
+
+_HEIF = find_spec("pillow_heif") is not None
+
+MAX_BYTES = 2**29
+# Pillow warns of a decompression bomb above this and fails only at twice the size; here it is the limit.
+MAX_PIXELS = 89_478_485
+# Phones take 200 megapixels. A JPEG that may be decoded at a fraction of its size needs little memory.
+_SHRUNK = 3
+Image.MAX_IMAGE_PIXELS = _SHRUNK * MAX_PIXELS
+# Resizing the shorter side of a thinner strip than this to the network's input would blow up the longer one.
+MAX_ASPECT = 100
+# Pillow calls a PNG damaged whose colour profile or text has more bytes than this, 2^20 by default.
+PngImagePlugin.MAX_TEXT_CHUNK = 2**24
+NEEDS_HEIF = "HEIC, which needs `pip install pillow-heif`"
+
+# No others are opened, whatever a file holds: Pillow hands PostScript to Ghostscript. TGA, which has no sign, is last.
+_FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF", "TGA")
+_TIFF_SIGNS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PAGED = ("TIFF", "GIF", "WEBP", "PNG", "AVIF")
+
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_ORIENTATION, _MAKE, _MODEL = 0x0112, 0x010F, 0x0110  # EXIF
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)
+
+
+class PictureError(Exception):
+    """A picture that cannot be used. The message says why, in a few words and without naming the file."""
+
+
+def read_picture(path: Path) -> bytes:
+    """Read a picture file.
+
+    Raises:
+        OSError: as the file system says.
+        PictureError: not a regular file (reading a pipe would wait for ever), or above `MAX_BYTES`.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise PictureError("not a regular file")
+    if status.st_size > MAX_BYTES:
+        raise PictureError(f"larger than {MAX_BYTES} bytes")
+    return path.read_bytes()
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A picture; its upright `size` in the file; the highest value of 16-bit grey, `None` for other pictures.
+
+    `storage`: the file's format and mode, and the camera by EXIF. `remarks`: `pages` after the first are left out; the
+    transparency is none, since it is `clear` everywhere, or a `band` of its own.
+    """
+
+    picture: Image.Image
+    size: tuple[int, int]
+    highest_grey: int | None
+    storage: tuple[str, str, str]
+    remarks: tuple[str, ...] = ()
+
+
+def decode(content: bytes, grey_max: int | None = None, least: int | None = None) -> Image.Image:
+    """Decode completely the first frame of a picture, upright as its EXIF orientation says, as 8-bit sRGB.
+
+    Transparency is laid over white, 16-bit grey is scaled to 8 bits (Pillow's own conversion clips it), CMYK, palettes
+    and colours by another profile are converted. Metadata that cannot be read makes no picture bad.
+
+    Args:
+        content: of the file.
+        grey_max: the value of 16-bit grey that is white; `None`: 65535.
+        least: a JPEG may be decoded at a half, a quarter or an eighth of its size, as long as both sides keep so many
+            pixels. All of the file is read all the same, and damage is found. `None`: at its full size.
+
+    Raises:
+        PictureError: `content` is empty, truncated, not a picture, above `MAX_PIXELS`, thinner than 1:`MAX_ASPECT`, or
+            of a kind that has no stated range (32-bit float).
+    """
+    return decode_with_facts(content, grey_max, least).picture
+
+
+def decode_with_facts(content: bytes, grey_max: int | None = None, least: int | None = None) -> Decoded:
+    """Decode a picture as `decode` does; also return what the file holds."""
+    if not content:
+        raise PictureError("empty file")
+    try:
+        return _decode(content, grey_max, least)
+    except PictureError as error:
+        # The pixels may be good where a text, a profile or a checksum of metadata is not.
+        for spared in without_metadata(content):
+            with suppress(PictureError):
+                return _decode(spared, grey_max, least)
+        raise error from None
+
+
+def _decode(content: bytes, grey_max: int | None, least: int | None) -> Decoded:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of metadata that does not matter here, and bombs, which are refused below
+            formats = _FORMATS
+            if _HEIF and content[4:8] == b"ftyp":
+                _register_heif()
+                formats = (*_FORMATS[:-1], "HEIF", _FORMATS[-1])
+            with Image.open(io.BytesIO(content), formats=formats) as picture:
+                shrinks = least is not None and isinstance(picture, JpegImageFile)
+                _check_size(*picture.size, _SHRUNK * MAX_PIXELS if shrinks else MAX_PIXELS)
+                size, highest = picture.size, None
+                shown: Image.Image = picture
+                kind, mode = picture.format or "", picture.mode
+                remarks: tuple[str, ...] = ()
+                if isinstance(picture, JpegImageFile):
+                    orientation, camera = _read_exif(picture)
+                    if least is not None:
+                        picture.draft(None, (least, least))
+                    picture.load()
+                    corner = picture.getpixel((picture.width - 1, picture.height - 1))
+                    if damage := find_damage(content, corner):
+                        raise PictureError(f"damaged: {damage}")
+                else:
+                    shown, orientation, camera, highest, remarks = _load(picture)
+                    size = picture.size
+                upright = _turn(to_rgb(shown, grey_max), orientation)
+                size = size[::-1] if orientation in _SIDEWAYS else size
+                return Decoded(upright, size, highest, (kind, mode, camera), remarks)
+    except (PictureError, MemoryError):
+        raise
+    except RangeError as error:
+        raise PictureError(str(error)) from None
+    except UnidentifiedImageError:
+        if content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS and not _HEIF:
+            raise PictureError(NEEDS_HEIF) from None
+        if content[:4] in _TIFF_SIGNS:
+            raise PictureError("TIFF of bits, bands or compression that are not read; save it as 8 bits") from None
+        raise PictureError("not a picture in a known format") from None
+    except Image.DecompressionBombError:
+        raise PictureError(f"more than {MAX_PIXELS} pixels") from None
+    # Decoders fed damaged files raise nearly anything: OSError, SyntaxError, ValueError, struct.error, zlib.error ...
+    except Exception as error:
+        raise PictureError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+@cache
+def _register_heif() -> None:
+    from pillow_heif import register_heif_opener  # here: its library takes long to load, and few pictures need it
+
+    register_heif_opener()
+
+
+def _load(picture: ImageFile.ImageFile) -> tuple[Image.Image, int, str, int | None, tuple[str, ...]]:
+    """Load what is no JPEG; return it as it is to be shown but for its orientation, what EXIF says, and `Decoded`'s."""
+    require_stated_values(picture)
+    fit_transparent_colour(picture)
+    deep = any(";16" in str(tile) for tile in picture.tile)  # before what loads a PNG
+    pages = ("pages",) if picture.format in _PAGED and getattr(picture, "is_animated", False) else ()
+    orientation, camera = _read_exif(picture)
+    picture.load()
+    highest = highest_grey(picture)
+    if deep and highest is None:
+        require_bright_colours(picture)
+    shown, why = without_false_alpha(picture)
+    # Pillow turns TIFFs as it loads them.
+    return shown, 1 if picture.format == "TIFF" else orientation, camera, highest, (*pages, *why)
+
+
+def _check_size(width: int, height: int, most: int) -> None:
+    if width * height > most:
+        raise PictureError(f"more than {most} pixels ({width} x {height})")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise PictureError(f"thinner than 1:{MAX_ASPECT} ({width} x {height})")
+
+
+def _read_exif(picture: Image.Image) -> tuple[int, str]:
+    """Return how the camera was held, by EXIF or XMP, and which it was; 1, upright, where that cannot be read."""
+    try:
+        exif = picture.getexif()
+        return int(exif.get(_ORIENTATION, 1)), f"{exif.get(_MAKE, '')} {exif.get(_MODEL, '')}"
+    except Exception:  # Parsers fed damaged metadata raise nearly anything, too.
+        return 1, ""
+
+
+def _turn(picture: Image.Image, orientation: int) -> Image.Image:
+    # Not ImageOps.exif_transpose: it also rewrites the metadata, and fails where that is odd.
+    turn = _TURNS.get(orientation)
+    return picture if turn is None else picture.transpose(turn)

@@ -1,0 +1,326 @@
+"""Dividing pictures into train, val and test: each class by the same fractions, what belongs together into one part."""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, field
+
+from stages.common.cli import StageError
+from stages.common.format import plural
+from stages.common.params import Split
+from stages.images.index import PARTS, Entry
+
+# A part may have this fraction more of a class than was asked for, and one picture in any case.
+_OVERSHOOT = 0.1
+# Of the same bytes in two parts that are given, those of the later one are kept.
+_STRICTER = ("", "train", "val", "test")
+CONFLICT = "which is in another class"
+
+
+def find_copies(hashes: dict[str, str], class_of: dict[str, str]) -> tuple[list[list[str]], dict[str, str]]:
+    """Find files with the same bytes.
+
+    Args:
+        hashes: path -> SHA-256.
+        class_of: path -> class name.
+
+    Returns:
+        The groups of copies within one class, and path -> reason of the copies that claim different classes: which of
+        those is right cannot be known.
+    """
+    groups: dict[str, list[str]] = defaultdict(list)
+    for path in sorted(hashes):
+        groups[hashes[path]].append(path)
+    duplicates, contradictions = [], {}
+    for group in groups.values():
+        first = group[0]
+        stranger = next((path for path in group if class_of[path] != class_of[first]), None)
+        if stranger is not None:
+            for path in group:
+                other = stranger if class_of[path] == class_of[first] else first
+                contradictions[path] = f"same bytes as {other}, {CONFLICT}"
+        elif len(group) > 1:
+            duplicates.append(group)
+    return duplicates, contradictions
+
+
+def find_overlap(hashes: dict[str, str], part_of: dict[str, str], rejected: Container[str]) -> list[str]:
+    """Find the pictures whose bytes are also in another part of a given split, to be left out.
+
+    The copy for the test is kept, or else the one for validation.
+
+    Args:
+        hashes: path -> SHA-256.
+        part_of: path -> its part; empty where none is given.
+        rejected: paths that do not count.
+    """
+    parts: dict[str, str] = {}
+    for path, digest in hashes.items():
+        if path not in rejected:
+            parts[digest] = max(parts.get(digest, ""), part_of[path], key=_STRICTER.index)
+    return sorted(path for path, digest in hashes.items() if path not in rejected and part_of[path] != parts[digest])
+
+
+@dataclass
+class Unit:
+    """Pictures that go into one part together: copies, and those of a group."""
+
+    key: str
+    entries: list[Entry] = field(default_factory=list)
+    classes: dict[str, int] = field(default_factory=dict)  # class -> number of pictures
+    part: str = "train"
+
+    def add(self, entry: Entry) -> None:
+        """Take a picture in."""
+        self.entries.append(entry)
+        self.classes[entry.class_name] = self.classes.get(entry.class_name, 0) + 1
+
+
+class _Division:
+    """How many units and pictures of each class each part has, while units are put into parts."""
+
+    def __init__(self, wanted: dict[str, dict[str, int]]) -> None:
+        self.wanted = wanted  # part other than train -> class -> pictures
+        self.pictures: dict[str, Counter[str]] = {part: Counter() for part in PARTS}
+        self.units: dict[str, Counter[str]] = {part: Counter() for part in PARTS}
+
+    def put(self, unit: Unit, part: str, number: int = 1) -> None:
+        """Put a unit into a part; `number` -1 takes it out."""
+        unit.part = part
+        for name, pictures in unit.classes.items():
+            self.pictures[part][name] += number * pictures
+            self.units[part][name] += number
+
+    def move(self, unit: Unit, part: str) -> None:
+        self.put(unit, unit.part, -1)
+        self.put(unit, part)
+
+    def has_room(self, unit: Unit, part: str) -> bool:
+        """Whether a part lacks a class of the unit, and would have hardly too much of any with it."""
+        lacks = False
+        for name, pictures in unit.classes.items():
+            missing = self.wanted[part][name] - self.pictures[part][name]
+            lacks |= missing > 0
+            if pictures - missing > max(1, _OVERSHOOT * self.wanted[part][name]):
+                return False
+        return lacks
+
+    def can_spare(self, unit: Unit) -> bool:
+        """Whether each class of the unit stays in the unit's part without it."""
+        return all(self.units[unit.part][name] > 1 for name in unit.classes)
+
+    def improvement(self, unit: Unit, part: str) -> float:
+        """How much nearer a part comes to what is wanted with a unit, summed over classes relative to their size."""
+        total = 0.0
+        for name, pictures in unit.classes.items():
+            wanted = self.wanted[part][name]
+            missing = wanted - self.pictures[part][name]
+            total += (abs(missing) - abs(missing - pictures)) / wanted
+        return total
+
+
+def assign(entries: list[Entry], test_size: float, val_size: float, seed: int) -> dict[str, list[Entry]]:
+    """Divide pictures into train, val and test, each class by the same fractions.
+
+    Where there are no groups, a picture's place depends on the seed and its bytes alone: neither its name nor the order
+    of the folder matters, copies go together, and adding a few pictures moves hardly any other. A group's place depends
+    on its name in place of its bytes. Units are taken in the order of a hash, into the first part that lacks their
+    classes; one that is too large for a part goes to train, unless nothing else brings a class into that part.
+
+    Args:
+        entries: all pictures.
+        test_size: fraction of each class, in [0, 1); at least one picture, unless it is 0: then the part is empty.
+        val_size: the same.
+        seed: another seed gives another division.
+
+    Returns:
+        part -> its entries, sorted by path.
+
+    Raises:
+        StageError: a class has too few different pictures, or groups, to have one in each part.
+    """
+    sizes = {part: size for part, size in (("test", test_size), ("val", val_size)) if size}
+    totals = Counter(entry.class_name for entry in entries)
+    division = _Division(
+        {part: {name: max(1, round(size * total)) for name, total in totals.items()} for part, size in sizes.items()}
+    )
+    units = order_units(entries, seed)
+    left = Counter(name for unit in units for name in unit.classes)
+    _require_enough(left, len(sizes) + 1, any(entry.group for entry in entries))
+    for unit in units:
+        for position, part in enumerate(sizes):
+            # The last units are kept for the parts that come after.
+            kept_back = len(sizes) - position + 1
+            spare = all(not division.units[part][name] or left[name] >= kept_back for name in unit.classes)
+            if spare and division.has_room(unit, part):
+                division.put(unit, part)
+                break
+        else:
+            division.put(unit, "train")
+        left.subtract(unit.classes.keys())
+    for part in (*sizes, "train"):
+        _complete(division, units, part)
+    for part in sizes:
+        _top_up(division, units, part)
+    parts: dict[str, list[Entry]] = {part: [] for part in PARTS}
+    for unit in units:
+        parts[unit.part] += unit.entries
+    return {part: sorted(chosen, key=lambda entry: entry.path) for part, chosen in parts.items()}
+
+
+def divide(entries: list[Entry], part_of: dict[str, str], split: Split, seed: int) -> dict[str, list[Entry]]:
+    """Put pictures into the parts that are given; cut those that are missing from train, or all where none is.
+
+    Args:
+        entries: all pictures.
+        part_of: path -> its part; empty where none is given.
+        split: the sizes of the other parts, or the fold that is the test part.
+        seed: as in `assign`.
+
+    Returns:
+        part -> its entries, sorted by path.
+
+    Raises:
+        StageError: a class has no training pictures, or too few to cut a part from them; there are folds, and a test
+            part is given.
+    """
+    given: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        given[part_of[entry.path]].append(entry)
+    train = given.pop("train", []) + given.pop("", [])
+    trained = {entry.class_name for entry in train}
+    for part, chosen in given.items():
+        for entry in chosen:
+            if entry.class_name not in trained:
+                raise StageError(
+                    f"data.path: class {entry.class_name!r} has no training pictures, but {entry.path} for {part}; "
+                    "add some, remove the class, or set split.given=ignore"
+                )
+    test_size, val_size = 0 if "test" in given else split.test_size, 0 if "val" in given else split.val_size
+    if split.folds is None:
+        parts = assign(train, test_size, val_size, seed)
+    elif "test" in given:
+        raise StageError("split.folds: the test part is given; set split.folds=null, or split.given=ignore")
+    else:
+        tested = find_fold(order_units(train, seed), split.folds, split.fold)
+        rest = [entry for entry in train if entry.sha256 not in tested]
+        # Fractions of all, not of the rest.
+        parts = assign(rest, 0, val_size * split.folds / (split.folds - 1), seed)
+        parts["test"] = sorted((entry for entry in train if entry.sha256 in tested), key=lambda entry: entry.path)
+    return parts | {part: sorted(chosen, key=lambda entry: entry.path) for part, chosen in given.items()}
+
+
+def find_fold(units: list[Unit], folds: int, fold: int) -> set[str]:
+    """Return the SHA-256 of the pictures of one of so many equal parts of each class.
+
+    In the order of `units`, the first part of a class is the first fold and so on: each picture is in one fold, and a
+    few more pictures move hardly any other. A unit of several classes goes where the mean of its places is.
+
+    Args:
+        units: as `order_units` returns them.
+        folds: number of parts.
+        fold: from 0.
+
+    Raises:
+        StageError: a class is in fewer units than there are folds, or lacks pictures in one.
+    """
+    totals: Counter[str] = Counter()
+    for unit in units:
+        totals.update(unit.classes)
+    _require_enough(
+        Counter(name for unit in units for name in unit.classes),
+        folds,
+        any(unit.key.startswith("group ") for unit in units),
+    )
+    seen: Counter[str] = Counter()
+    found: list[set[str]] = [set() for _ in range(folds)]
+    classes: list[set[str]] = [set() for _ in range(folds)]
+    for unit in units:
+        places = [(seen[name] + count / 2) / totals[name] for name, count in unit.classes.items()]
+        seen.update(unit.classes)
+        number = int(folds * sum(places) / len(places))
+        found[number].update(entry.sha256 for entry in unit.entries)
+        classes[number].update(unit.classes)
+    for number, names in enumerate(classes):
+        if missing := sorted(totals.keys() - names):
+            raise StageError(
+                f"split.folds: fold {number} of {folds} has no picture of {missing[0]!r}, whose groups are too large; "
+                "take fewer folds, or form smaller groups"
+            )
+    return found[fold]
+
+
+def order_units(entries: list[Entry], seed: int) -> list[Unit]:
+    """Return what has to go into one part together, in an order that depends on the seed and on what it is alone."""
+    return sorted(_units(entries), key=lambda unit: hashlib.sha256(f"{seed}:{unit.key}".encode()).digest())
+
+
+def _units(entries: list[Entry]) -> Iterable[Unit]:
+    units: dict[str, Unit] = {}
+    keys = _group_keys(entries)
+    for entry in entries:
+        key = keys.get(entry.sha256, entry.sha256)
+        units.setdefault(key, Unit(key)).add(entry)
+    return units.values()
+
+
+def _group_keys(entries: list[Entry]) -> dict[str, str]:
+    """Return SHA-256 -> the first name of its groups; groups that share a picture are one."""
+    grouped = sorted({(entry.sha256, entry.group) for entry in entries if entry.group})
+    if not grouped:
+        return {}
+    # Here: without groups, SciPy would be half of what a division waits for.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    digests = {digest: number for number, digest in enumerate(dict.fromkeys(digest for digest, _ in grouped))}
+    groups = {group: number for number, group in enumerate(sorted({group for _, group in grouped}))}
+    edges = ([digests[digest] for digest, _ in grouped], [len(digests) + groups[group] for _, group in grouped])
+    size = len(digests) + len(groups)
+    _, joined = connected_components(coo_array(([1] * len(grouped), edges), shape=(size, size)), directed=False)
+    names: dict[int, str] = {}
+    for group, number in groups.items():
+        names.setdefault(joined[len(digests) + number], f"group {group}")
+    return {digest: names[joined[number]] for digest, number in digests.items()}
+
+
+def _require_enough(units: Counter[str], needed: int, grouped: bool) -> None:
+    for name, number in units.items():
+        if number < needed and grouped:
+            raise StageError(
+                f"split.group: class {name!r} lies in {plural(number, 'group')} only, needs {needed}, one for each "
+                "part; add some, remove the class, or form smaller groups"
+            )
+        if number < needed:
+            raise StageError(
+                f"data.path: class {name!r} is too small to split: {number} different pictures, needs {needed}; "
+                "add pictures or remove the class"
+            )
+
+
+def _complete(division: _Division, units: list[Unit], part: str) -> None:
+    """Bring each class that a part lacks into it, by the smallest unit that another part can spare."""
+    lacking = {name for unit in units for name in unit.classes if not division.units[part][name]}
+    for name in sorted(lacking):
+        if division.units[part][name]:
+            continue
+        spare = [unit for unit in units if unit.part != part and name in unit.classes and division.can_spare(unit)]
+        if not spare:
+            raise StageError(
+                f"split.group: class {name!r} has no group for each part that no other class needs elsewhere; "
+                "form smaller groups, or try another seed"
+            )
+        division.move(min(spare, key=lambda unit: len(unit.entries)), part)
+
+
+def _top_up(division: _Division, units: list[Unit], part: str) -> None:
+    """Where all units left were too large for a part, give it those of train that bring it nearer to what is wanted."""
+    while any(
+        wanted - division.pictures[part][name] > max(1, _OVERSHOOT * wanted)
+        for name, wanted in division.wanted[part].items()
+    ):
+        spare = [unit for unit in units if unit.part == "train" and division.can_spare(unit)]
+        best = max(spare, key=lambda unit: division.improvement(unit, part), default=None)
+        if best is None or division.improvement(best, part) <= 0:
+            return
+        division.move(best, part)

@@ -1,0 +1,378 @@
+"""Labels from folders: one for each class, or those of a split that is given, with one for each class in them."""
+
+import os
+import shlex
+from collections import Counter, defaultdict
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple
+
+from stages.common.cli import StageError
+from stages.common.format import enumerate_names, plural
+from stages.common.params import Given
+from stages.images.collection import Collection, Picture
+from stages.images.index import PARTS
+from stages.images.names import (
+    UNLABELLED,
+    are_folds,
+    classes_in_names,
+    never_a_class,
+    of_other_pictures,
+    other_kinds,
+    part_named,
+    take_apart,
+    words,
+)
+from stages.images.scan import extension, identify, is_picture, list_names, reason, walk
+
+_WANTED = "give a folder that holds one folder of pictures per class"
+_EACH_A_CLASS = "set split.given=ignore, which takes each for a class"
+
+
+def read_folders(root: Path, given: Given) -> Collection:
+    """List the pictures under each class folder, and the part that each belongs to where the folders give a split.
+
+    Each folder in `root` is a class, and its pictures lie at any depth. Where several are named as parts of a split,
+    the folders in these are the classes; or each class folder holds folders named so.
+
+    Args:
+        root: the data set.
+        given: `auto`: such parts are used as they are; `ignore`: their pictures are put together again.
+
+    Raises:
+        StageError: `root` is missing, not a folder, or holds fewer than two classes, or one without pictures; it is a
+            split that cannot be used as given; or its folders hold different kinds of file.
+    """
+    found = Collection()
+    names = _list_top(root, found)
+    if given == "auto":
+        _refuse_kinds(root, "", names)
+    parts = _find_parts(root, names, given, found)
+    if parts:
+        _read_parts(root, parts, given, found)
+    else:
+        _read_classes(root, names, given, found)
+    _leave_out_other_kinds(found)
+    if not parts:
+        _look_into_classes(root, given, found)
+    return found
+
+
+def _read_classes(root: Path, names: list[str], given: Given, found: Collection) -> None:
+    if len(names) == 1:
+        raise StageError(f"data.path: {root} holds one class only ({names[0]}){_suggest_wrapped(root, names[0])}")
+    for name in names:
+        part = part_named(name)
+        if given == "auto" and part == UNLABELLED and len(names) > 2:
+            _leave_out_unlabelled(root, name, found)
+            continue
+        if given == "auto" and (never_a_class(name) or part in ("test", UNLABELLED)):
+            meant = "a part of a split" if part else "what belongs to pictures"
+            raise StageError(
+                f"data.path: {root / name} is named for {meant}, not for a class; move it away, or {_EACH_A_CLASS}"
+            )
+        before = found.ignored.copy()
+        if not _read_class(root, name, name, "", found):
+            others = _other_files(found.ignored - before)
+            raise StageError(f"data.path: no pictures in {root / name}{others}; add some or remove the folder")
+
+
+def _list_top(root: Path, found: Collection) -> list[str]:
+    """Return the names of the folders in `root`; count what lies beside them."""
+    if not root.exists():
+        raise StageError(f"data.path: {root} does not exist; {_WANTED}")
+    if not root.is_dir():
+        raise StageError(f"data.path: {root} is not a folder; {_WANTED}")
+    folders = _list_folders(root, "", found)
+    if not folders:
+        loose = found.left_out["loose"]
+        here = f" but {plural(loose, 'picture')}" if loose else ""
+        raise StageError(
+            f"data.path: {root} holds no folders{here}; put the pictures of each class into a folder"
+            + (", or name a table of their labels as data.labels" + _suggest_names(root) if loose else "")
+        )
+    return folders
+
+
+def _list_folders(root: Path, folder: str, found: Collection) -> list[str]:
+    """Return the names of the folders in a folder of `root`; count the files beside them."""
+    folders = []
+    for name in list_names(root / folder, found):
+        path = root / folder / name
+        if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir fails where permission is denied)
+            folders.append(name)
+        elif is_picture(name):
+            found.left_out["loose"] += 1
+        elif path.is_symlink() and not path.exists() and not extension(name):
+            raise StageError(f"data.path: {path} is a broken link; repair or remove it")
+        else:
+            found.ignored[extension(name)] += 1
+    return folders
+
+
+def _read_class(root: Path, folder: str, name: str, part: str, found: Collection) -> bool:
+    """Add the pictures of a class folder; return whether there are any."""
+    paths = list(walk(root, folder, found, ancestors=(identify(root),)))
+    if folder in found.rejected:
+        raise StageError(f"data.path: {root / folder}: {found.rejected[folder]}; make it readable or remove it")
+    found.pictures += [Picture(path, name, path.removeprefix(f"{folder}/"), part) for path in paths]
+    return bool(paths)
+
+
+def _other_files(ignored: Counter[str]) -> str:
+    if not ignored:
+        return ""
+    kind, number = ignored.most_common(1)[0]
+    return f", among whose files are {number:,} {kind or 'without extension'}"
+
+
+def _suggest_wrapped(root: Path, name: str) -> str:
+    """Ask whether the folders inside the only folder are meant, or names of files that tell classes."""
+    inner, folders = root / name, _folders_of(root / name)
+    while len(folders) == 1 and not part_named(folders[0]):
+        inner, folders = inner / folders[0], _folders_of(inner / folders[0])
+    if not folders:
+        return _suggest_names(inner) or "; add a folder for each other class"
+    shown = ", ".join(folders[:3]) + (" ..." if len(folders) > 3 else "")
+    return f", whose folders are {shown}: did you mean data.path={inner}?"
+
+
+def _suggest_names(folder: Path) -> str:
+    """Say that file names tell the classes, if they do; nothing otherwise."""
+    try:
+        names = classes_in_names([name for name in list_names(folder, Collection()) if is_picture(name)])
+    except OSError:
+        return ""
+    if not names:
+        return ""
+    return (
+        f"; file names in {folder} begin with {enumerate_names(names, 3)}: docs/pictures.md has a command that "
+        "writes a table of such labels, for data.labels"
+    )
+
+
+def _folders_of(folder: Path) -> list[str]:
+    try:
+        return [name for name in list_names(folder, Collection()) if (folder / name).is_dir()]
+    except OSError:
+        return []
+
+
+def _join(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _refuse_kinds(root: Path, inside: str, names: list[str]) -> None:
+    """Refuse folders that hold different kinds of file, such as images and masks, in place of classes."""
+    others = other_kinds(names)
+    if not others:
+        return
+    pictures = [name for name in names if name not in others]
+    holding = next((name for name in pictures if len(_folders_of(root / inside / name)) > 1), None)
+    if holding and not inside and len(pictures) == 1:
+        way = f"; set data.path={root / holding}"
+    else:
+        way = _suggest_names(root / inside / pictures[0]) or "; move the others away, or name a table as data.labels"
+    raise StageError(
+        f"data.path: {_join(names)} in {root / inside} are no classes, but pictures and what belongs to them "
+        f"({_join(others)}){way}, or {_EACH_A_CLASS}"
+    )
+
+
+class _Part(NamedTuple):
+    """A folder that is named as a part of a split: where its classes lie, perhaps deeper, and what lies beside them."""
+
+    name: str
+    part: str
+    folder: str
+    classes: list[str]
+    beside: Collection
+
+
+def _open_part(root: Path, name: str, part: str) -> _Part:
+    """List the classes of a part, which may be in a wrapper: `training_set/training_set/{cats,dogs}`."""
+    folder, beside = name, Collection()
+    try:
+        classes = _list_folders(root, folder, beside)
+        while len(classes) == 1 and not beside.left_out["loose"]:
+            inner = take_apart(classes[0])
+            if not inner.part and inner.kind != "image" and len(_folders_of(root / folder / classes[0])) < 2:
+                break
+            folder = f"{folder}/{classes[0]}"
+            classes = _list_folders(root, folder, beside)
+    except OSError as error:
+        raise StageError(f"data.path: {root / folder}: {reason(error)}; make it readable or remove it") from error
+    return _Part(name, part, folder, classes, beside)
+
+
+def _named_parts(root: Path, names: list[str]) -> list[_Part]:
+    """Return the folders that are named as parts of one split; none where those names may well be of classes.
+
+    `test tubes` is a class, and so is `train` beside `bus`; `seg_train` and `seg_test` are parts.
+    """
+    told = {name: one for name in names if (one := take_apart(name)).part}
+    alone = len(told) == len(names)
+    if len({one.part for one in told.values()}) > 1:
+        alike = any(
+            one.part != other.part
+            and (not (one.rest or other.rest) or (alone and (one.rest == other.rest or not one.rest or not other.rest)))
+            for one, other in combinations(told.values(), 2)
+        )
+    else:
+        alike = False
+        if [one.rest for one in told.values() if one.part == "train"] != [()] or len(names) > 2:
+            return []
+    tests = [name for name, one in told.items() if one.part == "test"]
+    parts = [
+        _open_part(root, name, "val" if len(tests) > 1 and "eval" in words(name) else one.part or "")
+        for name, one in told.items()
+    ]
+    if len(parts) == 1:
+        # Alone, or beside a folder of pictures, but not `train` beside `bus`.
+        train, beside = parts[0], [name for name in names if name not in told]
+        return parts if len(train.classes) > 1 - alone and not any(_folders_of(root / name) for name in beside) else []
+    parts.sort(key=lambda part: (*PARTS, UNLABELLED).index(part.part))
+    shared = any(
+        one.part != other.part and set(one.classes).intersection(other.classes) for one, other in combinations(parts, 2)
+    )
+    return parts if alike or shared else []
+
+
+def _find_parts(root: Path, names: list[str], given: Given, found: Collection) -> list[_Part]:
+    """Return the folders in `root` that are parts of a split; leave out those whose pictures have no labels.
+
+    Raises:
+        StageError: they look like parts, but cannot be used as such.
+    """
+    folds = are_folds(names)
+    parts = [_open_part(root, name, "train") for name in names] if folds else _named_parts(root, names)
+    if not parts:
+        return []
+    named, others = [part.name for part in parts], [name for name in names if name not in {one.name for one in parts}]
+    looks = f"data.path: {root} has {_join(named)}, which look like {'pieces of one set' if folds else 'a split'}"
+    if not any(part.classes for part in parts):
+        if given == "ignore":
+            return []
+        raise StageError(
+            f"{looks}, but they hold no class folders; sort their pictures into such, or name a table as data.labels, "
+            f"or {_EACH_A_CLASS}{_suggest_names(root / parts[0].folder)}"
+        )
+    if folds and any(part_named(name) for part in parts for name in part.classes):
+        raise StageError(f"{looks}, each with a split of its own; give one of them as data.path")
+    if folds and given == "auto":
+        raise StageError(f"{looks}; set split.given=ignore, which puts all together and divides again")
+    if others and len(parts) == 1:
+        if given == "ignore":
+            return []
+        raise StageError(
+            f"data.path: {root} has {named[0]}, which looks like a part of a split, but also {others[0]}; move that "
+            f"away, or {_EACH_A_CLASS}"
+        )
+    if others:
+        raise StageError(f"{looks}, but beside them is {others[0]}; move that away")
+    trained = {name for part in parts if part.part == "train" for name in part.classes}
+    used = []
+    for part in parts:
+        lone = part.part in ("test", UNLABELLED) and len(part.classes) == 1 and not trained.intersection(part.classes)
+        if part.classes and not lone and part.part != UNLABELLED:
+            used.append(part)
+        elif part.part in ("test", UNLABELLED) and not _suggest_names(root / part.folder):
+            _leave_out_unlabelled(root, part.name, found)
+        else:
+            raise StageError(
+                f"data.path: {root / part.folder} holds no folders, so its pictures have no class; move it away, or "
+                "sort its pictures into class folders as in the other parts, or name a table as data.labels"
+                f"{_suggest_names(root / part.folder)}"
+            )
+    return used if given == "ignore" else _require_one_each(root, used)
+
+
+def _leave_out_unlabelled(root: Path, name: str, found: Collection) -> None:
+    found.left_out["unlabelled"] += len(list(walk(root, name, Collection())))
+    found.notes.append(f"`python -m stages.predict {shlex.quote(str(root / name))}` answers for those")
+
+
+def _require_one_each(root: Path, parts: list[_Part]) -> list[_Part]:
+    for one, other in combinations(parts, 2):
+        if one.part == other.part:
+            raise StageError(
+                f"data.path: {root} has {one.name} and {other.name}, both for {one.part}; merge them or move one away"
+            )
+    if all(part.part != "train" for part in parts):
+        raise StageError(
+            f"data.path: {root} has {_join([part.name for part in parts])}, but no folder train; add it, or set "
+            "split.given=ignore"
+        )
+    return parts
+
+
+def _read_parts(root: Path, parts: list[_Part], given: Given, found: Collection) -> None:
+    for part in parts:
+        _refuse_kinds(root, part.folder, part.classes)
+        found.ignored += part.beside.ignored
+        found.left_out += part.beside.left_out
+        for name in part.classes:
+            any_there = _read_class(root, f"{part.folder}/{name}", name, part.part if given == "auto" else "", found)
+            if not any_there and part.part == "train" and given == "auto":
+                raise StageError(f"data.path: no pictures in {root / part.folder / name}; add some or remove the class")
+    names = _join([part.folder for part in parts])
+    if given == "ignore":
+        found.notes.append(f"the pictures of {names} put together and divided again (split.given)")
+    elif other := [f"{part.part} is {part.folder}" for part in parts if part.folder != part.part]:
+        found.notes.append(", ".join(other))
+
+
+def _leave_out_other_kinds(found: Collection) -> None:
+    """Leave out what is about other pictures: `cat/masks/1.png` beside `cat/images/`, `1_mask.png` beside `1.png`."""
+    inner: dict[str, set[str]] = defaultdict(set)
+    for picture in found.pictures:
+        if "/" in picture.below:
+            inner[_class_folder(picture)].add(picture.below.split("/")[0])
+    others = {f"{folder}/{name}" for folder, names in inner.items() for name in other_kinds(names)}
+    masks = of_other_pictures(picture.path for picture in found.pictures)
+    kept = [
+        picture
+        for picture in found.pictures
+        if picture.path not in masks
+        and (not others or f"{_class_folder(picture)}/{picture.below.split('/')[0]}" not in others)
+    ]
+    found.left_out["other_kind"] += len(found.pictures) - len(kept)
+    found.pictures = kept
+
+
+def _class_folder(picture: Picture) -> str:
+    return picture.path.removesuffix(f"/{picture.below}")
+
+
+def _look_into_classes(root: Path, given: Given, found: Collection) -> None:
+    """Use a split inside of the classes (`cat/train`, `cat/test`), and say what other folders there may mean.
+
+    Raises:
+        StageError: a class holds folders named as other classes, or the classes hold the same splits of classes.
+    """
+    inner: dict[str, set[tuple[str, ...]]] = defaultdict(set)  # class -> the folders of its pictures
+    for picture in found.pictures:
+        inner[picture.class_name].add(tuple(picture.below.split("/")[:-1]))
+    firsts = {name: {path[0] for path in paths if path} for name, paths in inner.items()}
+    for name, folders in firsts.items():
+        if given == "auto" and len(same := sorted(folders & (inner.keys() - {name}))) > 1:
+            raise StageError(
+                f"data.path: {root / name} holds folders that are named as its neighbours, {enumerate_names(same, 3)}; "
+                f"move it away, or {_EACH_A_CLASS}"
+            )
+    every = set().union(*firsts.values())
+    parts = {name: part for name in sorted(every) if (part := part_named(name)) in PARTS}
+    whole = parts.keys() == every and all(() not in paths for paths in inner.values())
+    if len(set(parts.values())) > 1 and "train" in parts.values() and whole and given == "auto":
+        seconds = Counter(second for paths in inner.values() for second in {path[1] for path in paths if path[1:]})
+        if len([name for name, classes in seconds.items() if classes > 1]) > 1:
+            raise StageError(
+                f"data.path: {enumerate_names(sorted(inner), 3)} in {root} each hold {_join(list(parts))}, with "
+                f"{enumerate_names(sorted(seconds), 3)} inside; give one of them as data.path, or {_EACH_A_CLASS}"
+            )
+        found.pictures = [replace(one, part=parts[one.below.split("/")[0]]) for one in found.pictures]
+    elif len(set(parts.values())) > 1:
+        found.notes.append(f"folders {_join(list(parts))} inside of classes not taken for a split")
+    elif len(every) > 1 and all(folders == every and () not in inner[name] for name, folders in firsts.items()):
+        found.notes.append(f"folders {enumerate_names(sorted(every), 3)} inside of each class not taken for classes")

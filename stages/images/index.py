@@ -1,0 +1,63 @@
+"""The three index files: which picture belongs to which class and to which part of the split."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from stages.common.cli import StageError
+from stages.common.files import read_csv, write_csv
+
+PARTS = ("train", "val", "test")
+_COLUMNS = ["path", "label", "class", "sha256"]
+_GROUP = "group"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A picture: its path below `data.path` (with `/`), its class by number and name, and the SHA-256 of its file.
+
+    `group` names what it must stay together with; empty: only its copies.
+    """
+
+    path: str
+    label: int
+    class_name: str
+    sha256: str
+    group: str = ""
+
+
+def count(parts: dict[str, list[Entry]]) -> dict[str, dict[str, int]]:
+    """Return class -> part -> number of pictures, classes in the order of their labels."""
+    numbers = Counter((entry.class_name, part) for part, entries in parts.items() for entry in entries)
+    names = class_names([entry for entries in parts.values() for entry in entries])
+    return {name: {part: numbers[name, part] for part in parts} for name in names}
+
+
+def write_index(path: Path, entries: list[Entry], grouped: bool = False) -> None:
+    """Write an index file (CSV, UTF-8), whole or not at all; with a column for groups where there are some."""
+    columns = _COLUMNS + [_GROUP] * grouped
+    rows = ([entry.path, entry.label, entry.class_name, entry.sha256, entry.group] for entry in entries)
+    write_csv(path, columns, (row[: len(columns)] for row in rows))
+
+
+def read_index(path: Path) -> list[Entry]:
+    """Read an index file.
+
+    Raises:
+        StageError: not an index file.
+        OSError: not there.
+    """
+    try:
+        columns, rows = read_csv(path)
+        if columns not in (_COLUMNS, [*_COLUMNS, _GROUP]):
+            raise ValueError("unexpected columns")
+        if any(len(row) != len(columns) for row in rows):
+            raise ValueError("rows of another length than the header")
+        return [Entry(name, int(label), *rest) for name, label, *rest in rows]
+    except ValueError as error:
+        raise StageError(f"{path}: not an index file ({error}); `dvc repro split` writes it again") from error
+
+
+def class_names(entries: list[Entry]) -> list[str]:
+    """Return the names of the classes, in the order of their labels."""
+    return [name for _, name in sorted({(entry.label, entry.class_name) for entry in entries})]

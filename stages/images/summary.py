@@ -1,0 +1,223 @@
+"""`split.json`: what the split made of the pictures, and what was left out or assumed."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.common.cli import StageError
+from stages.common.format import enumerate_names, plural
+from stages.images.check import Checked
+from stages.images.collection import Collection
+from stages.images.colour import GREY_RANGE
+from stages.images.index import PARTS, Entry, count
+
+# DVC shows each number in nested objects as a metric, in a row or a column; it ignores lists.
+_MOST_CLASSES = 20
+_MOST_SHOWN = 3
+
+_LEFT_OUT = {
+    "system": (
+        "file or folder that is hidden or made by a system",
+        "files and folders that are hidden or made by a system",
+    ),
+    "loose": ("picture beside the class folders", "pictures beside the class folders"),
+    "unlisted": ("picture that the table does not list", "pictures that the table does not list"),
+    "unlabelled": (
+        "picture of a folder without labels",
+        "pictures of folders without labels",
+    ),
+    "other_kind": ("picture about another one (a mask, a label)", "pictures about others (masks, labels)"),
+    "overlap": ("copy of a picture of another part", "copies of pictures of another part"),
+}
+
+_REMARKS = {
+    "pages": ("picture has", "pictures have", "more pages or frames than the first, which is taken"),
+    "clear": ("picture is", "pictures are", "transparent everywhere, and taken without that"),
+    "band": ("picture has", "pictures have", "a band of its own in place of transparency, which is left out"),
+    "blank": ("picture is", "pictures are", "of one colour"),
+}
+
+ClassCounts = dict[str, dict[str, int]]
+
+
+def summarize(
+    found: Collection,
+    parts: dict[str, list[Entry]],
+    part_of: dict[str, str],
+    rejected: dict[str, str],
+    duplicates: list[list[str]],
+    overlap: list[str],
+) -> dict[str, Any]:
+    """Return the content of `split.json`.
+
+    Args:
+        found: the data set.
+        parts: part -> its pictures.
+        part_of: path -> the part that is given, if any.
+        rejected: path -> reason.
+        duplicates: groups of paths with the same bytes.
+        overlap: paths left out because their bytes are also in another part.
+    """
+    left_out = {**found.left_out, "overlap": len(overlap)}
+    grouped = (
+        {"groups": _count_groups(parts)} if any(entry.group for chosen in parts.values() for entry in chosen) else {}
+    )
+    return {
+        "pictures": sum(map(len, parts.values())),
+        **describe_classes(count(parts)),
+        **grouped,
+        "rejected": [{"path": path, "reason": reason} for path, reason in rejected.items()],
+        "duplicates": duplicates,
+        "ignored": dict(sorted(found.ignored.items())),
+        "left_out": {kind: left_out[kind] for kind in _LEFT_OUT if left_out.get(kind)},
+        "overlap": overlap,
+        "notes": [
+            *_describe_files(found.ignored, left_out),
+            *found.notes,
+            *_describe_given(parts, part_of),
+            *_describe_groups(parts),
+        ],
+    }
+
+
+def describe_classes(counts: ClassCounts) -> dict[str, Any]:
+    """Return the number of pictures of each part, and of each class and part, as `split.json` has them.
+
+    Up to 20 classes they are DVC's metrics, `classes`; more are a list, `class_counts`, which `dvc metrics diff` and
+    `dvc exp show` ignore.
+    """
+    parts = {part: sum(numbers[part] for numbers in counts.values()) for part in PARTS}
+    if len(counts) <= _MOST_CLASSES:
+        return {"parts": parts, "classes": counts}
+    return {"parts": parts, "class_counts": [{"class": name, **numbers} for name, numbers in counts.items()]}
+
+
+def class_counts(split: dict[str, Any]) -> ClassCounts:
+    """Return class -> part -> number of pictures, from the content of a `split.json`."""
+    if "classes" in split:
+        return dict(split["classes"])
+    rows: Sequence[dict[str, Any]] = split["class_counts"]
+    return {row["class"]: {part: row[part] for part in PARTS} for row in rows}
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """Read a `split.json`.
+
+    Raises:
+        StageError: it is damaged, or of another version of this project.
+        OSError: it is not there.
+    """
+    try:
+        split = dict(json.loads(path.read_text(encoding="utf-8")))
+        class_counts(split)
+        if not all(isinstance(split[name], list) for name in ("rejected", "duplicates", "notes")):
+            raise ValueError("a list is missing")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise StageError(
+            f"{path}: not what split writes ({error}); `dvc repro --force split` writes it again"
+        ) from error
+    return split
+
+
+def describe_shapes(pictures: list[Checked]) -> dict[str, float]:
+    """Return how wide pictures are for their height, and the share that a square cut from the middle discards.
+
+    Returns:
+        `aspect_low`, `aspect_median`, `aspect_high`: the 5th, 50th and 95th percentile of width / height; and
+        `crop_discards`: the mean over the pictures of the share of pixels outside of the largest square. Weights whose
+        transform also trims the border (224 of 256 pixels) discard more.
+    """
+    aspects = np.array([picture.width / picture.height for picture in pictures])
+    low, median, high = np.percentile(aspects, [5, 50, 95]).round(4).tolist()
+    discarded = float((1 - np.minimum(aspects, 1 / aspects)).mean().round(4))
+    return {"aspect_low": low, "aspect_median": median, "aspect_high": high, "crop_discards": discarded}
+
+
+def describe_remarks(pictures: list[Checked]) -> list[str]:
+    """Say how many pictures were read in part, show nothing, or are the same as others though their bytes differ."""
+    counts = Counter(remark for picture in pictures for remark in picture.remarks)
+    notes = [
+        f"{plural(counts[remark], one, many)} {what}"
+        for remark, (one, many, what) in _REMARKS.items()
+        if counts[remark]
+    ]
+    files: dict[tuple[int, ...], set[str]] = defaultdict(set)
+    for picture in pictures:
+        if "blank" not in picture.remarks:
+            files[picture.pixels, picture.width, picture.height].add(picture.sha256)
+    same = sum(len(hashes) for hashes in files.values() if len(hashes) > 1)
+    return notes + [
+        f"{same:,} pictures the same as another when decoded (JPEG: small), though their bytes differ"
+    ] * bool(same)
+
+
+def describe_grey(pictures: list[Checked], grey_max: int | None) -> list[str]:
+    """Say where 16-bit grey comes out dark because its values have fewer bits, or white above `data.grey_max`."""
+    highest = [picture.highest_grey for picture in pictures if picture.highest_grey is not None]
+    if grey_max is None and highest and max(highest) < GREY_RANGE // 2:
+        full = 2 ** max(highest).bit_length() - 1
+        return [
+            f"{plural(len(highest), 'picture')} of 16-bit grey dark, with values up to {max(highest):,} of "
+            f"{GREY_RANGE:,} only (data.grey_max={full} uses the whole range)"
+        ]
+    above = sum(value > grey_max for value in highest) if grey_max is not None else 0
+    return [f"{plural(above, 'picture')} with values above data.grey_max, which become white"] if above else []
+
+
+def last_line(split: dict[str, Any], report: Path) -> str:
+    """Say in one line what the split did; `split` is the content of the file `report`."""
+    parts = ", ".join(f"{part} {number}" for part, number in split["parts"].items())
+    copies = plural(len(split["duplicates"]), "group") + " of copies"
+    counts = {name: sum(numbers.values()) for name, numbers in class_counts(split).items()}
+    classes = enumerate_names([f"{name} {number:,}" for name, number in counts.items()])
+    if len(counts) > 10:
+        low, high = min(counts.values()), max(counts.values())
+        classes += f", {low:,} each" if low == high else f", {low:,} to {high:,} each"
+    said = "; ".join([f"classes: {classes}", f"{len(split['rejected'])} rejected, {copies}", *split["notes"]])
+    return f"{parts}; {said}: see {report}"
+
+
+def _describe_files(ignored: dict[str, int], left_out: dict[str, int]) -> list[str]:
+    notes = []
+    if ignored:
+        kinds = sorted(ignored.items(), key=lambda item: (-item[1], item[0]))
+        shown = [f"{number:,} {kind or 'without extension'}" for kind, number in kinds[:_MOST_SHOWN]]
+        more = sum(number for _, number in kinds[_MOST_SHOWN:])
+        listed = ", ".join(shown + [f"{more:,} others"] * bool(more))
+        notes.append(f"{plural(sum(ignored.values()), 'file')} of other kinds ignored ({listed})")
+    return notes + [
+        f"{plural(left_out[kind], *words)} left out" for kind, words in _LEFT_OUT.items() if left_out.get(kind)
+    ]
+
+
+def _describe_given(parts: dict[str, list[Entry]], part_of: dict[str, str]) -> list[str]:
+    given = [part for part in PARTS if part in set(part_of.values())]
+    if not given:
+        return []
+    notes = [f"split as given ({', '.join(given)})"]
+    notes += [f"{part} cut from train" for part in PARTS if part not in given and parts[part]]
+    counts = count(parts)
+    for part in given:
+        lacking = [name for name, numbers in counts.items() if not numbers[part]]
+        if lacking:
+            examples = ", ".join(lacking[:_MOST_SHOWN]) + " ..." * (len(lacking) > _MOST_SHOWN)
+            notes.append(f"{plural(len(lacking), 'class', 'classes')} without {part} pictures ({examples})")
+    return notes
+
+
+def _count_groups(parts: dict[str, list[Entry]]) -> dict[str, int]:
+    return {part: len({entry.group for entry in chosen if entry.group}) for part, chosen in parts.items()}
+
+
+def _describe_groups(parts: dict[str, list[Entry]]) -> list[str]:
+    names = {part: {entry.group for entry in chosen if entry.group} for part, chosen in parts.items()}
+    everywhere = set().union(*names.values())
+    if not everywhere:
+        return []
+    notes = [f"groups: {', '.join(f'{part} {len(groups)}' for part, groups in names.items())}"]
+    parted = sum(sum(name in groups for groups in names.values()) > 1 for name in everywhere)
+    return notes + [f"{plural(parted, 'group')} in more than one part of the split that is given"] * bool(parted)

@@ -1,0 +1,420 @@
+"""Training and evaluating a network."""
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from torcheval.metrics import BinaryAccuracy, Metric, MulticlassAccuracy
+from tqdm import tqdm
+
+from stages.common import ranks
+from stages.common.cli import StageError
+from stages.common.device import autocast
+from stages.common.params import Phase, Precision
+from stages.common.seeds import random_state, set_random_state
+from stages.network import objective
+from stages.network.network import Network
+from stages.training import parallel
+from stages.training.history import Epoch, best_epoch, out_of_patience
+from stages.training.inputs import Inputs, Part
+from stages.training.kernels import fuse_for_training
+from stages.training.line import ALPHAS, Point, choose
+from stages.training.optimizer import make_optimizer, schedule_rate, trainable_parameters
+from stages.training.resume import State, StateFile
+from stages.training.temperature import Losses, Scores, score_logits
+
+# Steps from one look at the losses to the next: each makes a GPU wait.
+_CHECKED = 50
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a training ended.
+
+    `selected` is the one of `epochs` whose weights the network now has. With `select: line`, `line` has the points that
+    were measured, and the weights are those of `point`; `selected` then is epoch 0, or the last one. `failure` is what
+    cut the training short, if anything did; `start_competed`: epoch 0 was one of those to select from.
+    """
+
+    epochs: list[Epoch]
+    selected: Epoch
+    failure: str | None = None
+    start_competed: bool = False
+    line: tuple[Point, ...] = ()
+    point: Point | None = None
+
+
+class Trainer:
+    """Trains what `set_trainable` left trainable in a network or in the tail of one, and evaluates it.
+
+    Args:
+        network: moved to `device`; its frozen tensors and all of BatchNorm are never changed.
+        device: where to compute.
+        precision: in what.
+        class_weights: as for `objective.loss`; of the training and of the validation loss.
+        tempered: the validation loss is that of the probabilities that will be served, after a temperature fitted to
+            the same pictures; else that of the logits as they are.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        device: torch.device,
+        precision: Precision = "float32",
+        class_weights: Tensor | None = None,
+        tempered: bool = True,
+    ) -> None:
+        self.device, self.precision, self.tempered = device, precision, tempered
+        self.class_weights = None if class_weights is None else class_weights.to(device)
+        # In channels-last, oneDNN trains depthwise convolutions three times as fast. A head alone begins with
+        # flattening, which undoes it.
+        self._layout = torch.channels_last if len(network.backbone) else torch.contiguous_format
+        self.network = network.to(device).to(memory_format=self._layout)
+        self._fused = fuse_for_training(self.network, device, precision)
+        self._trained: nn.Module = self._fused
+
+    def fit(
+        self,
+        train: Inputs,
+        val: Inputs,
+        phase: Phase,
+        on_epoch: Callable[[Epoch], None],
+        state: StateFile | None = None,
+        keep_start: bool = False,
+        layer_decay: float = 1.0,
+    ) -> Fit:
+        """Train for `phase.epochs`, or until the validation loss has not fallen for `phase.patience` epochs.
+
+        At the end the network has the weights that `phase.select` asks for: those of the epoch with the lowest
+        validation loss, of the last one, or of the point between start and end that `line.choose` keeps.
+
+        Args:
+            train: the training pictures.
+            val: the pictures to watch.
+            phase: how to train.
+            on_epoch: called for epoch 0, the network as it is; after each epoch; and for each that a stopped run had
+                finished.
+            state: where a stopped run resumes.
+            keep_start: epoch 0 is one of those that `select: best` chooses from, and patience counts from it. On a
+                line it is one end.
+            layer_decay: as for `make_optimizer`.
+
+        Raises:
+            StageError: the loss is not finite before there is an epoch to keep. Later, `Fit.failure` says so, and the
+                network has the weights selected so far.
+        """
+        trainable = trainable_parameters(self.network)
+        start = _copy_of(trainable) if phase.select == "line" else []
+        optimizer = make_optimizer(self.network, phase, layer_decay)
+        self._trained = parallel.train_together(self._fused)
+        print(f"training {sum(map(Tensor.numel, trainable)):,} parameters in {len(trainable)} tensors", flush=True)
+        epochs: list[Epoch] = []
+        weights: list[Tensor] = []
+        failure: str | None = None
+        if state is not None and (stopped := state.load()) is not None:
+            epochs = stopped.epochs
+            _copy_into(trainable, stopped.weights)
+            weights = stopped.weights if stopped.selected is None else stopped.selected
+            optimizer.load_state_dict(stopped.optimizer)
+            set_random_state(stopped.random[ranks.rank()], self.device)
+            print(f"going on after epoch {epochs[-1].number} of a run that was stopped", flush=True)
+            for epoch in epochs:
+                on_epoch(epoch)
+        else:
+            epochs = [self._look_at_start(val)]
+            weights = _copy_of(trainable)
+            on_epoch(epochs[0])
+        first = 0 if keep_start else 1
+        schedule = schedule_rate(optimizer, phase, phase.epochs * len(train), epochs[-1].number * len(train))
+        while epochs[-1].number < phase.epochs and not out_of_patience(epochs[first:], phase.patience):
+            try:
+                epoch = self._run_epoch(train, val, phase, optimizer, schedule, epochs[-1].number + 1)
+            except NonFiniteLossError as error:
+                failure = f"{error}; most likely lr is too high (now {phase.lr:g}): lower it"
+                break
+            epochs.append(epoch)
+            on_epoch(epoch)
+            selected = _select(epochs[first:], phase.select)
+            if epoch is selected:
+                weights = _copy_of(trainable)
+            if state is not None and epoch.number < phase.epochs:
+                now = [parameter.detach() for parameter in trainable]
+                earlier = None if epoch is selected else weights
+                random = ranks.gather(random_state(self.device))
+                state.save(State(epochs, now, earlier, optimizer.state_dict(), random))
+        if phase.select == "line":
+            if failure is None:
+                return self._go_back(epochs, start, val)
+            _copy_into(trainable, start)
+            return Fit(epochs, epochs[0], failure, start_competed=True)
+        candidates = epochs[first:] if phase.select == "best" else epochs[1:]
+        if not candidates:
+            raise StageError(f"{failure}; no epoch was finished, nothing is kept")
+        _copy_into(trainable, weights)
+        competed = keep_start and phase.select == "best"
+        return Fit(epochs, _select(candidates, phase.select), failure, competed)
+
+    def _go_back(self, epochs: list[Epoch], start: list[Tensor], val: Inputs) -> Fit:
+        """Measure the line from the start to the weights as they are, and keep the point that `line.choose` says."""
+        trainable = trainable_parameters(self.network)
+        end = _copy_of(trainable)
+        points, losses = [], []
+        for alpha in ALPHAS:
+            self._interpolate(start, end, alpha)
+            logits, labels = self._predict(val)
+            scores, each = self._score(logits, labels)
+            points.append(Point(alpha, scores.loss, scores.accuracy, scores.temperature))
+            losses.append(each)
+        point = points[ranks.agree(choose(losses))]
+        self._interpolate(start, end, point.alpha)
+        selected = epochs[-1] if point.alpha else epochs[0]
+        return Fit(epochs, selected, None, True, tuple(points), point)
+
+    def _interpolate(self, start: list[Tensor], end: list[Tensor], alpha: float) -> None:
+        """Set the trained tensors to a point between two lists of values; both ends are exact."""
+        values = end if alpha == 1 else [torch.lerp(first, last, alpha) for first, last in zip(start, end, strict=True)]
+        _copy_into(trainable_parameters(self.network), start if alpha == 0 else values)
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Return the logits, (n, outputs), float32, in evaluation mode."""
+        self._fused.eval()
+        with torch.inference_mode():
+            return self._forward(inputs, self._fused)
+
+    def features_and_logits(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what enters the classifier, maps or tokens, and the logits as `logits` does."""
+        self._fused.eval()
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            features = self._fused.backbone(self._place(inputs))
+            logits: Tensor = self._fused.classifier(features)
+        return features, logits.float()
+
+    @property
+    def _outputs(self) -> int:
+        *_, last = (parameter for parameter in self.network.classifier.parameters() if parameter.dim() > 1)
+        return len(last)
+
+    def evaluate(self, batches: Inputs) -> Scores:
+        """Return the scores over all of `batches`."""
+        return self._score(*self._predict(batches))[0]
+
+    def _predict(self, batches: Inputs) -> tuple[Tensor, Tensor]:
+        """Return the logits, (n, outputs), float32, and the labels, (n,), of all pictures of all processes."""
+        own = [(self.logits(inputs).cpu(), labels.cpu()) for inputs, labels, *_ in batches if len(labels)]
+        columns = [[row[column] for row in own] for column in (0, 1)]
+        logits, labels = (parallel.interleave(torch.cat(rows) if rows else None) for rows in columns)
+        return logits, labels
+
+    def _score(self, logits: Tensor, labels: Tensor) -> tuple[Scores, Losses]:
+        return score_logits(logits, labels, self.class_weights, self.tempered)
+
+    def step(self, part: Part, optimizer: torch.optim.Optimizer, phase: Phase) -> tuple[Tensor, Tensor]:
+        """Take one optimizer step; return the loss, a scalar, and the logits before it.
+
+        Of several processes, each returns what belongs to its part of the batch; the step is that of the whole batch.
+
+        Args:
+            part: what enters the network.
+            optimizer: as `make_optimizer` makes it.
+            phase: its `label_smoothing`, its `mixup` as for `mix`, and its `clip_norm`, the largest norm of all
+                gradients together.
+        """
+        self._trained.train()
+        inputs, labels = part.inputs, part.labels.to(self.device)
+        others, share = labels, 1.0
+        if phase.mixup:
+            inputs, others, share = mix(part, phase.mixup)
+        every = self._forward(inputs, self._trained)
+        logits = every[: len(labels)]
+        loss = self._loss(logits, labels, phase) if len(labels) else every.sum()
+        if share < 1 and len(labels):
+            loss = share * loss + (1 - share) * self._loss(logits, others, phase)
+        optimizer.zero_grad()
+        parallel.weigh(loss, len(labels), part.whole).backward()  # type: ignore[no-untyped-call]
+        if phase.clip_norm is not None:
+            nn.utils.clip_grad_norm_(trainable_parameters(self.network), phase.clip_norm)
+        optimizer.step()
+        return loss.detach(), logits.detach()
+
+    def _loss(self, logits: Tensor, labels: Tensor, phase: Phase) -> Tensor:
+        return objective.loss(logits, labels, self.class_weights, phase.label_smoothing)
+
+    def _look_at_start(self, val: Inputs) -> Epoch:
+        scores = self.evaluate(val)
+        if not math.isfinite(scores.loss):
+            raise StageError(f"the validation loss before the first epoch is {scores.loss}: check the weights")
+        print(f"start  val_loss {scores.loss:.4f}  accuracy {scores.accuracy:.2%}", flush=True)
+        return Epoch(0, None, None, scores.loss, scores.accuracy, scores.temperature)
+
+    def _run_epoch(
+        self,
+        train: Inputs,
+        val: Inputs,
+        phase: Phase,
+        optimizer: torch.optim.Optimizer,
+        schedule: LRScheduler,
+        number: int,
+    ) -> Epoch:
+        title = f"epoch {number}/{phase.epochs}"
+        # Not around the batches: a bar that its own iteration has ended shows no results any more.
+        with tqdm(total=len(train), desc=title, unit="batch", disable=None) as progress:
+            result = _Pass(self.device, self._outputs)
+            train.set_epoch(number)
+            for step, part in enumerate(train, start=1):
+                loss, logits = self.step(part, optimizer, phase)
+                schedule.step()
+                if len(part.labels):
+                    result.add(loss, logits, part.labels.to(self.device), part.whole)
+                else:
+                    result.add_none(part.whole)
+                progress.update()
+                if step % _CHECKED == 0 or step == len(train):
+                    result.require_finite(f"of epoch {number}")
+            training = result.scores()
+            scores = self.evaluate(val)
+            _require_finite(scores.loss, f"the validation loss after epoch {number}")
+            results = f"train_loss {training.loss:.4f}  val_loss {scores.loss:.4f}  accuracy {scores.accuracy:.2%}"
+            progress.set_postfix_str(results)
+        if not sys.stderr.isatty():
+            print(f"{title}  {results}", flush=True)
+        return Epoch(number, training.loss, training.accuracy, scores.loss, scores.accuracy, scores.temperature)
+
+    def _forward(self, inputs: Tensor, network: nn.Module) -> Tensor:
+        with autocast(self.device, self.precision):
+            logits: Tensor = network(self._place(inputs))
+        return logits.float()
+
+    def _place(self, inputs: Tensor) -> Tensor:
+        # Tokens have no such layout: it is one of maps.
+        layout = self._layout if inputs.dim() == 4 else torch.contiguous_format
+        return inputs.to(self.device, memory_format=layout)
+
+
+def mix(part: Part, alpha: float) -> tuple[Tensor, Tensor, float]:
+    """Mix each input with another one of the batch, as mixup does (Zhang et al. 2018, https://arxiv.org/abs/1710.09412).
+
+    Kept activations are mixed as pictures would be: manifold mixup (Verma et al. 2019, https://arxiv.org/abs/1806.05236).
+    Of several processes, each mixes its own pictures with those of all.
+
+    Args:
+        part: of a batch.
+        alpha: above 0: of the Beta distribution of the share of the first one.
+
+    Returns:
+        The mixed inputs; the labels of the others, (n,); the share of the first ones, in [0.5, 1], to which the labels
+        stay.
+    """
+    # From the processor's generator: its state is what a stopped run resumes with.
+    drawn = float(torch.distributions.Beta(alpha, alpha).sample())
+    share, order = ranks.agree((max(drawn, 1 - drawn), torch.randperm(part.whole)))
+    count = len(part.labels)
+    inputs, labels = parallel.join_parts(part.inputs[:count], part.labels, part.places)
+    if not count:
+        return part.inputs, part.labels, share
+    chosen = order[list(part.places)]
+    others = inputs[chosen.to(inputs.device)]
+    return torch.lerp(others, part.inputs, share), labels[chosen.to(labels.device)].to(part.labels.device), share
+
+
+class _Pass:
+    """What the batches of one pass came to, on the device: reading it at each batch would make a GPU wait.
+
+    Args:
+        device: of what is added.
+        outputs: number of logits.
+    """
+
+    def __init__(self, device: torch.device, outputs: int) -> None:
+        kind = BinaryAccuracy if outputs == 1 else MulticlassAccuracy
+        self._accuracy: Metric[Tensor] = kind(device=device)
+        self._device = device
+        self._losses: list[Tensor] = []
+        self._counts: list[int] = []
+        self._checked = 0
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor, whole: int) -> None:
+        """Take a part of a batch: its mean loss, a scalar; its logits, (n, outputs); its labels, (n,).
+
+        Args:
+            loss: as above, like the next two.
+            logits: of n pictures, at least one.
+            labels: theirs.
+            whole: pictures of the batch in all processes.
+        """
+        self._losses.append(len(labels) * loss)
+        self._counts.append(whole)
+        # BinaryAccuracy compares what it is given with 0.5: that has to be a probability, not a logit.
+        probabilities = objective.probabilities(logits)
+        self._accuracy.update(probabilities[:, 1] if logits.shape[1] == 1 else probabilities, labels)
+
+    def add_none(self, whole: int) -> None:
+        """Take a batch of which no picture is this process's."""
+        self._losses.append(torch.zeros((), device=self._device))
+        self._counts.append(whole)
+
+    def scores(self) -> Scores:
+        """Return the means over all pictures of all processes, at least one."""
+        total = 0.0  # Python's: some devices have no floats of 64 bits
+        for value in ranks.add_up(torch.stack(self._losses)).tolist():
+            total += value
+        return Scores(total / sum(self._counts), parallel.compute(self._accuracy).item())
+
+    def require_finite(self, when: str) -> None:
+        """Raise `NonFiniteLossError` if one of the losses since the last call is not."""
+        losses = ranks.add_up(torch.stack(self._losses[self._checked :]))
+        for step, value in enumerate(losses.tolist(), start=self._checked + 1):
+            _require_finite(value, f"the training loss at step {step} {when}")
+        self._checked = len(self._losses)
+
+
+class NonFiniteLossError(Exception):
+    """A loss is infinite or not a number. The message says which."""
+
+
+def _select(epochs: list[Epoch], select: str) -> Epoch:
+    return epochs[-1] if select == "last" else best_epoch(epochs)
+
+
+def _copy_of(parameters: list[nn.Parameter]) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in parameters]
+
+
+def _copy_into(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
+
+
+def _require_finite(loss: float, which: str) -> None:
+    if not math.isfinite(loss):
+        raise NonFiniteLossError(f"{which} is {loss}")
+
+
+def predict(
+    trainers: Sequence[Trainer], batches: Inputs, on_features: Callable[[Tensor], object] = lambda _: None
+) -> list[Tensor]:
+    """Predict with several networks in one pass over the pictures.
+
+    Args:
+        trainers: of the networks.
+        batches: the pictures.
+        on_features: called with what enters the first network's classifier, maps or tokens, for each batch, or this
+            process's part of it.
+
+    Returns:
+        The logits of each network, (n, outputs), float64, on the CPU; in all processes those of all pictures.
+    """
+    outputs: list[list[Tensor]] = [[] for _ in trainers]
+    for inputs, labels, *_ in batches:
+        if not len(labels):
+            continue
+        for number, (own, trainer) in enumerate(zip(outputs, trainers, strict=True)):
+            features, logits = trainer.features_and_logits(inputs)
+            own.append(logits.cpu().double())
+            if number == 0:
+                on_features(features)
+    return [parallel.interleave(torch.cat(own) if own else None) for own in outputs]

@@ -1,0 +1,324 @@
+"""`python -m stages.export`, as its users call it, and what they do with the result."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import yaml
+from conftest import STAGES, Project, families, image_size_of, make_pictures, randomize_batchnorm
+from PIL import Image
+
+from stages import export
+from stages.common.cli import StageError, run
+from stages.common.files import whole_folder
+from stages.common.params import Head
+from stages.deploy.agreement import measure_agreement
+from stages.deploy.card import onnx_program, torchvision_program
+from stages.deploy.onnx import OnnxNetwork, write_onnx
+from stages.images.decode import decode
+from stages.images.preprocessing import Preprocessing, make_framing, make_transform
+from stages.network.backbones import cut_into_blocks, names_in_torchvision, stock_model, stock_shapes
+from stages.network.checkpoint import Description, load_checkpoint, save_checkpoint
+from stages.network.network import build_network
+from stages.network.objective import outputs_for, probabilities
+from stages.scores.evaluation import read_evaluation, write_evaluation
+from stages.scores.verdict import describe_gain
+
+Export = Callable[..., int]
+NAMES = ("cat", "dog", "owl")
+
+
+# One process makes the network, once.
+pytestmark = pytest.mark.xdist_group("export")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    folder = tmp_path_factory.mktemp("finished")
+    make_pictures(folder / "pictures", count=10)
+    project = Project(folder)
+    # The head is found, with a layer that torch does not have.
+    project.set("model.head", "pooled")
+    assert project.run(*STAGES[:5]) == 0
+    return project
+
+
+@pytest.fixture
+def call(finished: Project, monkeypatch: pytest.MonkeyPatch) -> Export:
+    monkeypatch.chdir(finished.folder)
+
+    def exported(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_info:
+            run(export.main)
+        return int(exit_info.value.code or 0)
+
+    return exported
+
+
+def run_program(program: str, folder: Path, picture: Path) -> dict[str, float]:
+    """Run a program of the card where this project cannot be imported."""
+    without = "import sys; sys.modules['stages'] = None; exec(sys.argv.pop(1))"
+    command = [sys.executable, "-W", "ignore", "-c", without, program, str(picture)]
+    process = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=100)
+    assert process.returncode == 0, process.stderr
+    answer = ast.literal_eval(process.stdout)
+    assert isinstance(answer, dict)
+    return answer
+
+
+def test_an_export_is_the_checkpoint_and_its_card_says_how_to_use_it(
+    finished: Project, call: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "exported"
+    assert call("--output", folder) == 0
+    assert "0 predictions changed" in capsys.readouterr().out
+    names = ["README.md", "labels.txt", "model.onnx", "model.safetensors", "torchvision_names.json"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert (folder / "model.safetensors").read_bytes() == finished.checkpoint("finetuned").read_bytes()
+    assert (folder / "labels.txt").read_text() == "cat\ndog\n"
+
+    card = (folder / "README.md").read_text()
+    head = yaml.safe_load(card.split("---")[1])
+    evaluation = json.loads(finished.path("metrics/evaluation.json").read_text())
+    (result,) = head["model-index"][0]["results"]
+    assert result["metrics"][0]["value"] == round(evaluation["finetuned"]["accuracy"], 4)
+    assert {"license", "tags", "metrics"} <= head.keys()
+    # So large that it is decoded at a fraction of its size, which matters: it is noise.
+    picture, noise = tmp_path / "large.jpg", np.random.default_rng(0)
+    Image.fromarray(noise.integers(0, 256, (300, 400, 3), dtype=np.uint8)).save(picture)
+    network, description = load_checkpoint(finished.checkpoint("finetuned"))
+    drafted = decode(picture.read_bytes(), least=description.preprocessing.least("none"))
+    assert drafted.size == (100, 75)
+    images = make_transform(description.preprocessing, "none")(drafted)[None]
+    with torch.inference_mode():
+        expected = probabilities(network.eval()(images), description.temperature)[0].tolist()
+    assert description.temperature != 1
+    programs = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(programs) == 2
+    for program in programs:
+        assert "stages" not in program
+        assert run_program(program, folder, picture) == pytest.approx(
+            dict(zip(NAMES, expected, strict=False)), abs=1e-5
+        )
+    # Neither this machine's paths nor anything else that another machine would write differently.
+    content = (folder / "model.onnx").read_bytes()
+    assert str(Path(export.__file__).parent).encode() not in content
+    assert sys.prefix.encode() not in content
+
+    # An earlier export may be replaced, and the same checkpoint gives the same bytes.
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "labels.txt").write_text("old")
+    assert call("--output", folder) == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "large.jpg"]
+
+
+def test_an_export_that_is_another_network_is_refused_and_nothing_is_left_behind(
+    call: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = OnnxNetwork.probabilities
+    monkeypatch.setattr(OnnxNetwork, "probabilities", lambda *arguments: real(*arguments) + 2e-4)
+    assert call("--output", tmp_path / "exported") == 1
+    assert re.fullmatch(
+        r"error: not exported, for it would be another network: .* 2.0e-04, .*\n", capsys.readouterr().err
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_changed_prediction_is_forgiven_where_two_classes_are_equally_probable() -> None:
+    labels = np.array([0, 1])
+    original = np.array([[0.50002, 0.49998], [0.1, 0.9]])
+    assert measure_agreement(labels, original, original).is_close
+    tie = np.array([[0.49998, 0.50002], [0.1, 0.9]])
+    agreement = measure_agreement(labels, original, tie)
+    assert (agreement.changed, agreement.ties, agreement.is_close) == (1, 1, True)
+    assert (agreement.accuracy, agreement.exported_accuracy) == (1.0, 0.5)
+    assert not measure_agreement(labels, original, tie[::-1]).is_close
+    assert not measure_agreement(labels, original, np.full((2, 2), np.nan)).is_close
+
+
+@pytest.mark.parametrize("identical", [True, False])
+def test_the_card_says_whether_fine_tuning_changed_anything(
+    finished: Project, call: Export, tmp_path: Path, identical: bool
+) -> None:
+    path = finished.path("metrics/evaluation.json")
+    kept, evaluation = path.read_text(), read_evaluation(path)
+    gain = replace(evaluation.gain, identical=identical)
+    try:
+        write_evaluation(path, replace(evaluation, gain=gain))
+        assert call("--output", tmp_path / "exported") == 0
+    finally:
+        path.write_text(kept)
+    card = (tmp_path / "exported" / "README.md").read_text()
+    told = "and fine-tuning changed nothing." if identical else "then the last blocks with it."
+    assert f"a new head was trained, {told}" in card
+    assert ("| on the test pictures | this model |" in card) == identical
+    assert (describe_gain(gain) in card) == ("true gain" in card) == (not identical)
+
+
+def test_scores_of_another_run_are_not_written_into_the_card(
+    finished: Project, call: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network, description = load_checkpoint(finished.checkpoint("finetuned"))
+    with torch.no_grad():
+        network.classifier[-1].bias += 1e-6  # a near relative, whose scores would be the same
+    save_checkpoint(tmp_path / "other.safetensors", network, description)
+    assert call("--checkpoint", tmp_path / "other.safetensors", "--output", tmp_path / "exported") == 1
+    assert "the scores are not those of" in capsys.readouterr().err
+
+
+def test_what_cannot_be_exported_is_one_line(
+    finished: Project, call: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("")
+    assert call("--output", tmp_path / "mine") == 1
+    assert "is no earlier export; choose another name" in capsys.readouterr().err
+    assert call("--output", tmp_path / "mine/notes.txt/below") == 1
+    assert "below" in capsys.readouterr().err
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(finished.checkpoint("finetuned").read_bytes()[:1000])
+    for checkpoint, message in ((tmp_path / "none.safetensors", "no such checkpoint"), (broken, "damaged checkpoint")):
+        assert call("--checkpoint", checkpoint, "--output", tmp_path / "exported") == 1
+        assert message in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert call("--output", tmp_path / "exported") == 1
+    error = capsys.readouterr().err
+    assert "ONNX needs onnxscript: pip install" in error
+    assert error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.safetensors", "mine"]
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "split.json", "predictions.csv"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_damaged_result_is_named_in_one_line(
+    name: str, content: str, finished: Project, call: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = finished.path(f"metrics/{name}")
+    whole = file.read_bytes()
+    try:
+        file.write_text(content)
+        assert call("--output", tmp_path / "exported") == 1
+    finally:
+        file.write_bytes(whole)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: metrics/{name}: not ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder_may_be_named_by_a_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with whole_folder(Path()) as folder:
+        (folder / "file").write_text("content")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["here", "here/file"]
+
+
+def test_an_exported_network_needs_onnxruntime_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    (tmp_path / "model.onnx").write_bytes(b"")
+    with pytest.raises(StageError, match="damaged, or not an ONNX file"):
+        OnnxNetwork(tmp_path / "model.onnx")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(StageError, match="no such file"):
+        OnnxNetwork(tmp_path / "none.onnx")
+    with pytest.raises(StageError, match="ONNX needs onnxruntime: pip install"):
+        OnnxNetwork(tmp_path / "model.onnx")
+
+
+FRAMINGS = {
+    "squash": Preprocessing(crop=48),
+    "crop": Preprocessing(resize=55, crop=48, interpolation="bicubic"),
+    "pad": Preprocessing(crop=48, pad=True),
+}
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+@pytest.mark.parametrize("size", [(100, 61), (61, 100), (48, 48), (301, 300)])
+def test_the_program_of_the_card_frames_a_picture_as_the_network_expects(
+    framing: str, size: tuple[int, int], tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "picture.png")
+    program = onnx_program(FRAMINGS[framing]).partition("(probabilities,)")[0]
+    variables: dict[str, np.ndarray] = {}
+    before, sys.argv = sys.argv, ["program", str(tmp_path / "picture.png")]
+    try:
+        exec(program, variables)
+    finally:
+        sys.argv = before
+    expected = make_framing(FRAMINGS[framing])(Image.open(tmp_path / "picture.png").convert("RGB"))
+    assert np.array_equal(variables["images"][0], expected.numpy())
+
+
+def check_export(folder: Path, arch: str, head: Head, classes: int) -> None:
+    """A network with random values: its ONNX file and torchvision's own model give its probabilities."""
+    torch.manual_seed(0)
+    size = image_size_of(arch)
+    description = Description(arch, head, 8, NAMES[:classes], Preprocessing(crop=size), None, None)
+    stock = stock_model(arch, size)
+    randomize_batchnorm(stock)
+    network = build_network(stock, head, 8, outputs_for(classes), size).eval()
+    write_onnx(folder / "model.onnx", network, description, "0" * 64)
+    exported = OnnxNetwork(folder / "model.onnx")
+    assert exported.classes == description.classes
+    assert exported.preprocessing == description.preprocessing
+    transform, framing = make_transform(description.preprocessing, "none"), make_framing(description.preprocessing)
+    noise = np.random.default_rng(0)
+    pictures = [Image.fromarray(noise.integers(0, 256, (80, 80, 3), dtype=np.uint8)) for _ in range(3)]
+    with torch.inference_mode():
+        expected = probabilities(network(torch.stack([transform(picture) for picture in pictures]))).numpy()
+    for count in (1, 3):  # any size of a batch
+        values = exported.probabilities(torch.stack([framing(picture) for picture in pictures[:count]]).numpy())
+        assert np.abs(values - expected[:count]).max() < 1e-4
+
+    save_checkpoint(folder / "model.safetensors", network, description)
+    (folder / "labels.txt").write_text("".join(f"{name}\n" for name in description.classes))
+    shapes = stock_shapes(arch, size)
+    (folder / "torchvision_names.json").write_text(json.dumps(names_in_torchvision(cut_into_blocks(shapes), shapes)))
+    pictures[0].save(folder / "picture.png")
+    answer = run_program(torchvision_program(network, description), folder, folder / "picture.png")
+    assert list(answer.values()) == pytest.approx(expected[0].tolist(), abs=1e-4)
+
+
+ARCHS = [parameter.values[0] for parameter in families()]
+
+
+@pytest.mark.parametrize("arch", [pytest.param(arch, marks=pytest.mark.slow) for arch in ARCHS])
+def test_one_network_of_each_family_can_be_exported(arch: str, tmp_path: Path) -> None:
+    check_export(tmp_path, arch, "pooled", 3)
+    if arch not in ("densenet121", "maxvit_t"):  # whose BatchNorm comes before a convolution
+        operators = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+        assert "BatchNormalization" not in operators
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("head", ["flatten", "pooled", "original"])
+@pytest.mark.parametrize("arch", ARCHS)
+def test_every_head_on_each_family_can_be_exported(arch: str, head: Head, classes: int, tmp_path: Path) -> None:
+    check_export(tmp_path, arch, head, classes)
+
+
+def test_a_class_keeps_its_spaces_and_its_line() -> None:
+    names = ["old  oak", " fir", "new\nash", "elm\u2028 1"]
+    lines = export.name_lines(names).splitlines()
+    assert lines == ["old  oak", " fir", "new ash", "elm  1"]
+
+
+def test_a_network_above_the_limit_of_one_onnx_file_is_refused(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        network = build_network(stock_shapes("vit_h_14", 70), "pooled", 8, 1, 70)
+    description = Description("vit_h_14", "pooled", 8, NAMES[:2], Preprocessing(crop=70), None, None)
+    with pytest.raises(StageError, match=r"the network has 2\.\d GB"):
+        write_onnx(tmp_path / "model.onnx", network, description, "")

@@ -1,0 +1,276 @@
+"""`python -m stages.predict`, as its users call it."""
+
+import csv
+import json
+import os
+import platform
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, STAGES, Project, make_pictures
+from onnx import TensorProto, helper
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from stages import predict
+from stages.common.cli import run
+from stages.deploy.onnx import write_onnx
+from stages.images.index import read_index
+from stages.network.checkpoint import load_checkpoint
+
+CHECKPOINT = "data/checkpoints/finetuned.safetensors"
+Predict = Callable[..., int]
+
+
+# One process makes the network, once.
+pytestmark = pytest.mark.xdist_group("predict")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Three classes, trained and evaluated."""
+    folder = tmp_path_factory.mktemp("finished")
+    make_pictures(folder / "pictures", classes=("cat", "dog", "owl"), count=12)
+    project = Project(folder)
+    assert project.run(*STAGES[:5]) == 0
+    return project
+
+
+@pytest.fixture
+def call(finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Predict:
+    """Call the script in a folder of its own; its exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def predicted(*arguments: object, checkpoint: Path | None = None) -> int:
+        settings = ["--checkpoint", checkpoint or finished.checkpoint("finetuned"), "--device", "cpu", "--workers", 0]
+        monkeypatch.setattr(sys, "argv", ["predict", *map(str, [*arguments, *settings])])
+        with pytest.raises(SystemExit) as exit_info:
+            run(predict.main)
+        return int(exit_info.value.code or 0)
+
+    return predicted
+
+
+def rows(path: str = "predictions.csv") -> list[dict[str, str]]:
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_test_pictures_get_the_probabilities_of_the_evaluation(finished: Project, call: Predict) -> None:
+    root = finished.path("pictures")
+    entries = read_index(finished.path("data/index/test.csv"))
+    assert call(*(root / entry.path for entry in entries), "--all", "--batch-size", 4) == 0
+    expected = list(csv.DictReader(finished.path("metrics/predictions.csv").open(newline="")))
+    for row, other in zip(rows(), expected, strict=True):
+        assert row["path"] == str(root / other["path"])
+        values = [float(row[name]) for name in ("cat", "dog", "owl")]
+        assert values == pytest.approx([float(other[f"finetuned.{name}"]) for name in ("cat", "dog", "owl")], abs=1e-6)
+        assert row["prediction"] == ("cat", "dog", "owl")[int(np.argmax(values))]
+        assert float(row["probability"]) == max(values)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have other rules")
+def test_memory_that_one_batch_leaves_is_used_by_the_next(finished: Project, tmp_path: Path) -> None:
+    program = """
+import resource
+import torch
+from stages import predict
+predict.main()
+for _ in range(5):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    picture = next(finished.path("pictures/cat").iterdir())
+    arguments = [picture, "--checkpoint", finished.checkpoint("finetuned"), "--device", "cpu", "--workers", "0"]
+    output = subprocess.check_output(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        text=True,
+    )
+    faults = list(map(int, output.split()))
+    pages = 2**26 / resource.getpagesize()
+    assert max(faults[-2:]) < pages / 100
+
+
+def test_a_folder_is_searched_at_any_depth_and_what_cannot_be_read_has_a_row(
+    finished: Project, call: Predict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished.path("pictures/cat"), tmp_path / "new/deep/er")
+    (tmp_path / "new/broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "new/notes.txt").write_text("not a picture by its name")
+    assert call(tmp_path / "new", "--batch-size", 5) == 1
+    assert "error: 1 of 13 pictures cannot be read; `problem` in predictions.csv says why" in capsys.readouterr().err
+    table = rows()
+    assert [Path(row["path"]).name for row in table if row["problem"]] == ["broken.jpg"]
+    assert len([row for row in table if row["prediction"] in ("cat", "dog", "owl")]) == 12
+
+
+def test_batches_of_which_nothing_can_be_read_do_not_stop_the_others(
+    finished: Project, call: Predict, tmp_path: Path
+) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(b"")
+    good = finished.path("pictures/cat/000.png")
+    assert call(*sorted(tmp_path.glob("*.png")), good, "--batch-size", 1) == 1
+    assert [row["problem"] for row in rows()] == ["empty file"] * 3 + [""]
+
+
+def test_top_says_how_many_classes_and_reject_empties_unsure_predictions(finished: Project, call: Predict) -> None:
+    picture = finished.path("pictures/cat/000.png")
+    assert call(picture, "--top", 2) == 0
+    (row,) = rows()
+    assert list(row) == ["path", "prediction", "probability", "prediction_2", "probability_2", "problem"]
+    assert float(row["probability"]) >= float(row["probability_2"])
+    assert call(picture, "--top", 9) == 0
+    assert sum(float(value) for name, value in rows()[0].items() if "probability" in name) == pytest.approx(1)
+    assert call(picture, "--reject", 1.0) == 0
+    assert rows()[0]["prediction"] == ""
+    assert float(rows()[0]["probability"]) < 1
+
+
+def test_an_exported_network_predicts_the_same(finished: Project, call: Predict, tmp_path: Path) -> None:
+    network, description = load_checkpoint(finished.checkpoint("finetuned"))
+    write_onnx(tmp_path / "model.onnx", network, description, "")
+    picture, more = finished.path("pictures/owl/003.png"), [finished.path("pictures/cat"), "--all", "--batch-size", 5]
+    assert call(picture, *more) == 0
+    expected = rows()
+    assert call(picture, *more, checkpoint=tmp_path / "model.onnx") == 0
+    assert [list(row) for row in rows()] == [list(row) for row in expected]
+    for row, other in zip(rows(), expected, strict=True):
+        assert (row["path"], row["prediction"]) == (other["path"], other["prediction"])
+        for name in ("probability", "cat", "dog", "owl"):
+            assert float(row[name]) == pytest.approx(float(other[name]), abs=1e-5)
+
+
+def test_json_lines_have_an_object_a_picture(finished: Project, call: Predict, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"")
+    assert call(finished.path("pictures/cat/000.png"), tmp_path / "bad.png", "--output", "p.jsonl", "--all") == 1
+    good, bad = (json.loads(line) for line in Path("p.jsonl").read_text().splitlines())
+    assert set(good["probabilities"]) == {"cat", "dog", "owl"}
+    assert good["probability"] == good["probabilities"][good["prediction"]]
+    assert bad == {"path": str(tmp_path / "bad.png"), "problem": "empty file"}
+
+
+def test_the_standard_output_gets_the_table_alone(finished: Project, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "stages.predict", finished.path("pictures/cat"), "--output", "-", "--workers", "2"]
+    process = subprocess.run(
+        [*map(str, command), "--checkpoint", str(finished.checkpoint("finetuned"))],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert len(list(csv.DictReader(process.stdout.splitlines()))) == 12
+    assert "12 pictures predicted" in process.stderr
+
+
+BAD: dict[str, tuple[list[Any], str]] = {
+    "no picture": (["{tmp}/empty"], "no pictures in this folder"),
+    "no file": (["{tmp}/missing.jpg"], "1 of 1 pictures cannot be read"),
+    "top": (["{cat}", "--top", "0"], "--top: should be 1 or more, is 0"),
+    "batch": (["{cat}", "--batch-size", "0"], "--batch-size: should be 1 or more, is 0"),
+    "reject": (["{cat}", "--reject", "1.5"], "--reject: should be a probability from 0 to 1, is 1.5"),
+    "ending": (["{cat}", "--output", "p.xlsx"], "p.xlsx should end in .csv or .jsonl"),
+    "folder": (["{cat}", "--output", "{tmp}/none/p.csv"], "/none; make it first"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_input_is_one_line(
+    kind: str, finished: Project, call: Predict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    arguments, message = BAD[kind]
+    places = {"tmp": tmp_path, "cat": finished.path("pictures/cat/000.png")}
+    extra = [str(argument).format(**places) for argument in arguments]
+    assert call(*extra) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ")
+    assert message in line
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK", {}, {"checkpoint": "[1"}, {"checkpoint": "{}"}, "no tensors"])
+def test_a_checkpoint_that_cannot_be_used_is_one_line(
+    content: object, finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    path = tmp_path / "other.safetensors"
+    if content == "no tensors":
+        with safe_open(finished.checkpoint("finetuned"), framework="pt") as file:
+            content = file.metadata()
+    if isinstance(content, dict):
+        save_file({"weight": torch.zeros(1)}, path, content)
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    picture = finished.path("pictures/cat/000.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["predict", str(picture), "--checkpoint", str(path)])
+    with pytest.raises(SystemExit) as exit_info:
+        run(predict.main)
+    assert exit_info.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {path}: ")
+
+
+def write_another_onnx(path: Path, metadata: dict[str, str]) -> None:
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "graph", [values[0]], [values[1]])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    helper.set_model_props(model, metadata)
+    path.write_bytes(model.SerializeToString())
+
+
+OTHERS: dict[str, tuple[bytes | dict[str, str] | None, str]] = {
+    "none.onnx": (None, "no such file"),
+    "empty.onnx": (b"", "damaged, or not an ONNX file"),
+    "damaged.onnx": (b"\x08\x0a\x12\x07pytorch", "damaged, or not an ONNX file"),
+    "other.onnx": ({}, "not an ONNX file of this project"),
+    "version.onnx": ({"project": "dvc-finetune", "classes": "[1"}, "of another version of this project"),
+    "network.pt": (b"", "should end in .safetensors (a checkpoint) or .onnx"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_an_exported_network_that_cannot_be_used_is_one_line(
+    name: str, finished: Project, call: Predict, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    content, message = OTHERS[name]
+    if isinstance(content, dict):
+        write_another_onnx(tmp_path / name, content)
+    elif content is not None:
+        (tmp_path / name).write_bytes(content)
+    assert call(finished.path("pictures/cat/000.png"), checkpoint=tmp_path / name) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path / name}: ")
+    assert message in line
+
+
+def test_after_an_interrupt_all_rows_are_whole(finished: Project, tmp_path: Path) -> None:
+    output, many = tmp_path / "predictions.csv", [finished.path("pictures/cat/000.png")] * 5000
+    command = [sys.executable, "-m", "stages.predict", *many, "--output", output, "--workers", "1", "--batch-size", "2"]
+    process = subprocess.Popen(
+        [*map(str, command), "--checkpoint", str(finished.checkpoint("finetuned"))], cwd=ROOT, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 60
+    while (not output.exists() or output.read_bytes().count(b"\n") < 10) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert error.decode() == "error: interrupted; run the same command again\n"
+    text = output.read_text()
+    assert text.endswith("\n")
+    assert {len(row) for row in csv.reader(text.splitlines())} == {8}
+    assert 10 <= len(text.splitlines()) < 5000

@@ -1,0 +1,235 @@
+"""`python -m stages.serve`: what a browser gets, and what it may not have."""
+
+import base64
+import http.client
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import uvicorn
+from conftest import ROOT
+from PIL import Image
+
+from stages import serve
+from stages.common.cli import run
+from stages.deploy.app import make_app
+from stages.images.preprocessing import Preprocessing, make_transform
+from stages.network.backbones import stock_model
+from stages.network.checkpoint import Description, save_checkpoint
+from stages.network.network import Network, build_network
+from stages.network.objective import probabilities
+
+NAMES = ("cat", "dog", "owl", "fox", "<b>hen</b>", "cow")
+DESCRIPTION = Description("mobilenet_v3_small", "pooled", 8, NAMES, Preprocessing(crop=64), None, None, 1.5)
+MAX_BYTES = 4_000_000
+
+
+@pytest.fixture(scope="module")
+def network() -> Network:
+    torch.manual_seed(0)
+    return build_network(stock_model("mobilenet_v3_small", 64), "pooled", 8, len(NAMES), 64).eval()
+
+
+@pytest.fixture(scope="module")
+def port(network: Network) -> Iterator[int]:
+    """That of a running server."""
+    listening = serve.listen("127.0.0.1", 0)
+    app = make_app(network, DESCRIPTION, ["127.0.0.1"], MAX_BYTES)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    thread = threading.Thread(target=server.run, args=([listening],))
+    thread.start()
+    yield listening.getsockname()[1]
+    server.should_exit = True
+    thread.join(timeout=20)
+
+
+def ask(port: int, method: str, path: str, content: Any = None, **headers: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request(method, path, content, {name.replace("_", "-"): value for name, value in headers.items()})
+    response = connection.getresponse()
+    return response.status, response.read()
+
+
+def classify(port: int, content: Any) -> tuple[int, dict[str, Any]]:
+    status, answer = ask(port, "POST", "/classify", content)
+    return status, json.loads(answer)
+
+
+def encode(picture: Image.Image, kind: str = "PNG") -> bytes:
+    content = io.BytesIO()
+    picture.save(content, kind)
+    return content.getvalue()
+
+
+def noise(seed: int, size: int = 90) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8))
+
+
+def expected(network: Network, picture: Image.Image) -> dict[str, float]:
+    images = make_transform(DESCRIPTION.preprocessing, "none")(picture)[None]
+    with torch.inference_mode():
+        return dict(
+            zip(NAMES, probabilities(network(images).double(), DESCRIPTION.temperature)[0].tolist(), strict=True)
+        )
+
+
+def test_the_page_needs_nothing_from_elsewhere(port: int) -> None:
+    status, page = ask(port, "GET", "/")
+    assert status == 200
+    assert not re.search(rb"(src|href)=[\"'](?!data:)|https?://|@import|url\(", page)
+
+
+def test_a_picture_gets_its_classes_the_most_probable_first_and_two_pictures(port: int, network: Network) -> None:
+    status, answer = classify(port, encode(noise(1)))
+    assert status == 200
+    values = expected(network, noise(1))
+    assert [one["name"] for one in answer["classes"]] == sorted(values, key=lambda name: -values[name])[:5]
+    assert [one["probability"] for one in answer["classes"]] == pytest.approx(sorted(values.values())[:0:-1], abs=1e-6)
+    assert answer["others"] == 1
+    for name in ("picture", "heat"):
+        content = base64.b64decode(answer[name].removeprefix("data:image/png;base64,"))
+        assert Image.open(io.BytesIO(content)).size == (64, 64)
+
+
+def test_ten_at_once_get_their_own_answers(port: int, network: Network) -> None:
+    with ThreadPoolExecutor(10) as pool:
+        answers = list(pool.map(lambda seed: classify(port, encode(noise(seed))), range(10)))
+    for seed, (status, answer) in enumerate(answers):
+        assert status == 200
+        values = expected(network, noise(seed))
+        assert answer["classes"][0]["name"] == max(values, key=lambda name: values[name])
+        assert answer["classes"][0]["probability"] == pytest.approx(max(values.values()), abs=1e-6)
+
+
+def test_a_photo_of_thirty_megapixels_is_classified(port: int) -> None:
+    status, answer = classify(port, encode(Image.new("RGB", (6000, 5000), "brown"), "JPEG"))
+    assert (status, len(answer["classes"])) == (200, 5)
+
+
+def in_pieces() -> Iterator[bytes]:
+    """Without a length that is known before."""
+    yield from (bytes(500_000) for _ in range(9))
+
+
+REFUSED: dict[str, tuple[Any, int, str]] = {
+    "no picture": (b"no picture", 422, "not a picture in a known format"),
+    "nothing": (b"", 422, "empty file"),
+    "cut short": (encode(noise(0))[:2000], 422, "damaged"),
+    "too many pixels": (encode(Image.new("1", (10_000, 9_000))), 422, "more than 89478485 pixels"),
+    "too many bytes": (in_pieces, 413, "larger than 4,000,000 bytes"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_no_picture_is_refused_in_words_and_the_next_one_is_answered(kind: str, port: int) -> None:
+    content, status, problem = REFUSED[kind]
+    answered, answer = classify(port, content() if callable(content) else content)
+    assert (answered, problem in answer["problem"]) == (status, True)
+    assert classify(port, encode(noise(2)))[0] == 200
+
+
+def test_a_page_from_elsewhere_cannot_ask_by_its_own_name(port: int) -> None:
+    assert ask(port, "POST", "/classify", encode(noise(1)), Host="evil.example")[0] == 400
+    assert ask(port, "GET", "/", Host="evil.example:8000")[0] == 400
+    assert ask(port, "GET", "/", Host=f"127.0.0.1:{port}")[0] == 200
+    assert ask(port, "GET", "/../params.yaml")[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"), [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("::", False)]
+)
+def test_only_addresses_of_this_machine_are_closed_to_others(host: str, loopback: bool) -> None:
+    assert serve.is_loopback(host) == loopback
+
+
+def test_the_server_says_where_it_is_and_ends_with_ctrl_c(network: Network, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "network.safetensors"
+    save_checkpoint(checkpoint, network, DESCRIPTION)
+    command = [sys.executable, "-m", "stages.serve", "--port", "0", "--checkpoint", str(checkpoint)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        address = re.match(r"http://127\.0\.0\.1:(\d+)/", process.stdout.readline())
+        assert address is not None
+        assert classify(int(address[1]), encode(noise(3)))[0] == 200
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (0, "stopped\n", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["network.safetensors"]
+
+
+def test_what_cannot_be_served_is_one_line(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = tmp_path / "network.safetensors"
+    save_checkpoint(checkpoint, network, DESCRIPTION)
+    (tmp_path / "broken.safetensors").write_bytes(b"PK")
+
+    def serve_with(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["serve", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_info:
+            run(serve.main)
+        assert exit_info.value.code == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert "in use; choose another" in serve_with("--checkpoint", checkpoint, "--port", port)
+    assert "should be from 0 to 65535" in serve_with("--checkpoint", checkpoint, "--port", 70000)
+    assert "--host 203.0.113.1" in serve_with("--checkpoint", checkpoint, "--host", "203.0.113.1")
+    assert "no such checkpoint" in serve_with("--checkpoint", tmp_path / "none.safetensors")
+    assert "damaged checkpoint" in serve_with("--checkpoint", tmp_path / "broken.safetensors")
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert "the page needs uvicorn: pip install" in serve_with("--checkpoint", checkpoint)
+
+
+def test_the_page_shows_what_the_server_answers_in_a_browser(port: int, network: Network, tmp_path: Path) -> None:
+    """Runs where playwright (not among the test's packages) and a Chromium are installed."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    browser_file = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser_file is None:
+        pytest.skip("no Chromium")
+    files = []
+    for number in range(10):
+        files.append(tmp_path / f"{number} <i>.png")
+        noise(number).save(files[-1])
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    Image.effect_mandelbrot((6000, 5000), (-2, -1.5, 1, 1.5), 30).convert("RGB").save(tmp_path / "large.jpg")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=browser_file, args=["--no-sandbox"])
+        page = browser.new_page()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.set_input_files("#files", [tmp_path / "bad.jpg"])
+        page.get_by_text("cannot be used: not a picture in a known format").wait_for()
+        page.set_input_files("#files", files)
+        page.locator("article:nth-of-type(10) .row").first.wait_for()
+        assert page.locator("article h2").all_inner_texts() == [*(file.name for file in files), "bad.jpg"]
+        best = [max(expected(network, noise(number)).items(), key=lambda item: item[1]) for number in range(10)]
+        for number, (name, value) in enumerate(best):
+            row = page.locator("article").nth(number).locator(".row").first
+            assert row.inner_text().split() == [name, f"{100 * value:.2f}%"]
+        page.set_input_files("#files", [tmp_path / "large.jpg"])
+        page.locator("article:first-of-type .row").first.wait_for()
+        assert all(url.startswith((f"http://127.0.0.1:{port}/", "data:")) for url in asked)
+        if folder := os.environ.get("DVC_FINETUNE_SCREENSHOTS"):
+            page.screenshot(path=Path(folder) / "serve.png", full_page=True)
+        browser.close()

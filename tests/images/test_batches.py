@@ -1,0 +1,87 @@
+"""Batches of pictures: what they depend on, and how their processes fail."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_pictures
+
+from stages.common.cli import StageError
+from stages.images.batches import Batches, Order
+from stages.images.index import Entry
+from stages.images.preprocessing import Preprocessing
+
+
+@pytest.fixture
+def entries(tmp_path: Path) -> list[Entry]:
+    root = make_pictures(tmp_path / "pictures", count=5)
+    return [
+        Entry(path.relative_to(root).as_posix(), 0, "cat", hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in sorted(root.rglob("*.png"))
+    ]
+
+
+def test_a_part_of_an_order_keeps_the_order_and_the_seeds() -> None:
+    whole, part = Order(20, seed=3), Order(20, seed=3, only={2, 3, 5, 7, 11})
+    for epoch in (1, 2):
+        whole.epoch = part.epoch = epoch
+        assert list(part) == [item for item in whole if item[0] in {2, 3, 5, 7, 11}]
+        assert len(part) == 5
+    assert list(Order(4, only={1, 3})) == [(1, 0), (3, 0)]
+
+
+def test_augmentation_in_this_process_draws_from_no_generator_but_its_own(
+    tmp_path: Path, entries: list[Entry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seeds_the_gpu_too(_: int) -> None:
+        raise AssertionError("dropout on a GPU would depend on the number of workers")
+
+    monkeypatch.setattr(torch, "manual_seed", seeds_the_gpu_too)
+    state = torch.get_rng_state()
+    order = Order(len(entries), seed=1)
+    batches = Batches(tmp_path / "pictures", entries, Preprocessing(crop=32), 4, 0, "strong", order)
+    first, second = ([images for images, _ in batches] for _ in range(2))
+    assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("message", "advice"),
+    [
+        (
+            "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are "
+            "out of shared memory.",
+            "/dev/shm",
+        ),
+        ("unable to write to file </torch_7_1_0>: No space left on device (28)", "/dev/shm"),
+        ("unable to allocate shared memory(shm) for file </torch_7_1_0>: Success (0)", "/dev/shm"),
+        ("DataLoader worker (pid 7) is killed by signal: Killed. ", "out of memory"),
+        ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", "out of memory"),
+    ],
+)
+def test_processes_that_cannot_hand_over_pictures_are_told_from_killed_ones(
+    tmp_path: Path, entries: list[Entry], monkeypatch: pytest.MonkeyPatch, message: str, advice: str
+) -> None:
+    batches = Batches(tmp_path / "pictures", entries, Preprocessing(crop=32), 4, 0)
+
+    def fail(_: object) -> Iterator[object]:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr("torch.utils.data.DataLoader.__iter__", fail)
+    with pytest.raises(StageError, match=advice) as error:
+        list(batches)
+    assert str(error.value).startswith("workers: ")
+
+
+@pytest.mark.parametrize(("batch_size", "workers", "at_a_time"), [(2, 0, 2), (4, 0, 4), (2, 1, 6), (1, 1, 3)])
+def test_pictures_that_cannot_all_lie_in_memory_are_refused_before_the_system_ends_the_process(
+    tmp_path: Path, entries: list[Entry], monkeypatch: pytest.MonkeyPatch, batch_size: int, workers: int, at_a_time: int
+) -> None:
+    needed = at_a_time * 3 * 32 * 32 * 4
+    monkeypatch.setattr("stages.common.memory.total_memory", lambda: needed)
+    Batches(tmp_path / "pictures", entries, Preprocessing(crop=32), batch_size, workers)
+    monkeypatch.setattr("stages.common.memory.total_memory", lambda: needed - 1)
+    with pytest.raises(StageError, match=rf"model.image_size: {at_a_time} pictures of 32 px"):
+        Batches(tmp_path / "pictures", entries, Preprocessing(crop=32), batch_size, workers)

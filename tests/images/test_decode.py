@@ -1,0 +1,332 @@
+"""Pictures of every kind become upright 8-bit RGB; what cannot be used says why."""
+
+import io
+import struct
+import zlib
+from typing import Any
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, ImageFile, PngImagePlugin, UnidentifiedImageError
+
+from stages.images import decode as decoding
+from stages.images.decode import PictureError, decode
+from stages.images.scan import EXTENSIONS
+
+RED = (200, 30, 40)
+
+
+def encode(picture: Image.Image, kind: str, **options: object) -> bytes:
+    content = io.BytesIO()
+    picture.save(content, kind, **options)
+    return content.getvalue()
+
+
+def colour(content: bytes, at: tuple[int, int] = (4, 4)) -> tuple[int, ...]:
+    picture = decode(content)
+    assert picture.mode == "RGB"
+    value = picture.getpixel(at)
+    assert isinstance(value, tuple)
+    return value
+
+
+def test_cmyk_keeps_its_colour() -> None:
+    content = encode(Image.new("RGB", (16, 16), RED).convert("CMYK"), "JPEG", quality=95)
+    assert colour(content) == pytest.approx(RED, abs=6)
+
+
+def test_transparent_parts_become_white_whatever_colour_hides_there() -> None:
+    picture = Image.new("RGBA", (16, 16), (0, 255, 0, 0))
+    picture.paste((*RED, 255), (8, 0, 16, 16))
+    assert colour(encode(picture, "PNG")) == (255, 255, 255)
+    assert colour(encode(picture, "PNG"), (12, 4)) == RED
+
+
+def test_a_palette_with_transparency_becomes_white_there() -> None:
+    picture = Image.new("P", (16, 16), 0)
+    picture.putpalette([0, 255, 0, *RED])
+    picture.paste(1, (8, 0, 16, 16))
+    content = encode(picture, "PNG", transparency=0)
+    assert colour(content) == (255, 255, 255)
+    assert colour(content, (12, 4)) == RED
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_grey_is_scaled_and_not_clipped(kind: str) -> None:
+    content = encode(Image.fromarray(np.full((16, 16), 100 * 257, np.uint16)), kind)
+    assert colour(content) == (100, 100, 100)
+
+
+def test_grey_is_the_same_in_all_channels() -> None:
+    assert colour(encode(Image.new("L", (16, 16), 77), "PNG")) == (77, 77, 77)
+
+
+def test_of_an_animation_the_first_frame_counts() -> None:
+    frames = [Image.new("RGB", (16, 16), value) for value in (RED, (0, 0, 255))]
+    for kind, options in (("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {})):
+        assert colour(encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)) == RED
+
+
+def test_exif_orientation_is_honoured() -> None:
+    picture = Image.new("RGB", (32, 16), (0, 0, 0))
+    picture.paste((255, 255, 255), (0, 0, 16, 16))  # left half white
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: turn by 90 degrees clockwise to view
+    turned = decode(encode(picture, "JPEG", exif=exif))
+    assert turned.size == (16, 32)
+    assert turned.getpixel((8, 2))[0] > 250 > 5 > turned.getpixel((8, 29))[0]
+
+
+def chunk(kind: bytes, data: bytes, damage: int = 0) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data) ^ damage)
+
+
+def jpeg() -> bytes:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    return encode(Image.fromarray(noise), "JPEG")
+
+
+def bomb() -> bytes:
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty file"),
+        (b"this is no picture", "not a picture in a known format"),
+        (jpeg()[: len(jpeg()) // 2], "damaged: .*truncated"),
+        (bomb(), "more than 89478485 pixels"),
+        (encode(Image.new("RGB", (2001, 20)), "PNG"), r"thinner than 1:100 \(2001 x 20\)"),
+        (encode(Image.fromarray(np.ones((16, 16), np.float32)), "TIFF"), "32-bit float"),
+        (encode(Image.fromarray(np.full((16, 16), 2**20, np.int32)), "TIFF"), "more than 16 bits"),
+    ],
+    ids=["empty", "text", "truncated", "bomb", "strip", "float", "32 bit"],
+)
+def test_what_cannot_be_used_says_why(content: bytes, reason: str) -> None:
+    with pytest.raises(PictureError, match=f"^{reason}"):
+        decode(content)
+
+
+def test_a_picture_just_above_the_pixel_limit_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 99)
+    decode(encode(Image.new("RGB", (9, 11)), "PNG"))
+    content = encode(Image.new("RGB", (10, 10)), "PNG")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded"))
+    with pytest.raises(PictureError, match="more than 99 pixels"):
+        decode(content)
+
+
+def test_no_reason_holds_an_address_that_differs_between_runs() -> None:
+    whole = jpeg()
+    for cut in range(0, len(whole) - 100, 50):
+        with pytest.raises(PictureError) as caught:
+            decode(whole[:cut])
+        assert "0x" not in str(caught.value)
+
+
+def noise() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8))
+
+
+def png_with(*chunks: bytes) -> bytes:
+    plain = encode(noise(), "PNG")
+    return plain[:33] + b"".join(chunks) + plain[33:]
+
+
+def long_text(add: str, size: int, compressed: bool) -> bytes:
+    info = PngImagePlugin.PngInfo()
+    getattr(info, add)("Comment", "x" * size, zip=compressed)
+    return encode(noise(), "PNG", pnginfo=info)
+
+
+ODD_PNGS = {
+    "long compressed text": long_text("add_text", 2_000_000, True),
+    "very long text": long_text("add_text", 70_000_000, False),
+    "long international text": long_text("add_itxt", 2_000_000, True),
+    "long profile": encode(noise(), "PNG", icc_profile=bytes(2_000_000)),
+    "profile of zeros without end": encode(noise(), "PNG", icc_profile=bytes(40_000_000)),
+    "checksum of a text": png_with(chunk(b"tEXt", b"k\0v", damage=1)),
+    "checksum of a time": png_with(chunk(b"tIME", bytes(7), damage=1)),
+    "profile that is none": png_with(chunk(b"iCCP", b"x")),
+    "short density": png_with(chunk(b"pHYs", b"\0")),
+    "short gamma": png_with(chunk(b"gAMA", b"")),
+    "short animation": png_with(chunk(b"acTL", b"\0")),
+    "EXIF that is none": png_with(chunk(b"eXIf", b"nothing")),
+    "EXIF as text that is none": png_with(
+        chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n  10\nzz"))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD_PNGS)
+def test_a_png_with_odd_metadata_has_its_pixels(name: str) -> None:
+    assert decode(ODD_PNGS[name]).tobytes() == noise().tobytes()
+
+
+def test_odd_metadata_takes_no_transparency_away() -> None:
+    picture = Image.new("P", (16, 16), 0)
+    picture.putpalette([0, 255, 0, *RED])
+    whole = encode(picture, "PNG", transparency=0)
+    assert colour(whole[:33] + chunk(b"tEXt", b"k\0v", damage=1) + whole[33:]) == (255, 255, 255)
+
+
+def test_damaged_pixels_are_damaged_whatever_the_metadata() -> None:
+    whole = long_text("add_text", 2_000_000, True)
+    with pytest.raises(PictureError, match=r"^damaged: "):
+        decode(whole[: len(whole) - 500])
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # where Pillow writes it
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"exif": b"Exif\0\0no TIFF at all"},
+        {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x0b\0\0\0\x01\x7f\xc0\0\0\0\0\0\0"},  # turned by NaN
+        {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x12\0\x03\0\0\0\x01\0\x01\0\0\x87\x69\0\x0d" + b"\xff" * 6},
+        {"xmp": b"<x:xmpmeta \xff" + bytes(50_000)},
+        {"icc_profile": b"no profile at all"},
+        {"icc_profile": bytes(2_000_000)},
+    ],
+)
+def test_metadata_that_cannot_be_read_makes_no_picture_bad(kind: str, options: dict[str, bytes]) -> None:
+    try:
+        odd = encode(noise(), kind, **options)
+    except (SyntaxError, struct.error):
+        pytest.skip("Pillow does not write this")
+    assert decode(odd).tobytes() == decode(encode(noise(), kind)).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("marker", "data"),
+    [
+        (0xE0, b"JFIF\0"),
+        (0xE2, b"ICC_PROFILE\0"),
+        (0xEE, b"Adobe\0"),
+        (0xE2, b"MPF\0"),
+        (0xED, b"Photoshop 3.0\0" + b"8BIM"),
+    ],
+)
+def test_a_jpeg_with_a_segment_cut_short_has_its_pixels_and_is_upright(marker: int, data: bytes) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = encode(noise(), "JPEG", exif=exif)
+    odd = whole[:2] + b"\xff" + bytes([marker]) + struct.pack(">H", len(data) + 2) + data + whole[2:]
+    assert decode(odd).size == (24, 32)
+    assert decode(odd).tobytes() == decode(whole).tobytes()
+
+
+def test_a_jpeg_that_is_cut_short_everywhere_is_damaged() -> None:
+    whole = encode(noise(), "JPEG")
+    for size in range(2, len(whole) - 200, 7):
+        with pytest.raises(PictureError):
+            decode(whole[:size])
+
+
+def test_lab_becomes_the_same_colours() -> None:
+    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    picture = ImageCms.profileToProfile(Image.new("RGB", (16, 16), RED), srgb, lab, outputMode="LAB")
+    assert picture is not None
+    assert colour(encode(picture, "TIFF")) == pytest.approx(RED, abs=3)
+
+
+def test_a_turned_picture_with_odd_tags_is_upright() -> None:
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\x88\x25\0\x05\0\0\0\x03\0\0\0\x09\0\0\0\0"
+    assert decode(encode(noise(), "JPEG", exif=exif)).size == (24, 32)
+
+
+@pytest.mark.parametrize(
+    ("extension", "kind"),
+    [
+        *((".jpe", "JPEG"), (".jfif", "JPEG"), (".jp2", "JPEG2000"), (".gif", "GIF"), (".avif", "AVIF")),
+        *((".apng", "PNG"), (".dib", "DIB"), (".tga", "TGA"), (".pnm", "PPM"), (".pbm", "PPM")),
+    ],
+)
+def test_each_extension_that_counts_as_a_picture_can_be_decoded(extension: str, kind: str) -> None:
+    assert extension in EXTENSIONS
+    assert colour(encode(Image.new("RGB", (16, 16), RED), kind)) == pytest.approx(RED, abs=8)
+
+
+def test_of_an_animated_gif_and_avif_the_first_frame_counts() -> None:
+    frames = [Image.new("RGB", (16, 16), value) for value in (RED, (0, 0, 255))]
+    for kind in ("GIF", "AVIF"):
+        content = encode(frames[0], kind, save_all=True, append_images=frames[1:])
+        assert colour(content) == pytest.approx(RED, abs=8)
+
+
+def test_heic_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "_HEIF", False)
+    content = struct.pack(">I", 24) + b"ftypheic" + bytes(4) + b"mif1heic" + bytes(100)
+    monkeypatch.setattr(Image, "open", Mock(side_effect=UnidentifiedImageError))
+    with pytest.raises(PictureError, match="pip install pillow-heif"):
+        decode(content)
+
+
+def test_heic_with_its_package_is_decoded() -> None:
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    assert colour(encode(Image.new("RGB", (64, 64), RED), "HEIF")) == pytest.approx(RED, abs=8)
+
+
+def wide_profile() -> bytes:
+    """A matrix profile with Adobe RGB's primaries (D50) and a gamma of 2.2, from the ICC's specification."""
+
+    def fixed(*values: float) -> bytes:
+        return struct.pack(f">{len(values)}i", *(round(65536 * value) for value in values))
+
+    colorants = {
+        b"rXYZ": (0.60974, 0.31111, 0.01947),
+        b"gXYZ": (0.20528, 0.62567, 0.06087),
+        b"bXYZ": (0.14919, 0.06322, 0.74457),
+        b"wtpt": (0.9642, 1.0, 0.8249),
+    }
+    tags = {name: b"XYZ \0\0\0\0" + fixed(*values) for name, values in colorants.items()}
+    gamma = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(2.2 * 256)) + b"\0\0"
+    tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), gamma)
+    tags |= {
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", 5) + b"wide\0" + bytes(79),
+        b"cprt": b"text\0\0\0\0none\0\0\0\0",
+    }
+    table, body, offset = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
+    for name, data in tags.items():
+        padded = data + bytes(-len(data) % 4)
+        table += name + struct.pack(">II", offset + len(body), len(data))
+        body += padded
+    header = struct.pack(">I4sI4s4s4s", 128 + len(table) + len(body), b"lcms", 0x02100000, b"mntr", b"RGB ", b"XYZ ")
+    header += bytes(12) + b"acsp" + bytes(28) + fixed(0.9642, 1.0, 0.8249) + bytes(48)
+    return header + table + body
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("PNG", {}), ("TIFF", {}), ("JPEG", {"quality": 98}), ("WEBP", {"lossless": True})]
+)
+def test_colours_by_another_profile_are_converted(kind: str, options: dict[str, Any]) -> None:
+    # Worked out from the matrices and the gammas of Adobe RGB (1998) and of sRGB: 136.97, 181.47, 117.24.
+    content = encode(Image.new("RGB", (16, 16), (150, 180, 120)), kind, icc_profile=wide_profile(), **options)
+    assert colour(content) == pytest.approx((137, 181, 117), abs=5)
+
+
+def test_transparency_survives_a_profile() -> None:
+    picture = Image.new("RGBA", (16, 16), (150, 180, 120, 0))
+    picture.paste((150, 180, 120, 255), (8, 0, 16, 16))
+    content = encode(picture, "PNG", icc_profile=wide_profile())
+    assert colour(content) == (255, 255, 255)
+    assert colour(content, (12, 4)) == pytest.approx((137, 181, 117), abs=2)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "CMYK", "1"])
+def test_a_profile_of_srgb_or_of_another_mode_changes_nothing(mode: str) -> None:
+    kind = "TIFF" if mode in ("CMYK", "LA") else "PNG"
+    picture = noise().convert("L").convert(mode) if mode == "LA" else noise().convert(mode)
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    plain = decode(encode(picture, kind))
+    assert decode(encode(picture, kind, icc_profile=srgb)).tobytes() == plain.tobytes()
+
+
+def test_12_bit_grey_is_scaled_by_the_value_that_is_white() -> None:
+    content = encode(Image.fromarray(np.full((16, 16), 2000, np.uint16)), "PNG")
+    assert colour(content) == (7, 7, 7)
+    assert decode(content, grey_max=4095).getpixel((0, 0)) == (124, 124, 124)
+    assert decode(content, grey_max=1000).getpixel((0, 0)) == (255, 255, 255)

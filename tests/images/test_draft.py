@@ -1,0 +1,92 @@
+"""JPEGs decoded at a fraction of their size: as good for the network, and as strict about damage."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+
+from stages.images.decode import PictureError, decode, decode_with_facts
+from stages.images.preprocessing import Preprocessing, make_transform
+
+
+def scene(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Something like a photo: shapes with edges, shading, and noise of a sensor."""
+    noise = np.random.default_rng(seed)
+    coarse = Image.fromarray(noise.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+    shapes = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
+    shapes[shapes > 140] += 50
+    grain = noise.normal(0, 6, (height, width, 3))
+    picture = Image.fromarray(np.clip(shapes + grain, 0, 255).astype(np.uint8))
+    return picture.filter(ImageFilter.GaussianBlur(1))
+
+
+def encode(picture: Image.Image, **options: object) -> bytes:
+    content = io.BytesIO()
+    picture.save(content, "JPEG", **options)  # type: ignore[arg-type]
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("size", "least"), [((2000, 1500), 448), ((1500, 2000), 300), ((900, 900), 448), ((95, 70), 9)]
+)
+def test_both_sides_keep_what_is_asked_for_and_the_file_says_the_size(size: tuple[int, int], least: int) -> None:
+    content = encode(scene(*size))
+    decoded = decode_with_facts(content, least=least)
+    assert min(decoded.picture.size) >= least
+    assert decoded.size == size
+    assert max(decoded.picture.size) < max(size)
+    assert decode(content).size == size
+    assert decode(content, least=max(size)).size == size
+
+
+def test_a_turned_picture_has_its_upright_size() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    decoded = decode_with_facts(encode(scene(400, 300), exif=exif), least=20)
+    assert decoded.size == (300, 400)
+    assert decoded.picture.size == (38, 50)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_truncated_file_is_as_bad_at_a_fraction_of_its_size(progressive: bool) -> None:
+    whole = encode(scene(320, 240), progressive=progressive)
+    assert decode(whole, least=1).size == (40, 30)
+    for kept in [*range(2, len(whole) - 2, len(whole) // 40), len(whole) - 200]:
+        verdicts = []
+        for least in (None, 1):
+            try:
+                decode(whole[:kept], least=least)
+            except PictureError as error:
+                verdicts.append(str(error).partition(" (")[0])
+        assert len(verdicts) == 2, kept
+
+
+@pytest.mark.parametrize("framing", ["squash", "crop", "pad"])
+def test_the_network_sees_less_difference_than_saving_the_picture_once_more_makes(framing: str) -> None:
+    preprocessing = Preprocessing().framed(64, framing)  # type: ignore[arg-type]
+    transform, least = make_transform(preprocessing, "none"), preprocessing.least("none")
+    for seed in range(2):
+        content = encode(scene(800, 600, seed), quality=92)
+        full, drafted = decode(content), decode(content, least=least)
+        assert drafted.size < full.size
+        small = make_transform(preprocessing, "none")(full)
+        # As a copy at the size that the network sees would be saved.
+        shown = Image.fromarray(pixels(small, preprocessing))
+        again = transform(decode(encode(shown, quality=95)))
+        assert (transform(drafted) - small).abs().mean() < (again - small).abs().mean()
+
+
+def pixels(image: torch.Tensor, preprocessing: Preprocessing) -> np.ndarray:
+    mean, std = (torch.tensor(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
+    shown: np.ndarray = (255 * (image * std + mean)).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    return shown
+
+
+def test_it_is_part_of_the_preprocessing_and_off_in_what_was_made_without() -> None:
+    now = Preprocessing().framed(64, None)
+    assert now.to_json()["draft"] is True
+    assert (now.least("none"), now.least("light")) == (128, 256)
+    earlier = {name: value for name, value in now.to_json().items() if name != "draft"}
+    assert Preprocessing.from_json(earlier).least("none") is None

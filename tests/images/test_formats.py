@@ -1,0 +1,167 @@
+"""What a data set's pictures are: formats that need a package, grey with fewer bits, shapes that a crop would cut."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from conftest import Project
+from PIL import Image
+
+from stages.images import decode
+from stages.images.batches import read_entry
+from stages.images.index import read_index
+from stages.images.preprocessing import Preprocessing, make_transform
+
+Refusal = Callable[[Project, str], str]
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
+
+
+@pytest.fixture
+def without_heif(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where pillow-heif is not installed."""
+    monkeypatch.setattr(decode, "_HEIF", False)
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "HEIF"])
+
+
+@pytest.mark.usefixtures("without_heif")
+@pytest.mark.parametrize("name", ["{}.heic", "{}.HEIF", "{}.jpg"])
+def test_many_heic_files_without_their_package_say_what_to_install(
+    project: Project, refusal: Refusal, name: str
+) -> None:
+    for number in range(24):
+        project.path("pictures/cat").joinpath(name.format(number)).write_bytes(HEIC + bytes([number]))
+    said = refusal(project, "split")
+    assert f"pictures/cat holds 24 {name[2:].lower()} files in HEIC" in said
+    assert "pip install pillow-heif" in said
+
+
+@pytest.mark.usefixtures("without_heif")
+def test_a_single_heic_file_is_left_out_with_its_reason(project: Project) -> None:
+    project.path("pictures/cat/a.heic").write_bytes(HEIC)
+    assert project.run("split") == 0
+    (rejected,) = project.split_report()["rejected"]
+    assert rejected["path"] == "cat/a.heic"
+    assert "pip install pillow-heif" in rejected["reason"]
+
+
+def test_files_in_a_format_that_is_not_read_are_counted_in_the_last_line(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(24):
+        project.path(f"pictures/cat/{number}.CR2").write_bytes(b"raw")
+    project.path("pictures/dog/notes").write_text("")
+    assert project.run("split") == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert "; 25 files of other kinds ignored (24 .cr2, 1 without extension): see" in said
+
+
+def make_grey(project: Project, top: int, folder: str = "cat") -> None:
+    for number in range(3):
+        values = np.linspace(0, top - number, 40 * 40).reshape(40, 40).astype(np.uint16)
+        Image.fromarray(values).save(project.path(f"pictures/{folder}/grey {number}.png"))
+
+
+@pytest.mark.parametrize(("top", "full"), [(4095, 4095), (3900, 4095), (1023, 1023), (16383, 16383)])
+def test_grey_of_fewer_bits_is_said_with_the_key_that_mends_it(
+    project: Project, capsys: pytest.CaptureFixture[str], top: int, full: int
+) -> None:
+    make_grey(project, top)
+    assert project.run("split") == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert (
+        f"3 pictures of 16-bit grey dark, with values up to {top:,} of 65,535 only (data.grey_max={full} uses" in said
+    )
+    project.set("data.grey_max", full)
+    assert project.run("split", "build_model") == 0
+    assert "grey" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("top", [65535, 40000])
+def test_grey_that_comes_near_the_top_is_not_remarked(
+    project: Project, capsys: pytest.CaptureFixture[str], top: int
+) -> None:
+    make_grey(project, 4095)
+    make_grey(project, top, folder="dog")
+    assert project.run("split") == 0
+    assert "grey" not in capsys.readouterr().out
+
+
+def test_values_above_grey_max_are_counted(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    make_grey(project, 4096)
+    project.set("data.grey_max", 4095)
+    assert project.run("split") == 0
+    assert "1 picture with values above data.grey_max, which become white" in capsys.readouterr().out
+
+
+def test_grey_max_reaches_the_network_in_all_stages(project: Project) -> None:
+    make_grey(project, 4095)
+    project.set("data.grey_max", 4095)
+    assert project.run("split", "build_model", "train_head", "finetune", "evaluate", "plot") == 0
+    entries = {entry.path: entry for entry in read_index(project.path("data/index/train.csv"))}
+    grey = next(entry for path, entry in entries.items() if "grey" in path)
+    assert read_entry(project.path("pictures"), grey, 4095).getextrema()[0][1] > 250
+
+
+def test_shapes_and_what_a_crop_would_discard_are_measured(project: Project) -> None:
+    for path in project.path("pictures").rglob("*.png"):
+        with Image.open(path) as picture:
+            wide = picture.resize((80, 40) if path.parent.name == "cat" else (40, 40))
+        wide.save(path)
+    assert project.run("split") == 0
+    shapes = {"aspect_low": 1.0, "aspect_median": 1.5, "aspect_high": 2.0, "crop_discards": 0.25}
+    assert project.split_report()["shapes"] == shapes
+
+
+def bars() -> Image.Image:
+    """80 x 40 pixels, white but for a black bar at either end."""
+    picture = Image.new("RGB", (80, 40), "white")
+    picture.paste("black", (0, 0, 8, 40))
+    picture.paste("black", (72, 0, 80, 40))
+    return picture
+
+
+TORCHVISIONS = Preprocessing(resize=64, crop=56, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("framing", "size", "resize", "crop"),
+    [
+        *((None, None, 64, 56), (None, 32, None, 32), ("crop", None, 64, 56), ("crop", 28, 32, 28)),
+        *(("squash", None, None, 56), ("squash", 32, None, 32), ("pad", None, None, 56), ("pad", 32, None, 32)),
+    ],
+)
+def test_each_framing_has_the_size_that_is_asked_for(
+    framing: str | None, size: int | None, resize: int | None, crop: int
+) -> None:
+    framed = TORCHVISIONS.framed(size, framing)  # type: ignore[arg-type]
+    assert (framed.resize, framed.crop, framed.pad) == (resize, crop, framing == "pad")
+    assert make_transform(framed, "none")(bars()).shape == (3, crop, crop)
+
+
+def test_crop_takes_the_middle_squash_and_pad_the_whole() -> None:
+    crop, squash, pad = (
+        make_transform(TORCHVISIONS.framed(32, framing), "none")(bars()) for framing in ("crop", "squash", "pad")
+    )
+    assert crop.min() > 0.99  # the bars at both ends are gone
+    assert (squash[:, :, 0] < -0.99).all()
+    assert (squash[:, :, -1] < -0.99).all()
+    assert (pad[:, 8:24, 0] < -0.9).all()
+    assert (pad[:, :8].abs() < 0.01).all()  # margins: the mean colour, which is 0 to the network
+    assert (pad[:, 24:].abs() < 0.01).all()
+    assert torch.equal(make_transform(TORCHVISIONS.framed(32, None), "none")(bars()), squash)
+
+
+@pytest.mark.parametrize("augment", ["light", "strong"])
+def test_padded_pictures_are_augmented_between_their_margins(augment: str) -> None:
+    torch.manual_seed(0)
+    transform = make_transform(TORCHVISIONS.framed(32, "pad"), augment)  # type: ignore[arg-type]
+    with_margins = [(transform(bars())[:, :2].abs() < 0.01).all() for _ in range(20)]
+    assert any(with_margins)
+
+
+def test_what_is_off_is_not_written_into_a_checkpoint_and_what_is_on_reads_back() -> None:
+    assert set(TORCHVISIONS.to_json()) == {"resize", "crop", "mean", "std", "interpolation"}
+    framed = TORCHVISIONS.framed(32, "pad", grey_max=4095)
+    assert Preprocessing.from_json(framed.to_json()) == framed

@@ -1,0 +1,378 @@
+"""Every mode, depth and format comes out as the same picture saved plainly, or is refused with its true reason."""
+
+import io
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Project
+from PIL import Image
+
+from stages.images import decode as decoding
+from stages.images.decode import PictureError, decode, decode_with_facts
+
+SIZE = 48
+ACROSS = np.tile(np.linspace(0, 1, SIZE), (SIZE, 1))
+BANDS = np.stack([ACROSS, ACROSS.T, (ACROSS + ACROSS.T) / 2, 1 - ACROSS], axis=-1)  # 0 to 1
+KINDS = {"grey": (1, 1), "la": (2, 1), "rgb": (3, 2), "rgba": (4, 2), "cmyk": (4, 5)}  # bands, TIFF's photometric
+
+
+def plain(values: np.ndarray, kind: str) -> np.ndarray:
+    """What a kind of values, 0 to 1, looks like: RGB, 0 to 255."""
+    if kind == "cmyk":
+        return (1 - values[..., :3]) * (1 - values[..., 3:]) * 255
+    colours = values[..., :3] if kind.startswith("rgb") else np.repeat(values[..., :1], 3, axis=2)
+    alpha = values[..., -1:] if kind in ("la", "rgba") else 1
+    return (colours * alpha + 1 - alpha) * 255
+
+
+def pack(values: np.ndarray, bits: int, order: str = "<") -> bytes:
+    if bits in (8, 16):
+        return values.astype(np.uint8 if bits == 8 else f"{order}u2").tobytes()
+    if bits == 32:
+        return values.astype(f"{order}f4").tobytes()
+    rows = ("".join(f"{value:0{bits}b}" for value in row) for row in values.reshape(len(values), -1).astype(int))
+    return b"".join(int(row.ljust(-(-len(row) // 8) * 8, "0"), 2).to_bytes(-(-len(row) // 8), "big") for row in rows)
+
+
+def tiff(values: np.ndarray, photometric: int, bits: int, order: str = "<", **tags: Any) -> bytes:
+    """Write an uncompressed TIFF; further tags as `t338=[2]`."""
+    height, width, bands = values.shape
+    separate = tags.get("t284") == [2]
+    data = (
+        b"".join(pack(values[..., n : n + 1], bits, order) for n in range(bands))
+        if separate
+        else pack(values, bits, order)
+    )
+    strips = bands if separate else 1
+    entries = {256: [width], 257: [height], 258: [bits] * bands, 259: [1], 262: [photometric], 277: [bands]}
+    entries |= {278: [height], 273: [0] * strips, 279: [len(data) // strips] * strips}
+    entries |= {int(name[1:]): value for name, value in tags.items()}
+    outside = sum(4 * len(value) for value in entries.values() if len(value) > 1)
+    start = 8 + 2 + 12 * len(entries) + 4
+    entries[273] = [start + outside + n * (len(data) // strips) for n in range(strips)]
+    directory, more = b"", b""
+    for number, value in sorted(entries.items()):
+        encoded = struct.pack(f"{order}{len(value)}I", *value)
+        if len(value) > 1:
+            encoded, more = struct.pack(f"{order}I", start + len(more)), more + encoded
+        directory += struct.pack(f"{order}HHI", number, 4, len(value)) + encoded
+    header = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(entries))
+    return header + directory + bytes(4) + more + data
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(values: np.ndarray, bits: int, kind: str, *chunks: bytes) -> bytes:
+    header = struct.pack(">IIBBBBB", SIZE, SIZE, bits, {"grey": 0, "rgb": 2, "la": 4, "rgba": 6}[kind], 0, 0, 0)
+    rows = b"".join(b"\0" + pack(row[None], bits, ">") for row in values)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + b"".join(chunks)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+def encode(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    content = io.BytesIO()
+    picture.save(content, kind, **options)
+    return content.getvalue()
+
+
+def product() -> Iterator[tuple[str, bytes, np.ndarray]]:
+    """Each mode in each depth in each format that has them, with what it should look like."""
+    for kind, (bands, photometric) in KINDS.items():
+        values = BANDS[..., :bands]
+        for bits in (1, 2, 4, 8, 10, 12, 16, 32):
+            if bits < 8 and kind != "grey":
+                continue
+            top = 1 if bits == 32 else 2**bits - 1
+            drawn = values if bits == 32 else np.round(values * top)
+            extra = {"t338": [2]} if kind in ("la", "rgba") else {}
+            extra |= {"t339": [3] * bands} if bits == 32 else {}
+            for order in "<>":
+                for planes in (1, 2)[: 2 if bits in (8, 16) and bands > 1 else 1]:
+                    name = f"tiff {kind} {bits} {order} {planes}"
+                    yield name, tiff(drawn, photometric, bits, order, t284=[planes], **extra), plain(drawn / top, kind)
+                if kind == "grey":
+                    yield (
+                        f"white is zero {bits} {order}",
+                        tiff(top - drawn, 0, bits, order, **extra),
+                        plain(drawn / top, kind),
+                    )
+            if kind != "cmyk" and bits in (8, 16):
+                yield f"png {kind} {bits}", png(drawn, bits, kind), plain(drawn / top, kind)
+        eight = np.round(values * 255).astype(np.uint8)
+        if kind in ("la", "rgba"):
+            associated = eight.copy()
+            associated[..., :-1] = np.round(eight[..., :-1] * values[..., -1:])
+            yield f"associated {kind}", tiff(associated, photometric, 8, t338=[1]), plain(eight / 255, kind)
+            ignored = "grey" if kind == "la" else "rgb"
+            yield f"unspecified {kind}", tiff(eight, photometric, 8, t338=[0]), plain(eight / 255, ignored)
+        picture = Image.fromarray(eight[..., 0] if kind == "grey" else eight, {"la": "LA", "cmyk": "CMYK"}.get(kind))
+        for form, options in (
+            ("PNG", {}),
+            ("WEBP", {"lossless": True, "exact": True}),
+            ("TIFF", {}),
+            ("TGA", {}),
+            ("PPM", {}),
+            ("BMP", {}),
+            ("JPEG2000", {}),
+            ("JPEG", {"quality": 98}),
+            ("AVIF", {"quality": 100}),
+        ):
+            if form in ("PPM", "BMP", "JPEG") and kind in ("la", "rgba"):
+                continue
+            try:
+                content = encode(picture, form, **options)
+            except OSError:
+                continue  # this format has no such mode
+            yield f"{form} {kind}", content, plain(eight / 255, kind)
+    for top in (255, 1023, 4095, 65535):
+        for sign, kind in ((b"P5", "grey"), (b"P6", "rgb")):
+            drawn = np.round(BANDS[..., : KINDS[kind][0]] * top)
+            data = pack(drawn, 8 if top == 255 else 16, ">")
+            yield f"PPM {kind} {top}", sign + b" 48 48 %d\n" % top + data, plain(drawn / top, kind)
+
+
+PRODUCT = list(product())
+# What Pillow does not read.
+UNREAD = r" (10|32) |12 >|(zero|rgb|la|rgba|cmyk) 12|zero 16 >|tiff la 16|16 . 2|la 8 . 2"
+# Reasons that say what the file holds; which of these Pillow reads may change.
+TRUE_REASONS = (
+    r"32-bit float, whose range is not stated|TIFF of bits, bands or compression that are not read|"
+    r"bands in separate planes, which cannot be read"
+)
+
+
+@pytest.mark.parametrize(("name", "content", "wanted"), PRODUCT, ids=[name for name, _, _ in PRODUCT])
+def test_every_mode_depth_and_format_is_the_plain_picture_or_refused(
+    name: str, content: bytes, wanted: np.ndarray
+) -> None:
+    try:
+        shown = np.asarray(decode(content)).astype(float)
+    except PictureError as error:
+        reason = str(error)
+    else:
+        assert np.abs(shown - wanted).max() <= (5 if name.split()[0] in ("JPEG", "AVIF") else 3)
+        return
+    assert re.search(UNREAD, name)
+    assert re.match(TRUE_REASONS, reason)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (tiff(np.round(BANDS[..., :1] * 200), 1, 8, t339=[2]), "values with a sign, whose range is not stated"),
+        (tiff(np.round(BANDS[..., :1] * 20000), 1, 16, t339=[2]), "values with a sign, whose range is not stated"),
+        (png(np.round(BANDS[..., :3] * 4095), 16, "rgb"), "at most 12 of 16 bits a colour used"),
+        (tiff(np.round(BANDS[..., :3] * 4095), 2, 16), "at most 12 of 16 bits a colour used"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "not a picture in a known format"),
+        (encode(Image.new("RGB", (16, 16)), "PCX"), "not a picture in a known format"),
+    ],
+    ids=["signed 8", "signed 16", "12 of 16 bits, PNG", "12 of 16 bits, TIFF", "EPS", "PCX"],
+)
+def test_what_cannot_be_right_is_refused_with_its_true_reason(content: bytes, reason: str) -> None:
+    with pytest.raises(PictureError, match=f"^{reason}"):
+        decode(content)
+
+
+def bmp_v4(values: np.ndarray) -> bytes:
+    """Write 32-bit BGRA with a mask for alpha."""
+    data = values[::-1, :, [2, 1, 0, 3]].astype(np.uint8).tobytes()
+    info = struct.pack("<IiiHHIIiiII", 108, SIZE, SIZE, 1, 32, 3, len(data), 0, 0, 0, 0)
+    info += struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + b"BGRs" + bytes(48)
+    return b"BM" + struct.pack("<IHHI", 14 + len(info) + len(data), 0, 0, 14 + len(info)) + info + data
+
+
+def test_transparency_that_is_none_is_left_out_and_named() -> None:
+    eight = np.round(BANDS * 255)
+    clear = eight.copy()
+    clear[..., 3] = 0
+    for content in (bmp_v4(clear), png(clear, 8, "rgba"), encode(Image.fromarray(clear.astype(np.uint8)), "TIFF")):
+        decoded = decode_with_facts(content)
+        assert decoded.remarks == ("clear",)
+        assert np.abs(np.asarray(decoded.picture) - plain(eight / 255, "rgb")).max() <= 1
+    band = eight.copy()
+    band[..., 3] = np.clip(np.random.default_rng(0).normal(120, 30, (SIZE, SIZE)), 1, 254)
+    decoded = decode_with_facts(tiff(band, 2, 8, t338=[2]))
+    assert decoded.remarks == ("band",)
+    assert np.abs(np.asarray(decoded.picture) - plain(eight / 255, "rgb")).max() <= 1
+    assert decode_with_facts(tiff(eight, 2, 8, t338=[2])).remarks == ()
+
+
+@pytest.mark.parametrize("kind", ["grey", "rgb"])
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("gamma", [1.0, 0.55])
+def test_the_gamma_of_a_png_is_applied(kind: str, bits: int, gamma: float) -> None:
+    values = 0.2 + 0.8 * BANDS[..., : KINDS[kind][0]]
+    stored = np.round(values ** (2.2 * gamma) * (2**bits - 1))
+    stated = chunk(b"gAMA", struct.pack(">I", round(gamma * 100_000)))
+    shown = np.asarray(decode(png(stored, bits, kind, stated))).astype(float)
+    assert np.abs(shown - plain(values, kind)).max() <= (9 if gamma == 1 else 3)  # dark values have few levels
+    srgb = chunk(b"sRGB", b"\0")
+    plainly = np.asarray(decode(png(stored, bits, kind)))
+    assert (np.asarray(decode(png(stored, bits, kind, stated, srgb))) == plainly).all()
+    usual = chunk(b"gAMA", struct.pack(">I", 45455))
+    assert (np.asarray(decode(png(stored, bits, kind, usual))) == plainly).all()
+
+
+def test_the_colour_that_a_16_bit_grey_png_names_as_transparent_is_white() -> None:
+    values = np.round(BANDS[..., :1] * 65535)
+    shown = np.asarray(decode(png(values, 16, "grey", chunk(b"tRNS", struct.pack(">H", 0)))))
+    assert (shown[:, 0] == 255).all()
+    assert (shown[:, 1] < 10).all()
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_grey_that_a_png_of_few_bits_names_as_transparent_is_white(bits: int) -> None:
+    values = np.round(BANDS[..., 0] * (2**bits - 1))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", SIZE, SIZE, bits, 0, 0, 0, 0))
+    rows = b"".join(b"\0" + pack(row[None], bits) for row in values)
+    named = chunk(b"tRNS", struct.pack(">H", 1))
+    content = b"\x89PNG\r\n\x1a\n" + header + named + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    wanted = np.where(values == 1, 255, values * 255 / (2**bits - 1))
+    assert np.abs(np.asarray(decode(content))[..., 0] - wanted).max() <= 1
+
+
+def test_the_colour_that_a_png_of_16_bits_names_as_transparent_is_white() -> None:
+    values = np.round(BANDS[..., :3] * 65535)
+    named = chunk(b"tRNS", struct.pack(">HHH", *(int(value) for value in values[5, 7])))
+    shown = np.asarray(decode(png(values, 16, "rgb", named)))
+    assert (shown[5, 7] == 255).all()
+    assert np.abs(shown[6, 7] - values[6, 7] / 257).max() <= 1
+
+
+TURNS = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF's orientation -> Pillow's transposition
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {}),
+        ("MPO", {}),
+        ("PNG", {}),
+        ("WEBP", {"lossless": True}),
+        ("AVIF", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"compression": "tiff_adobe_deflate"}),
+    ],
+)
+def test_all_orientations_in_every_format_are_upright_once(
+    orientation: int, kind: str, options: dict[str, Any]
+) -> None:
+    picture = Image.fromarray((BANDS[:32, :, :3] * 255).astype(np.uint8))
+    picture.paste((255, 255, 255), (0, 0, 16, 8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turn = TURNS[orientation]
+    wanted = picture if turn is None else picture.transpose(Image.Transpose(turn))
+    decoded = decode_with_facts(encode(picture, kind, exif=exif, **options))
+    assert decoded.picture.size == decoded.size == wanted.size
+    assert np.abs(np.asarray(decoded.picture).astype(int) - np.asarray(wanted)).mean() < 8
+
+
+def photo(seed: int = 0) -> Image.Image:
+    drawn = np.random.default_rng(seed).integers(0, 255, (24, 32, 3), dtype=np.uint8)
+    return Image.fromarray(drawn).resize((400, 300), Image.Resampling.BICUBIC)
+
+
+JPEGS = {
+    "usual": {},
+    "other codes": {"optimize": True},
+    "restarts": {"restart_marker_rows": 2},
+    "no subsampling": {"subsampling": 0},
+    "progressive": {"progressive": True},
+}
+
+
+@pytest.mark.parametrize("name", JPEGS)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("least", [None, 1])
+def test_a_jpeg_that_was_cut_and_closed_or_has_a_hole_is_damaged(name: str, mode: str, least: int | None) -> None:
+    whole = encode(photo().convert(mode), "JPEG", quality=90, **JPEGS[name])
+    decode(whole, least=least)
+    start = whole.find(b"\xff\xda") + 20
+    for share in (0.3, 0.5):
+        at = start + int(share * (len(whole) - start))
+        damaged = [whole[:at] + b"\xff\xd9"]
+        if name != "progressive":
+            damaged.append(whole[:at] + bytes(400) + whole[at + 400 :])
+        if name not in ("progressive", "restarts"):
+            damaged.append(whole[:at] + whole[at + 400 :])
+        for content in damaged:
+            with pytest.raises(PictureError, match=r"^damaged: its data (ends early|has a hole)$"):
+                decode(content, least=least)
+
+
+@pytest.mark.parametrize("name", JPEGS)
+@pytest.mark.parametrize("colour", ["white", "black", (128, 128, 128), (127, 127, 127)])
+def test_whole_jpegs_of_flat_colours_are_not_taken_for_damaged(name: str, colour: object) -> None:
+    for mode in ("RGB", "L", "CMYK"):
+        picture = Image.new("RGB", (1501, 903), colour)  # type: ignore[arg-type]
+        decode(encode(picture.convert(mode), "JPEG", **JPEGS[name]))
+        picture.paste(photo(), (300, 200))
+        decode(encode(picture.convert(mode), "JPEG", **JPEGS[name]))
+        whole = encode(picture.convert(mode), "JPEG", **JPEGS[name])
+        for padded in (whole + bytes(500), whole[:-2] + bytes(500) + whole[-2:]):
+            decode(padded)
+
+
+def test_a_jpeg_of_a_large_phone_is_read_where_it_may_be_decoded_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 300 * 400 - 1)
+    whole = encode(photo(), "JPEG")
+    assert decode_with_facts(whole, least=20).size == (400, 300)
+    with pytest.raises(PictureError, match=r"^more than 119999 pixels \(400 x 300\)"):
+        decode(whole)
+    with pytest.raises(PictureError, match=r"^more than 119999 pixels"):
+        decode(encode(photo(), "PNG"), least=20)
+
+
+def save_all(project: Project, draw: Any) -> None:
+    for number, path in enumerate(sorted(project.path("pictures").rglob("*.png"))):
+        draw(path, number)
+
+
+def test_what_was_left_out_of_pictures_is_counted(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = project.path("pictures/cat")
+    pages = [Image.open(path) for path in sorted(folder.iterdir())[:3]]
+    pages[0].save(folder / "pages.tiff", save_all=True, append_images=pages[1:])
+    Image.new("RGB", (40, 40), "white").save(folder / "white.png")
+    pages[1].save(folder / "again.bmp")
+    pages[2].convert("RGB").point(lambda value: value // 2).save(folder / "half.png")
+    clear = pages[0].convert("RGBA")
+    clear.putalpha(0)
+    clear.save(folder / "clear.png")
+    assert project.run("split") == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "1 picture has more pages or frames than the first, which is taken" in line
+    assert "1 picture is transparent everywhere, and taken without that" in line
+    assert "1 picture is of one colour" in line
+    # The first page and the picture without its transparency are 000.png, `again` is 001.png.
+    assert "5 pictures the same as another when decoded (JPEG: small), though their bytes differ" in line
+
+
+def test_masks_with_the_names_of_the_pictures_are_no_class(project: Project, refusal: Any) -> None:
+    def draw(path: Path, number: int) -> None:
+        if path.parent.name == "dog":
+            mask = np.zeros((40, 40), np.uint8)
+            mask[number % 20 :, 5:30] = 255
+            Image.fromarray(mask).save(path)
+
+    save_all(project, draw)
+    line = refusal(project, "split")
+    assert "dog in pictures has the file names of cat, and at most 16 colours a picture: masks, not a class" in line
+    for path in project.path("pictures/dog").iterdir():
+        path.rename(path.with_name(f"x{path.name}"))
+    assert project.run("split") == 0
