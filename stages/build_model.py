@@ -54,7 +54,7 @@ def main() -> None:
         kept = continue_from(network, description, weights.tensors, weights.own)
         head = f" with {'its' if kept else 'a new'} head"
     # Better said now than after the head phase.
-    require_blocks(network, params.ahead.finetune.unfreeze)
+    require_blocks(network, params.finetune.unfreeze)
     if weights.source is None:
         root, workers = Path(params.data.path), resolve_workers(params.workers)
         order = Order(len(entries), params.seed)

@@ -27,13 +27,12 @@ from stages.scores.near_duplicates import (
     summarize,
     write_near_duplicates,
 )
-from stages.scores.orientations import find_turned, join
 from stages.scores.predictions import Predictions, count_once, write_predictions, write_probabilities
 from stages.scores.remarks import compare_balanced, find_remarks
 from stages.scores.similarity import THRESHOLD, find_similar, read_sample
 from stages.scores.suspects import find_suspects, judge_all, write_suspects
 from stages.scores.verdict import compare
-from stages.training.inference import open_features, open_thumbnails, predict_with_both
+from stages.training.inference import open_features, predict_with_both
 
 
 def main() -> None:
@@ -78,11 +77,8 @@ def main() -> None:
         *(probabilities(own, divisor).numpy() for own, divisor in zip(logits, temperatures, strict=True)),
     )
     read_features = open_features(head, description, params, known)
-    by_features = find_similar(*read_sample(read_features, known), features, params.precision)
-    read_small = open_thumbnails(description, params, [*known, *different])
-    turned = find_turned(*read_sample(read_small, known), torch.cat(list(read_small(different))))
-    similar = join([by_features, turned])
-    ranks.leave(ranks.share(arguments.metrics.parent).leads)
+    similar = find_similar(*read_sample(read_features, known), features, params.precision)
+    ranks.leave()
     groups = number_groups(different)
     classes, balanced = score_classes(predictions), compare_balanced(predictions, groups)
     split = read_summary(arguments.split)

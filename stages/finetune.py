@@ -3,26 +3,18 @@
 import argparse
 from pathlib import Path
 
+from stages.common import ranks
 from stages.common.cli import run
 from stages.common.params import load_params
-from stages.common.ranks import start_processes
 from stages.network.layer_table import write_layers
 from stages.network.network import cut, set_trainable
 from stages.network.objective import weigh_classes
+from stages.training.batches import open_batches
+from stages.training.features import keep
+from stages.training.history import History
 from stages.training.line import write_line
 from stages.training.loop import Trainer
-from stages.training.phase import (
-    add_arguments,
-    describe,
-    finish,
-    load,
-    open_history,
-    open_inputs,
-    open_prefix,
-    open_state,
-    prepare,
-    settle,
-)
+from stages.training.phase import add_arguments, finish, load, open_prefix, open_state, prepare, require_enough
 
 
 def main() -> None:
@@ -34,23 +26,29 @@ def main() -> None:
     arguments = parser.parse_args()
     params = load_params(arguments.params)
 
-    start_processes(params.processes, params.device)
     device = prepare(params)
-    network, description, pictures = load(arguments.start, arguments.index, params)
-    phase = settle(params.finetune, pictures)
+    network, description, entries = load(arguments.start, arguments.index, params)
+    phase = params.finetune.settle(len(entries.train), entries.watches_test)
+    if phase.select != params.finetune.select:
+        print("no validation images: the end of the schedule is kept, as with finetune.select=last")
+    require_enough(phase, len(entries.train))
     set_trainable(network, phase.unfreeze)
     blocks, tail = cut(network.to(device), phase.unfreeze)
-    prefix = open_prefix(blocks, description, device, params)
-    train, watched = open_inputs(prefix, pictures, phase, params)
 
-    history, state = open_history(arguments), open_state(__file__, arguments, phase, params, device)
-    weights = weigh_classes(params.class_weights, pictures.train)
-    trainer = Trainer(tail, device, params.precision, weights, tempered=not pictures.watches_test)
+    prefix = open_prefix(blocks, description, device, params)
+    kept = keep(prefix, {len(blocks): entries.unchanging(phase)}, params.cache.max_gigabytes)[len(blocks)]
+    train = open_batches(prefix, entries.train, kept, phase.batch_size, phase.augment, params.seed)
+    watched = open_batches(prefix, entries.watched, kept, phase.batch_size)
+
+    history, state = History(arguments.history), open_state(__file__, arguments, phase, params)
+    weights = weigh_classes(params.class_weights, entries.train)
+    trainer = Trainer(tail, device, params.precision, weights, tempered=not entries.watches_test)
     # The head checkpoint competes: where nothing is better, it is the result.
     fit = trainer.fit(train, watched, phase, history.add, state, keep_start=True, layer_decay=phase.layer_decay)
-    if history.writes:
-        write_line(arguments.line, fit.line)
-    finish(arguments.output, network.cpu(), describe(description, fit, pictures), fit, history, state)
+
+    ranks.leave()
+    write_line(arguments.line, fit.line)
+    finish(arguments.output, network, description, fit, entries, history, state)
     write_layers(arguments.layers, network, description.preprocessing.crop)
 
 

@@ -1,28 +1,20 @@
 """Step 3: the initial checkpoint -> the head checkpoint. The backbone is frozen, the head is found or trained."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
+from stages.common import ranks
 from stages.common.cli import run
 from stages.common.params import load_params
-from stages.common.ranks import start_processes
 from stages.network.network import cut, set_trainable
 from stages.network.objective import weigh_classes
-from stages.training.history import still_falling
+from stages.training.batches import READ_AT_ONCE, open_batches, read_all
+from stages.training.features import keep
+from stages.training.history import History, still_falling
 from stages.training.loop import Fit, Trainer
-from stages.training.phase import (
-    add_arguments,
-    describe,
-    finish,
-    load,
-    open_history,
-    open_inputs,
-    open_prefix,
-    open_state,
-    prepare,
-    search_head,
-)
-from stages.training.search import Found, describe_search, write_candidates, write_out_of_fold
+from stages.training.phase import add_arguments, finish, load, open_prefix, open_state, prepare, require_enough
+from stages.training.search import Found, describe_search, find_head, write_candidates, write_out_of_fold
 
 
 def main() -> None:
@@ -33,21 +25,30 @@ def main() -> None:
     parser.add_argument("--out-of-fold", type=Path, required=True, help="NumPy archive to write: their predictions")
     arguments = parser.parse_args()
     params = load_params(arguments.params)
-    phase = params.train_head
+    phase, later = params.train_head, params.finetune
 
-    start_processes(params.processes, params.device)
     device = prepare(params)
-    network, description, pictures = load(arguments.start, arguments.index, params)
+    network, description, entries = load(arguments.start, arguments.index, params)
+    require_enough(phase, len(entries.train))
     set_trainable(network, unfreeze=0)
     blocks, tail = cut(network.to(device), unfreeze=0)
-    prefix = open_prefix(blocks, description, device, params)
-    train, watched = open_inputs(prefix, pictures, phase, params, params.ahead.finetune)
-    weights = weigh_classes(params.class_weights, pictures.train)
+    searches = phase.search and description.head == "pooled"
 
-    history, state = open_history(arguments), open_state(__file__, arguments, phase, params, device)
+    # In one pass over the images, what enters the head and what enters the blocks that fine-tuning will train.
+    prefix, end = open_prefix(blocks, description, device, params), len(blocks)
+    wanted = {end: [*entries.train, *entries.watched] if searches else entries.unchanging(phase)}
+    if later.unfreeze <= end:
+        wanted.setdefault(end - later.unfreeze, entries.unchanging(later))
+    kept = keep(prefix, wanted, params.cache.max_gigabytes)[end]
+    train = open_batches(prefix, entries.train, kept, phase.batch_size, phase.augment, params.seed)
+    watched = open_batches(prefix, entries.watched, kept, phase.batch_size)
+    weights = weigh_classes(params.class_weights, entries.train)
+
+    history, state = History(arguments.history), open_state(__file__, arguments, phase, params)
     found: Found | None = None
-    if phase.search and description.head == "pooled":
-        found = search_head(prefix, pictures, description, params, weights)
+    if searches:
+        read = partial(read_all, prefix, kept=kept, batch_size=READ_AT_ONCE, title="features")
+        found = find_head(read, entries, description.hidden, phase, weights, params.seed, device)
         description = found.install(network, description)
         print(describe_search(found))
     if found is not None and phase.augment == "none" and not phase.mixup:
@@ -56,14 +57,14 @@ def main() -> None:
             history.add(epoch)
     else:
         _, tail = cut(network.to(device), unfreeze=0)
-        trainer = Trainer(tail, device, params.precision, weights, tempered=not pictures.watches_test)
+        trainer = Trainer(tail, device, params.precision, weights, tempered=not entries.watches_test)
         # A head that was found on the images as they are competes with what augmentation makes of it.
         fit = trainer.fit(train, watched, phase, history.add, state, keep_start=found is not None)
-        description = describe(description, fit, pictures)
-    if history.writes:
-        write_candidates(arguments.candidates, found.candidates if found else [])
-        write_out_of_fold(arguments.out_of_fold, found)
-    finish(arguments.output, network.cpu(), description, fit, history, state)
+
+    ranks.leave()
+    write_candidates(arguments.candidates, found.candidates if found else [])
+    write_out_of_fold(arguments.out_of_fold, found)
+    finish(arguments.output, network, description, fit, entries, history, state)
     if found is None and still_falling(fit.epochs, phase.epochs, phase.patience):
         print(f"the validation loss was still falling after all {phase.epochs} epochs: raise train_head.epochs")
 

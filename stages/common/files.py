@@ -18,6 +18,15 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def hash_code(folder: Path, names: Iterable[str]) -> str:
+    """Return a hash of Python files below `folder`: of files, and of folders with all that is in them."""
+    digest = hashlib.sha256()
+    for name in names:
+        for path in sorted((folder / name).rglob("*.py")) or [folder / name]:
+            digest.update(f"{path.relative_to(folder).as_posix()} {sha256_of(path)}\n".encode())
+    return digest.hexdigest()
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file beside `path` to write to; at the end, flush it to disk and rename it over `path`.

@@ -112,6 +112,15 @@ class Phase(Section):
     select: Literal["line", "best", "last"]
     patience: Size | None
 
+    def count_epochs(self, images: int) -> int:
+        """Return the number of epochs for so many images to train on.
+
+        `auto` sees 4,800 images, whatever their number, but in 3 to 30 epochs.
+        """
+        if isinstance(self.epochs, int):
+            return self.epochs
+        return min(_MOST_EPOCHS, max(_LEAST_EPOCHS, round(_IMAGES_SEEN / images)))
+
 
 class TrainHead(Phase):
     """The first phase; with `search`, the head is chosen by folds (`training.search`)."""
@@ -120,12 +129,21 @@ class TrainHead(Phase):
     search: bool = False
 
 
+# Of `epochs: auto`: few images need several hundred steps, and many cost as much as few (docs/recipe.md).
+_IMAGES_SEEN, _LEAST_EPOCHS, _MOST_EPOCHS = 4_800, 3, 30
+
+
 class Finetune(Phase):
-    """The second phase: the last `unfreeze` blocks are trained too. `epochs` may be left to `training.phase.settle`."""
+    """The second phase: the last `unfreeze` blocks are trained too."""
 
     epochs: Size | Literal["auto"]  # type: ignore[assignment]
     unfreeze: Annotated[int, Field(ge=0)]
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    def settle(self, images: int, watches_test: bool) -> "Finetune":
+        """Return the same with a number of epochs, and without a line where it would be chosen on the test images."""
+        select = "last" if self.select == "line" and watches_test else self.select
+        return self.model_copy(update={"epochs": self.count_epochs(images), "select": select})
 
 
 def _check_class_weights(weights: object) -> object:
@@ -183,11 +201,6 @@ class Params(Section):
     train_head: TrainHead
     finetune: Finetune
     evaluate: Evaluate
-
-    @property
-    def ahead(self) -> "Params":
-        """The same parameters, for what a later stage will need: nothing that a stage writes may depend on them."""
-        return self
 
 
 class _Loader(yaml.SafeLoader):

@@ -41,55 +41,17 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Share:
-    """What one of several processes takes of a pass over pictures: every `count`-th place of the order.
-
-    `rank` is its number, from 0; `stores`: for each process, which store it reads and writes: all the same where all
-    see one folder. A picture stays with the processes of one store, those whose places in the index are theirs.
-    """
+    """The samples that one rank handles: every `count`-th place of an order, from the place `rank` on."""
 
     rank: int = 0
     count: int = 1
-    stores: tuple[int, ...] = (0,)
-
-    @property
-    def leads(self) -> bool:
-        """Say whether this is the first process of its store."""
-        return self.team[0] == self.rank
-
-    @property
-    def team(self) -> list[int]:
-        """The processes of the same store."""
-        return [rank for rank, store in enumerate(self.stores) if store == self.stores[self.rank]]
 
     def of(self, items: Sequence[Item]) -> list[Item]:
-        """Return what this process takes of items in order."""
+        """Return this rank's part of items in order."""
         return list(items[self.rank :: self.count])
 
-    def of_team(self, items: Sequence[Item]) -> list[Item]:
-        """Return what this process takes of items that are only shared with the processes of its store."""
-        return list(items[self.team.index(self.rank) :: len(self.team)])
-
-    def local(self, items: Sequence[Item]) -> list[Item]:
-        """Return the items of an index that stay with the processes of this store."""
-        own = self.stores[self.rank]
-        return [item for place, item in enumerate(items) if self.stores[place % self.count] == own]
-
-    def arrange(self, positions: list[int]) -> list[int]:
-        """Return an order in which each place has a picture of its process's store, else as they came.
-
-        Args:
-            positions: all of the index, shuffled.
-        """
-        if len(set(self.stores)) == 1:
-            return positions
-        own = {
-            store: iter([position for position in positions if self.stores[position % self.count] == store])
-            for store in self.stores
-        }
-        return [next(own[self.stores[place % self.count]]) for place in range(len(positions))]
-
     def places(self, items: int, batch_size: int) -> list[range]:
-        """Return the places of this process in each batch, counted within it."""
+        """Return this rank's places in each batch, counted within it."""
         starts = range(0, items, batch_size)
         return [range((self.rank - first) % self.count, min(batch_size, items - first), self.count) for first in starts]
 
@@ -151,30 +113,39 @@ def local_rank() -> int | None:
     return int(os.environ["LOCAL_RANK"]) if joined() else None
 
 
-def share(folder: Path) -> Share:
-    """Return what this process takes of each pass, if it reads and writes in a folder.
+def share() -> Share:
+    """Return the part of this rank."""
+    return Share(rank(), count())
+
+
+def writes_outputs() -> bool:
+    """Say whether this rank writes a stage's outputs: the first one of each machine, in a clone of its own."""
+    return not local_rank()
+
+
+def require_one_folder(folder: Path, name: str) -> None:
+    """Refuse machines that do not see the same files in a folder.
 
     Args:
-        folder: made if it is not there. Where several machines see the same one, they count as one store.
+        folder: made if it is not there.
+        name: of the setting that says where it is.
 
     Raises:
+        StageError: they do not.
         OSError: it cannot be written.
     """
-    if not joined():
-        return Share()
-    machines = gather(int(os.environ.get("GROUP_RANK", "0")))
-    seen = [True] * count()
-    if len(set(machines)) > 1:
-        name = agree(f".{uuid.uuid4().hex}")
+    if len(set(gather(os.environ.get("GROUP_RANK")))) == 1:
+        return
+    marker = folder / agree(f".{uuid.uuid4().hex}")
+    if rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        if dist.get_rank() == 0:
-            (folder / name).touch()
-        wait()
-        seen = gather((folder / name).exists())
-        if dist.get_rank() == 0:
-            (folder / name).unlink()
-    stores = [0] * count() if all(seen) else machines
-    return Share(dist.get_rank(), count(), tuple(stores))
+        marker.touch()
+    wait()
+    seen = gather(marker.exists())
+    if rank() == 0:
+        marker.unlink()
+    if not all(seen):
+        raise StageError(f"{name}: the machines do not see the same files in {folder}; set it to a folder they share")
 
 
 def wait() -> None:
@@ -219,10 +190,11 @@ def require_same(params: Params, files: Sequence[Path]) -> None:
         raise StageError(f"{names[0]}: not the same on all machines; start from the same commit with the same pictures")
 
 
-def leave(stays: bool) -> None:
-    """End what the processes do together. Those that do not stay end here, with success."""
+def leave() -> None:
+    """End what the ranks do together; those that write no outputs end here, with success."""
     if not joined():
         return
+    stays = writes_outputs()
     wait()
     dist.destroy_process_group()
     if not stays:

@@ -1,10 +1,9 @@
 """Pictures of an index -> batches of tensors."""
 
 import hashlib
-import math
 import signal
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -89,61 +88,39 @@ class Order(Sampler[tuple[int, int]]):
     Args:
         count: number of positions.
         seed: the same orders for the same seed; `None` keeps the index's order.
-        only: the positions to go through; `None`: all. What is left keeps its order and its seeds.
-        seeds: of the positions in the index's order, in place of 0.
-        share: whose places of the order to go through, of several processes.
+        share: whose places of the order to go through, of several ranks.
     """
 
-    def __init__(
-        self,
-        count: int,
-        seed: int | None = None,
-        only: Collection[int] | None = None,
-        seeds: Sequence[int] | None = None,
-        share: Share = Share(),  # noqa: B008 (frozen)
-    ) -> None:
-        self.count, self.seed, self.only, self.share, self.epoch = count, seed, only, share, 0
-        self.seeds = [0] * count if seeds is None else seeds
+    def __init__(self, count: int, seed: int | None = None, share: Share = Share()) -> None:  # noqa: B008 (frozen)
+        self.count, self.seed, self.share, self.epoch = count, seed, share, 0
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Yield (position, seed)."""
-        for position, seed in self.share.of(self._all()):
-            if self.only is None or position in self.only:
-                yield position, seed
-
-    def _all(self) -> list[tuple[int, int]]:
-        if self.seed is None:
-            return list(enumerate(self.seeds))
-        generator = generator_for(self.seed, self.epoch)
-        positions = torch.randperm(self.count, generator=generator).tolist()
-        seeds = torch.randint(2**62, (self.count,), generator=generator).tolist()
-        return list(zip(self.share.arrange(positions), seeds, strict=True))
+        positions, seeds = list(range(self.count)), [0] * self.count
+        if self.seed is not None:
+            generator = generator_for(self.seed, self.epoch)
+            positions = torch.randperm(self.count, generator=generator).tolist()
+            seeds = torch.randint(2**62, (self.count,), generator=generator).tolist()
+        yield from self.share.of(list(zip(positions, seeds, strict=True)))
 
     def __len__(self) -> int:
-        """Return the largest number of positions that are gone through."""
-        own = len(self.share.of(range(self.count)))
-        return own if self.only is None else min(own, len(self.only))
+        """Return the number of positions of this share."""
+        return len(range(self.share.rank, self.count, self.share.count))
 
 
 class _Groups(Sampler[list[tuple[int, int]]]):
-    """What `order` yields, in groups."""
+    """What `order` yields, in groups: this rank's part of each batch, which may be empty."""
 
     def __init__(self, order: Order, batch_size: int) -> None:
-        self.order, self.batch_size = order, batch_size
-        # Of one process's part of each batch. Where not all positions are gone through, they come as they come.
-        self.sizes = [*map(len, order.share.places(order.count, batch_size))] if order.only is None else None
+        self.order, self.sizes = order, [*map(len, order.share.places(order.count, batch_size))]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         items = iter(self.order)
-        if self.sizes is not None:
-            for size in self.sizes:
-                yield list(islice(items, size))
-            return
-        while group := list(islice(items, self.batch_size)):
-            yield group
+        for size in self.sizes:
+            yield list(islice(items, size))
 
     def __len__(self) -> int:
-        return math.ceil(len(self.order) / self.batch_size) if self.sizes is None else len(self.sizes)
+        return len(self.sizes)
 
 
 class Batches:

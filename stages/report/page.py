@@ -18,7 +18,6 @@ from stages.scores.suspects import Judged, Suspect, estimate_wrong_labels, find_
 from stages.scores.verdict import describe_gain, describe_groups, loss_range
 from stages.training.history import Epoch, out_of_patience, still_falling
 from stages.training.line import Point
-from stages.training.phase import count_epochs
 from stages.training.search import Candidate
 
 _MOST_CLASSES = 100
@@ -237,11 +236,7 @@ def describe_training(
         searched = section == "train_head" and candidates
         if section == "train_head" and not searched and still_falling(epochs, phase.epochs, phase.patience):
             text += f" It was still falling when the epochs ran out: raise `{section}.epochs` ({phase.epochs})."
-        elif (
-            not searched
-            and last < count_epochs(phase.epochs, images)
-            and not out_of_patience(epochs[first:], phase.patience)
-        ):
+        elif not searched and last < phase.count_epochs(images) and not out_of_patience(epochs[first:], phase.patience):
             text += f" Training stopped after epoch {last}, where the loss was no longer finite: lower `{section}.lr`."
         lines.append(text)
     if params.class_weights is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stages.common import ranks
 from stages.common.files import write_text
 from stages.training.line import Point
 
@@ -59,14 +60,12 @@ class History:
 
     DVC's pipeline describes these files itself, so DVCLive makes neither a `dvc.yaml` nor an experiment.
 
-    Args:
-        folder: where.
-        writes: of several processes, the others have a history that is not written.
+    Of several ranks, those that write no outputs have a history that is not written.
     """
 
-    def __init__(self, folder: Path, writes: bool = True) -> None:
-        self.writes, self._folder, self._live = writes, folder, None
-        if writes:
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._live = folder, None
+        if ranks.writes_outputs():
             with self._naming_the_folder():
                 self._live = _open_live(folder)
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 from torcheval.metrics import BinaryAccuracy, Metric, MulticlassAccuracy
+from torcheval.metrics.toolkit import sync_and_compute
 from tqdm import tqdm
 
 from stages.common import ranks
@@ -18,9 +20,8 @@ from stages.common.params import Phase, Precision
 from stages.common.seeds import random_state, set_random_state
 from stages.network import objective
 from stages.network.network import Network
-from stages.training import parallel
+from stages.training.batches import Batches, Part, interleave
 from stages.training.history import Epoch, best_epoch, out_of_patience
-from stages.training.inputs import Inputs, Part
 from stages.training.kernels import fuse_for_training
 from stages.training.line import ALPHAS, Point, choose
 from stages.training.optimizer import make_optimizer, schedule_rate, trainable_parameters
@@ -79,8 +80,8 @@ class Trainer:
 
     def fit(
         self,
-        train: Inputs,
-        val: Inputs,
+        train: Batches,
+        val: Batches,
         phase: Phase,
         on_epoch: Callable[[Epoch], None],
         state: StateFile | None = None,
@@ -110,7 +111,10 @@ class Trainer:
         trainable = trainable_parameters(self.network)
         start = _copy_of(trainable) if phase.select == "line" else []
         optimizer = make_optimizer(self.network, phase, layer_decay)
-        self._trained = parallel.train_together(self._fused)
+        # Trains with the mean gradient of all ranks.
+        self._trained = (
+            DistributedDataParallel(self._fused, forward_sync_buffers=False) if ranks.joined() else self._fused
+        )
         print(f"training {sum(map(Tensor.numel, trainable)):,} parameters in {len(trainable)} tensors", flush=True)
         epochs: list[Epoch] = []
         weights: list[Tensor] = []
@@ -121,7 +125,7 @@ class Trainer:
             weights = stopped.weights if stopped.selected is None else stopped.selected
             optimizer.load_state_dict(stopped.optimizer)
             set_random_state(stopped.random[ranks.rank()], self.device)
-            print(f"going on after epoch {epochs[-1].number} of a run that was stopped", flush=True)
+            print(f"resuming after epoch {epochs[-1].number}", flush=True)
             for epoch in epochs:
                 on_epoch(epoch)
         else:
@@ -158,7 +162,7 @@ class Trainer:
         competed = keep_start and phase.select == "best"
         return Fit(epochs, _select(candidates, phase.select), failure, competed)
 
-    def _go_back(self, epochs: list[Epoch], start: list[Tensor], val: Inputs) -> Fit:
+    def _go_back(self, epochs: list[Epoch], start: list[Tensor], val: Batches) -> Fit:
         """Measure the line from the start to the weights as they are, and keep the point that `line.choose` says."""
         trainable = trainable_parameters(self.network)
         end = _copy_of(trainable)
@@ -198,15 +202,15 @@ class Trainer:
         *_, last = (parameter for parameter in self.network.classifier.parameters() if parameter.dim() > 1)
         return len(last)
 
-    def evaluate(self, batches: Inputs) -> Scores:
+    def evaluate(self, batches: Batches) -> Scores:
         """Return the scores over all of `batches`."""
         return self._score(*self._predict(batches))[0]
 
-    def _predict(self, batches: Inputs) -> tuple[Tensor, Tensor]:
+    def _predict(self, batches: Batches) -> tuple[Tensor, Tensor]:
         """Return the logits, (n, outputs), float32, and the labels, (n,), of all pictures of all processes."""
         own = [(self.logits(inputs).cpu(), labels.cpu()) for inputs, labels, *_ in batches if len(labels)]
         columns = [[row[column] for row in own] for column in (0, 1)]
-        logits, labels = (parallel.interleave(torch.cat(rows) if rows else None) for rows in columns)
+        logits, labels = (interleave(torch.cat(rows) if rows else None) for rows in columns)
         return logits, labels
 
     def _score(self, logits: Tensor, labels: Tensor) -> tuple[Scores, Losses]:
@@ -234,7 +238,9 @@ class Trainer:
         if share < 1 and len(labels):
             loss = share * loss + (1 - share) * self._loss(logits, others, phase)
         optimizer.zero_grad()
-        parallel.weigh(loss, len(labels), part.whole).backward()  # type: ignore[no-untyped-call]
+        # So that the mean over the ranks is that of the whole batch.
+        weighted = loss * (len(labels) * ranks.count() / part.whole)
+        weighted.backward()  # type: ignore[no-untyped-call]
         if phase.clip_norm is not None:
             nn.utils.clip_grad_norm_(trainable_parameters(self.network), phase.clip_norm)
         optimizer.step()
@@ -243,7 +249,7 @@ class Trainer:
     def _loss(self, logits: Tensor, labels: Tensor, phase: Phase) -> Tensor:
         return objective.loss(logits, labels, self.class_weights, phase.label_smoothing)
 
-    def _look_at_start(self, val: Inputs) -> Epoch:
+    def _look_at_start(self, val: Batches) -> Epoch:
         scores = self.evaluate(val)
         if not math.isfinite(scores.loss):
             raise StageError(f"the validation loss before the first epoch is {scores.loss}: check the weights")
@@ -252,8 +258,8 @@ class Trainer:
 
     def _run_epoch(
         self,
-        train: Inputs,
-        val: Inputs,
+        train: Batches,
+        val: Batches,
         phase: Phase,
         optimizer: torch.optim.Optimizer,
         schedule: LRScheduler,
@@ -312,12 +318,22 @@ def mix(part: Part, alpha: float) -> tuple[Tensor, Tensor, float]:
     drawn = float(torch.distributions.Beta(alpha, alpha).sample())
     share, order = ranks.agree((max(drawn, 1 - drawn), torch.randperm(part.whole)))
     count = len(part.labels)
-    inputs, labels = parallel.join_parts(part.inputs[:count], part.labels, part.places)
+    inputs, labels = _join_parts(part.inputs[:count], part.labels, part.places)
     if not count:
         return part.inputs, part.labels, share
     chosen = order[list(part.places)]
     others = inputs[chosen.to(inputs.device)]
     return torch.lerp(others, part.inputs, share), labels[chosen.to(labels.device)].to(part.labels.device), share
+
+
+def _join_parts(inputs: Tensor, labels: Tensor, places: range) -> tuple[Tensor, Tensor]:
+    """Return the inputs, (n, ...), and the labels of a whole batch, of which each rank gives its places."""
+    if not ranks.joined():
+        return inputs, labels
+    parts = [part for part in ranks.gather((inputs.cpu(), labels.cpu(), places)) if len(part[2])]
+    every, theirs, spread = zip(*parts, strict=True)
+    order = torch.tensor([place for own in spread for place in own]).argsort()
+    return torch.cat(every)[order].to(inputs.device), torch.cat(theirs)[order].to(labels.device)
 
 
 class _Pass:
@@ -361,7 +377,8 @@ class _Pass:
         total = 0.0  # Python's: some devices have no floats of 64 bits
         for value in ranks.add_up(torch.stack(self._losses)).tolist():
             total += value
-        return Scores(total / sum(self._counts), parallel.compute(self._accuracy).item())
+        accuracy = sync_and_compute(self._accuracy) if ranks.joined() else self._accuracy.compute()
+        return Scores(total / sum(self._counts), accuracy.item())
 
     def require_finite(self, when: str) -> None:
         """Raise `NonFiniteLossError` if one of the losses since the last call is not."""
@@ -395,7 +412,7 @@ def _require_finite(loss: float, which: str) -> None:
 
 
 def predict(
-    trainers: Sequence[Trainer], batches: Inputs, on_features: Callable[[Tensor], object] = lambda _: None
+    trainers: Sequence[Trainer], batches: Batches, on_features: Callable[[Tensor], object] = lambda _: None
 ) -> list[Tensor]:
     """Predict with several networks in one pass over the pictures.
 
@@ -417,4 +434,4 @@ def predict(
             own.append(logits.cpu().double())
             if number == 0:
                 on_features(features)
-    return [parallel.interleave(torch.cat(own) if own else None) for own in outputs]
+    return [interleave(torch.cat(own) if own else None) for own in outputs]

@@ -18,13 +18,12 @@ from torch import Tensor
 
 import stages
 from stages.common import ranks
-from stages.common.files import whole_file
-from stages.common.ranks import Share
+from stages.common.files import hash_code, sha256_of, whole_file
 from stages.training import cache
 from stages.training.history import Epoch
 
 # Whose code training depends on.
-_ROOMS = ("common", "pictures", "network", "training")
+_ROOMS = ("common", "images", "network", "training")
 # A state can be half a gigabyte, and writing it take as long as an epoch: it is written when more work would be lost.
 SECONDS = 30.0
 
@@ -51,25 +50,13 @@ class StateFile:
         device: where the training computes.
         max_gigabytes: of the whole cache.
         depends_on: JSON values, files by their bytes: all that another result could come from.
-        share: of several processes; the first one of each store writes the state.
     """
 
-    def __init__(
-        self,
-        device: torch.device,
-        max_gigabytes: float,
-        depends_on: list[Any],
-        share: Share = Share(),  # noqa: B008 (frozen)
-    ) -> None:
-        self.device, self.max_gigabytes, self.share = device, max_gigabytes, share
-        folder = Path(stages.__path__[0])
-        code = {
-            path.relative_to(folder).as_posix(): _hash(path)
-            for room in _ROOMS
-            for path in sorted((folder / room).rglob("*.py"))
-        }
-        about = [*(_hash(value) if isinstance(value, Path) else value for value in depends_on)]
-        text = json.dumps([about, code, device.type, torch.__version__, share.stores], sort_keys=True)
+    def __init__(self, device: torch.device, max_gigabytes: float, depends_on: list[Any]) -> None:
+        self.device, self.max_gigabytes = device, max_gigabytes
+        about = [*(sha256_of(value) if isinstance(value, Path) else value for value in depends_on)]
+        code = hash_code(Path(stages.__path__[0]), _ROOMS)
+        text = json.dumps([about, code, device.type, torch.__version__, ranks.count()], sort_keys=True)
         self.path = cache.states_folder() / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.pt"
         self._can_be_written = True
         self._written = time.monotonic()
@@ -82,7 +69,7 @@ class StateFile:
         if not ranks.agree(self._can_be_written and time.monotonic() - self._written >= SECONDS):
             return
         self._written = time.monotonic()
-        if not self.share.leads:
+        if ranks.rank():
             return
         values = {"weights": state.weights, "selected": state.selected, "optimizer": state.optimizer}
         epochs = [asdict(epoch) for epoch in state.epochs]
@@ -94,8 +81,7 @@ class StateFile:
         self._written = time.monotonic()
 
     def _write(self, values: dict[str, Any]) -> None:
-        parts = [cache.activations_folder(), cache.states_folder()]
-        cache.make_room(_nbytes(values), parts, self.max_gigabytes, spare=[self.path])
+        cache.make_room(_nbytes(values), self.max_gigabytes, spare=[self.path])
         with whole_file(self.path) as file:
             try:
                 torch.save(values, file)
@@ -128,7 +114,7 @@ class StateFile:
 
     def remove(self) -> None:
         """Remove the state: the training has ended, and its outputs are written."""
-        if self.share.leads:
+        if not ranks.rank():
             with suppress(OSError):
                 self.path.unlink()
 
@@ -140,7 +126,3 @@ def _nbytes(value: object) -> int:
     if isinstance(value, dict):
         return sum(map(_nbytes, value.values()))
     return sum(map(_nbytes, value)) if isinstance(value, list | tuple) else 0
-
-
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -10,7 +10,7 @@ out-of-fold logits choose the candidate and the temperature.
 import io
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stages.common import ranks
 from stages.common.cli import StageError
 from stages.common.files import read_rows, write_bytes, write_csv
 from stages.common.params import TrainHead
@@ -31,15 +32,18 @@ from stages.network.checkpoint import Description
 from stages.network.network import POOLING, Network, Standardize
 from stages.training.history import Epoch
 from stages.training.optimizer import make_optimizer, schedule_rate
+from stages.training.phase import Entries
 from stages.training.temperature import fit_temperature, score_logits
 
 FOLDS = 5
 # Of the sum of the images' losses, on standardized features: scikit-learn's 1 / C.
-PENALTIES = tuple(10 ** (exponent / 2) for exponent in range(-1, 8))
+PENALTIES = tuple(10 ** (exponent / 2) for exponent in range(-3, 7))
 # Of `train_head.lr`. Few: each costs a training of every fold.
 RATES = (1.0, 0.3)
 # Images of training and validation that the candidates are trained on; more choose no better, and take their time.
 SAMPLE = 5_000
+# Images whose features are in memory.
+MOST = 100_000
 # Passes over the images of a linear head: to compare, and to keep.
 _PASSES, _FINAL_PASSES = 100, 200
 # Logits of linear heads in work at one time.
@@ -52,18 +56,17 @@ Item = TypeVar("Item")
 class Candidate:
     """A head to try: linear with a `penalty`, or with a hidden layer, trained at `lr`; the other one is `None`.
 
-    `loss`: mean log-loss out-of-fold; `accuracy` likewise; `temperature`: what the same logits ask for.
+    `loss`: mean log-loss out-of-fold; `accuracy` likewise.
     """
 
     penalty: float | None
     lr: float | None
     loss: float = math.nan
     accuracy: float = math.nan
-    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
-class Images:
+class Data:
     """What the heads are trained on.
 
     `features`: (n, d), standardized; `labels`: (n,), on the same device; `outputs`: number of logits; `weights`:
@@ -87,35 +90,37 @@ def assign_folds(entries: list[Entry], seed: int) -> Tensor:
     return torch.tensor([folds[entry.sha256] for entry in entries])
 
 
-def search(images: Images, folds: Tensor, hidden: int, phase: TrainHead, seed: int) -> tuple[list[Candidate], Tensor]:
+def search(
+    data: Data, folds: Tensor, hidden: int, phase: TrainHead, seed: int
+) -> tuple[list[Candidate], list[nn.Module]]:
     """Try all candidates.
 
     Args:
-        images: of training and validation.
+        data: of training and validation images.
         folds: (n,), as `assign_folds` returns them, on the CPU.
         hidden: units of the hidden layer.
         phase: how heads with a hidden layer are trained.
         seed: of their first values and the order of the images.
 
     Returns:
-        The candidates, that with the lowest out-of-fold loss first; its out-of-fold logits, (n, outputs), on the CPU.
+        The candidates, that with the lowest out-of-fold loss first; for each fold, its head that has not seen it.
     """
     sampled = torch.randperm(len(folds), generator=generator_for(seed))[:SAMPLE].sort().values
     chosen = torch.zeros(len(folds), dtype=torch.bool).index_fill(0, sampled, True)
     rows = [torch.where(chosen & (folds != fold))[0] for fold in range(FOLDS)]
-    tried: list[tuple[Candidate, Tensor]] = []
-    at_once = max(1, _MOST_VALUES // (len(sampled) * FOLDS * images.outputs))
+    tried: list[tuple[Candidate, list[nn.Module]]] = []
+    at_once = max(1, _MOST_VALUES // (len(sampled) * FOLDS * data.outputs))
     for first in range(0, len(PENALTIES), at_once):
         penalties = PENALTIES[first : first + at_once]
         each = [penalty for penalty in penalties for _ in range(FOLDS)]
-        heads = _last(train_linear(images, rows * len(penalties), each, phase.label_smoothing, _PASSES, _PASSES))
+        heads = _last(train_linear(data, rows * len(penalties), each, phase.label_smoothing, _PASSES, _PASSES))
         for number, penalty in enumerate(penalties):
             own = heads[FOLDS * number : FOLDS * (number + 1)]
-            tried.append(_judge(Candidate(penalty, None), own, images, folds))
+            tried.append((_judge(Candidate(penalty, None), own, data, folds), own))
     for rate in RATES:
         lr = rate * phase.lr
-        heads = _last(train_hidden(images, rows, hidden, phase.model_copy(update={"lr": lr}), seed))
-        tried.append(_judge(Candidate(None, lr), heads, images, folds))
+        heads = _last(train_hidden(data, rows, hidden, phase.model_copy(update={"lr": lr}), seed))
+        tried.append((_judge(Candidate(None, lr), heads, data, folds), heads))
     tried.sort(key=lambda one: one[0].loss)
     return [candidate for candidate, _ in tried], tried[0][1]
 
@@ -125,22 +130,24 @@ def _last(steps: Iterator[Item]) -> Item:
     return deque(steps, maxlen=1).pop()
 
 
-def _judge(candidate: Candidate, heads: Sequence[nn.Module], images: Images, folds: Tensor) -> tuple[Candidate, Tensor]:
-    logits = torch.zeros(len(folds), images.outputs)
-    with torch.inference_mode():
-        for fold, head in enumerate(heads):
-            own = torch.where(folds == fold)[0]
-            logits[own] = head(images.features[own.to(images.features.device)]).cpu()
+def _judge(candidate: Candidate, heads: list[nn.Module], data: Data, folds: Tensor) -> Candidate:
     # Not after the temperature: a head that has learned its images by heart is a bad start for fine-tuning, however
     # well its logits are scaled afterwards.
-    labels = images.labels.cpu()
-    scores, _ = score_logits(logits, labels, images.weights, tempered=False)
-    temperature = fit_temperature(logits, labels, images.weights)
-    return replace(candidate, loss=scores.loss, accuracy=scores.accuracy, temperature=temperature), logits
+    logits, labels = _predict_out_of_fold(heads, data.features, folds), data.labels.cpu()
+    scores, _ = score_logits(logits, labels, data.weights, tempered=False)
+    return replace(candidate, loss=scores.loss, accuracy=scores.accuracy)
+
+
+def _predict_out_of_fold(heads: list[nn.Module], features: Tensor, folds: Tensor) -> Tensor:
+    """Return the logits of images, (n, outputs), on the CPU, each by the head of its fold."""
+    rows = [torch.where(folds == fold)[0] for fold in range(FOLDS)]
+    with torch.inference_mode():
+        logits = torch.cat([head(features[own.to(features.device)]) for own, head in zip(rows, heads, strict=True)])
+    return logits.cpu()[torch.cat(rows).argsort()]
 
 
 def train_linear(
-    images: Images, rows: Sequence[Tensor], penalties: Sequence[float], smoothing: float, passes: int, every: int
+    data: Data, rows: Sequence[Tensor], penalties: Sequence[float], smoothing: float, passes: int, every: int
 ) -> Iterator[list[nn.Module]]:
     """Train linear heads, each with its own images and penalty, at once.
 
@@ -150,7 +157,7 @@ def train_linear(
     (https://arxiv.org/abs/1204.3982).
 
     Args:
-        images: of which the rows are positions.
+        data: of which the rows are positions.
         rows: the images of each head.
         penalties: of each head, above 0.
         smoothing: label smoothing, in [0, 1).
@@ -160,25 +167,25 @@ def train_linear(
     Yields:
         The heads after so many passes.
     """
-    used = torch.unique(torch.cat(list(rows))).to(images.features.device)
-    squares, axes = _find_axes(images.features[used])
-    features = torch.cat([images.features[used] @ axes, axes.new_ones(len(used), 1)], dim=1)
-    labels, heads = images.labels[used], len(rows)
-    targets = functional.one_hot(labels, images.outputs).float() if images.outputs > 1 else labels[:, None].float()
-    targets = targets * (1 - smoothing) + smoothing / max(2, images.outputs)
-    weight = features.new_ones(len(used)) if images.weights is None else images.weights.to(features)[labels]
+    used = torch.unique(torch.cat(list(rows))).to(data.features.device)
+    squares, axes = _find_axes(data.features[used])
+    features = torch.cat([data.features[used] @ axes, axes.new_ones(len(used), 1)], dim=1)
+    labels, heads = data.labels[used], len(rows)
+    targets = functional.one_hot(labels, data.outputs).float() if data.outputs > 1 else labels[:, None].float()
+    targets = targets * (1 - smoothing) + smoothing / max(2, data.outputs)
+    weight = features.new_ones(len(used)) if data.weights is None else data.weights.to(features)[labels]
     counted = torch.stack([torch.isin(used, own.to(used)) for own in rows], dim=1) * weight[:, None]
     squares = torch.cat([squares, squares.new_tensor([float(len(used))])])
     penalty = squares.new_tensor(penalties).repeat(len(squares), 1)
     penalty[-1] = 0  # the bias has none
-    curvature = (0.25 if images.outputs == 1 else 0.5) * float(weight.max())
+    curvature = (0.25 if data.outputs == 1 else 0.5) * float(weight.max())
     bound, penalty = (curvature * squares[:, None] + penalty)[:, :, None], penalty[:, :, None]
 
-    last = features.new_zeros(len(squares), heads, images.outputs)
+    last = features.new_zeros(len(squares), heads, data.outputs)
     ahead, momentum = last, features.new_ones(heads)
     for number in range(1, passes + 1):
-        logits = (features @ ahead.flatten(1)).view(-1, heads, images.outputs)
-        predicted = logits.sigmoid() if images.outputs == 1 else logits.softmax(2)
+        logits = (features @ ahead.flatten(1)).view(-1, heads, data.outputs)
+        predicted = logits.sigmoid() if data.outputs == 1 else logits.softmax(2)
         errors = (predicted - targets[:, None]) * counted[:, :, None]
         gradient = (features.T @ errors.flatten(1)).view_as(last) + penalty * ahead
         step = ahead - gradient / bound
@@ -237,12 +244,12 @@ class _Heads(nn.Module):
 
 
 def train_hidden(
-    images: Images, rows: Sequence[Tensor], hidden: int, phase: TrainHead, seed: int
+    data: Data, rows: Sequence[Tensor], hidden: int, phase: TrainHead, seed: int
 ) -> Iterator[list[nn.Module]]:
     """Train a head with a hidden layer on each of several selections of images, at once.
 
     Args:
-        images: of which the rows are positions.
+        data: of which the rows are positions.
         rows: the images of each head; an epoch takes as many of each as the smallest selection has.
         hidden: units.
         phase: epochs, batch size, rate, schedule, optimizer, weight decay and label smoothing.
@@ -251,20 +258,20 @@ def train_hidden(
     Yields:
         The heads after each epoch.
     """
-    device, generator = images.features.device, generator_for(seed)
+    device, generator = data.features.device, generator_for(seed)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(generator.initial_seed())
-        layers = nn.Linear(images.features.shape[1], hidden), nn.Linear(hidden, images.outputs)
+        layers = nn.Linear(data.features.shape[1], hidden), nn.Linear(hidden, data.outputs)
     heads = _Heads(len(rows), *layers).to(device)
     least = min(map(len, rows))
     steps = math.ceil(least / phase.batch_size)
     optimizer = make_optimizer(Network(nn.Sequential(), nn.Sequential(heads)), phase)
     schedule = schedule_rate(optimizer, phase, phase.epochs * steps)
-    weights = None if images.weights is None else images.weights.to(device)
+    weights = None if data.weights is None else data.weights.to(device)
     for _ in range(phase.epochs):
         order = torch.stack([own[torch.randperm(len(own), generator=generator)[:least]] for own in rows]).to(device)
         for batch in torch.split(order, phase.batch_size, dim=1):
-            logits, labels = heads(images.features[batch]), images.labels[batch]
+            logits, labels = heads(data.features[batch]), data.labels[batch]
             # The sum over heads: each has the gradient of its own mean.
             loss = len(rows) * objective.loss(logits.flatten(0, 1), labels.flatten(), weights, phase.label_smoothing)
             optimizer.zero_grad()
@@ -282,7 +289,7 @@ class Found:
 
     `layers`: what comes behind the pooling; `epochs`: the history of its training; `candidates`: all that were tried,
     the found one first; `entries` and `logits`, (n, outputs): the images of training and validation, each predicted by
-    a head that was not trained on it.
+    a head that was not trained on it; `temperature`: what these logits ask for.
     """
 
     layers: list[nn.Module]
@@ -290,64 +297,92 @@ class Found:
     candidates: list[Candidate]
     entries: list[Entry]
     logits: Tensor
+    temperature: float
 
     def install(self, network: Network, description: Description) -> Description:
         """Give a network this head in place of its own, and return what its checkpoint then says of itself."""
-        best = self.candidates[0]
         pooling = [layer for layer in network.classifier if isinstance(layer, (*POOLING, nn.Flatten))]
         network.classifier = nn.Sequential(*pooling, *self.layers)
-        hidden = 0 if best.lr is None else description.hidden
-        return replace(description, hidden=hidden, standardized=True, temperature=best.temperature)
+        hidden = 0 if self.candidates[0].lr is None else description.hidden
+        return replace(description, hidden=hidden, standardized=True, temperature=self.temperature)
 
 
 def find_head(
-    features: Tensor,
-    train: list[Entry],
-    val: list[Entry],
-    watched: list[Entry],
+    read: Callable[[list[Entry]], Iterable[Tensor]],
+    entries: Entries,
     hidden: int,
     phase: TrainHead,
     weights: Tensor | None,
     seed: int,
+    device: torch.device,
 ) -> Found:
     """Choose a head by folds over training and validation images, and train it on the training images.
 
+    Of several ranks, all read, and the first one searches. Of more than `MOST` images, a sample is in memory.
+
     Args:
-        features: of the training images, then of those watched, (n, d), where to compute.
-        train: the training images.
-        val: the validation images; none where training watches the test images.
-        watched: whose loss and accuracy the history has.
+        read: images -> what enters the head, in batches, pooled or to be flattened, (n, d, ...).
+        entries: the images.
         hidden: units of a hidden layer.
         phase: how heads with one are trained.
         weights: (classes,), as for `objective.loss`, or `None`.
         seed: of everything that is random.
+        device: where to compute.
     """
-    count, entries = len(train), [*train, *val]
-    every = [*train, *watched]
+    every, labelled = [*entries.train, *entries.watched], [*entries.train, *entries.validation]
+    chosen = torch.randperm(len(every), generator=generator_for(seed))[:MOST].sort().values
+    used = [every[position] for position in chosen.tolist()]
+    features = torch.cat([batch.flatten(1) for batch in read(used)]).to(device)
+    folds = assign_folds(labelled, seed)
+    count, known = int((chosen < len(entries.train)).sum()), int((chosen < len(labelled)).sum())
     spread, mean = torch.std_mean(features[:count], dim=0)
     # A value that never changes says nothing, and must not be divided by 0.
     spread = torch.where(spread > 0, spread, 1.0)
-    labels = torch.tensor([entry.label for entry in every], device=features.device)
-    outputs = objective.outputs_for(int(labels.max()) + 1)
-    images = Images((features - mean) / spread, labels, outputs, weights)
-    used = Images(images.features[: len(entries)], labels[: len(entries)], outputs, weights)
-    candidates, logits = search(used, assign_folds(entries, seed), hidden, phase, seed)
-    best, rows, epochs = candidates[0], [torch.arange(count)], []
+    features.sub_(mean).div_(spread)
+    labels = torch.tensor([entry.label for entry in used], device=device)
+    outputs = objective.outputs_for(max(entry.label for entry in every) + 1)
+    heads: list[nn.Module] = []
+    found: Found | None = None
+    if ranks.rank() == 0:
+        data = Data(features[:known], labels[:known], outputs, weights)
+        candidates, heads = search(data, folds[chosen[:known]], hidden, phase, seed)
+        epochs: list[Epoch] = []
+        head = heads[0]
+        for number, head in _train_again(candidates[0], data, count, hidden, phase, seed):
+            with torch.inference_mode():
+                logits = head(features).cpu()
+            training, _ = score_logits(logits[:count], labels[:count].cpu(), weights, tempered=False)
+            watching, _ = score_logits(logits[count:], labels[count:].cpu(), weights, tempered=not entries.watches_test)
+            epochs.append(Epoch(number, training.loss, training.accuracy, watching.loss, watching.accuracy))
+        layers = [layer.cpu() for layer in (Standardize(mean, spread), *head.children())]
+        found = Found(layers, epochs, candidates, labelled, torch.empty(0), 1.0)
+    del features
+    logits, first = torch.zeros(len(labelled), outputs), 0
+    for batch in read(labelled):
+        if ranks.rank() == 0:
+            own = slice(first, first := first + len(batch))
+            standardized = (batch.flatten(1).to(device) - mean) / spread
+            logits[own] = _predict_out_of_fold(heads, standardized, folds[own])
+    found, logits = ranks.agree((found, logits))
+    assert found is not None
+    truth = torch.tensor([entry.label for entry in labelled])
+    temperature = fit_temperature(logits, truth, weights)
+    epochs = [replace(epoch, temperature=temperature) for epoch in found.epochs]
+    return replace(found, epochs=epochs, logits=logits, temperature=temperature)
+
+
+def _train_again(
+    best: Candidate, data: Data, count: int, hidden: int, phase: TrainHead, seed: int
+) -> Iterator[tuple[int, nn.Module]]:
+    """Train a candidate on the first `count` images; yield numbers of epochs, and the head after so many."""
+    rows, every = [torch.arange(count)], 1
     if best.penalty is not None:
-        each = train_linear(used, rows, [best.penalty], phase.label_smoothing, _FINAL_PASSES, _FINAL_PASSES // 10)
-        steps = ((number * _FINAL_PASSES // 10, head) for number, (head,) in enumerate(each, start=1))
+        every = _FINAL_PASSES // 10
+        heads = train_linear(data, rows, [best.penalty], phase.label_smoothing, _FINAL_PASSES, every)
     else:
-        assert best.lr is not None
-        trained = train_hidden(used, rows, hidden, phase.model_copy(update={"lr": best.lr}), seed)
-        steps = ((number, head) for number, (head,) in enumerate(trained, start=1))
-    for number, head in steps:
-        with torch.inference_mode():
-            every_logits = head(images.features).cpu()
-        training, _ = score_logits(every_logits[:count], labels[:count].cpu(), weights, tempered=False)
-        watching, _ = score_logits(every_logits[count:], labels[count:].cpu(), weights, tempered=bool(val))
-        epochs.append(Epoch(number, training.loss, training.accuracy, watching.loss, watching.accuracy))
-    layers = [Standardize(mean, spread), *head.children()]
-    return Found([layer.cpu() for layer in layers], epochs, candidates, entries, logits)
+        heads = train_hidden(data, rows, hidden, phase.model_copy(update={"lr": best.lr}), seed)
+    for number, (head,) in enumerate(heads, start=1):
+        yield number * every, head
 
 
 def describe_search(found: Found) -> str:
@@ -362,7 +397,8 @@ def describe_search(found: Found) -> str:
         )
     ]
     kept = "the linear one" if found.candidates[0].lr is None else "the one with a hidden layer"
-    sample = f", trained on a sample of {SAMPLE:,}" if len(found.entries) > SAMPLE else ""
+    sample = f", compared on a sample of {SAMPLE:,}" if len(found.entries) > SAMPLE else ""
+    sample += f" and trained on one of {MOST:,}" if len(found.entries) > MOST else ""
     tried = f"{len(found.candidates)} heads tried by {FOLDS} folds of {len(found.entries):,} images{sample}"
     return "\n".join([*lines, f"{tried}: kept {kept}"])
 
@@ -399,7 +435,7 @@ def write_out_of_fold(path: Path, found: Found | None) -> None:
     entries, probabilities = [], np.empty((0, 0))
     if found is not None:
         entries = found.entries
-        probabilities = objective.probabilities(found.logits.double(), found.candidates[0].temperature).numpy()
+        probabilities = objective.probabilities(found.logits.double(), found.temperature).numpy()
     content = io.BytesIO()
     paths, labels = [entry.path for entry in entries], [entry.label for entry in entries]
     np.savez(content, paths=np.array(paths, np.str_), labels=np.array(labels, np.int64), probabilities=probabilities)

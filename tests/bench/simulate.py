@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from stages.images.index import Entry
-    from stages.training.prefix import FrozenPrefix
+    from stages.training.features import FrozenPrefix
 
 Measured = Callable[[], object]
 
@@ -34,7 +34,7 @@ CHANNELS = 960
 ROWS_A_FILE = 357
 BATCH = 64
 # Blocks that fine-tuning trains: the tutorial's and the default.
-UNFREEZE = (3, 4)
+UNFREEZE = (3, 9)
 
 # What is measured imports what it needs, and no more: memory would tell of it.
 
@@ -59,7 +59,7 @@ def measure_imports(_: int, __: Path) -> Measured:
     """Load what all but `split` and the index need."""
 
     def load() -> None:
-        import stages.training.inputs  # noqa: F401
+        import stages.training.batches  # noqa: F401
 
     return load
 
@@ -102,30 +102,30 @@ def prepare_store(count: int, folder: Path) -> None:
     """Write a store with as many files as real activations take, but with tiny rows."""
     import torch
 
-    from stages.training import store
+    from stages.training.features import Writer
 
-    hashes = sorted({entry.sha256 for entry in fake_entries(count)})
-    for first in range(0, len(hashes), ROWS_A_FILE):
-        some = hashes[first : first + ROWS_A_FILE]
-        writer = store.Writer(folder / "store", set(some))
+    entries = fake_entries(count)
+    for first in range(0, count, ROWS_A_FILE):
+        some = entries[first : first + ROWS_A_FILE]
+        writer = Writer(folder / "store", {entry.sha256 for entry in some})
         writer.add(some, torch.zeros(len(some), 1))
         writer.flush()
 
 
 def measure_finding(count: int, folder: Path) -> Measured:
     """Find the kept rows of all pictures."""
-    from stages.training.store import find
+    from stages.training.features import find
 
-    return partial(find, folder / "store", {entry.sha256 for entry in fake_entries(count)})
+    return partial(find, folder / "store", fake_entries(count))
 
 
 def measure_epoch(count: int, folder: Path) -> Measured:
     """Read the kept rows of all pictures once, in batches of 64, in a shuffled order."""
-    from stages.training.inputs import open_batches
-    from stages.training.store import find
+    from stages.training.batches import open_batches
+    from stages.training.features import find
 
     prefix, entries = _fake_prefix(folder), fake_entries(count)
-    kept = find(folder / "store", {entry.sha256 for entry in entries})
+    kept = find(folder / "store", entries)
     if missing := kept.missing(entries):
         sys.exit(f"{len(missing):,} of {count:,} rows are not found")
 
@@ -141,7 +141,7 @@ def _fake_prefix(folder: Path) -> "FrozenPrefix":
     from torch import nn
 
     from stages.images.preprocessing import Preprocessing
-    from stages.training.prefix import FrozenPrefix
+    from stages.training.features import FrozenPrefix
 
     return FrozenPrefix(nn.Sequential(), folder, Preprocessing(crop=32), torch.device("cpu"), "float32", 0)
 
@@ -218,18 +218,18 @@ def measure_kept(unfreeze: int, folder: Path) -> float:
 
     from stages.network.backbones import stock_model
     from stages.network.network import build_network, cut
-    from stages.training.store import Writer
+    from stages.training.features import Writer
 
     network = build_network(stock_model("mobilenet_v3_large"), "pooled", 500, 1, 224).eval()
-    hashes = [fake_hash(number) for number in range(ROWS_A_FILE)]
+    entries = fake_entries(ROWS_A_FILE)
     for phase, trained in (("head", 0), ("finetune", unfreeze)):
         with torch.inference_mode():
             row = cut(network, trained)[0](torch.zeros(1, 3, 224, 224))
-        writer = Writer(folder / f"kept-{unfreeze}" / phase, set(hashes))
-        writer.add(hashes, row.expand(len(hashes), *row.shape[1:]))
+        writer = Writer(folder / f"kept-{unfreeze}" / phase, {entry.sha256 for entry in entries})
+        writer.add(entries, row.expand(len(entries), *row.shape[1:]))
         writer.flush()
     files = (folder / f"kept-{unfreeze}").rglob("*.safetensors")
-    return sum(path.stat().st_size for path in files) / len(hashes)
+    return sum(path.stat().st_size for path in files) / len({entry.sha256 for entry in entries})
 
 
 def run_part(part: str, name: str, count: int, folder: Path) -> None:

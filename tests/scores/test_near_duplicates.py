@@ -21,10 +21,9 @@ from stages.scores import near_duplicates, similarity
 from stages.scores.near_duplicates import LOOKED_FOR, Similar
 from stages.scores.predictions import Predictions
 from stages.scores.similarity import find_similar
-from stages.training.inputs import Inputs, open_batches
+from stages.training.batches import Batches, open_batches
+from stages.training.features import FrozenPrefix, Kept
 from stages.training.loop import Trainer, predict
-from stages.training.prefix import FrozenPrefix
-from stages.training.store import Kept
 
 
 def make_scenes(root: Path, count: int) -> None:
@@ -112,7 +111,7 @@ def test_a_picture_has_the_same_features_through_the_tail_as_through_the_whole_b
     network, description = load_checkpoint(project.checkpoint("initial"))
     cpu = torch.device("cpu")
 
-    def inputs_of(blocks: nn.Sequential) -> Inputs:
+    def inputs_of(blocks: nn.Sequential) -> Batches:
         prefix = FrozenPrefix(blocks, project.path("pictures"), description.preprocessing, cpu, "float32", 0)
         return open_batches(prefix, entries, Kept(), 3)
 

@@ -20,11 +20,10 @@ from stages.images.preprocessing import Preprocessing
 from stages.network.backbones import stock_model
 from stages.network.checkpoint import load_checkpoint
 from stages.network.network import Network, build_network, calibrate_batchnorm, cut, set_trainable
-from stages.training.activations import keep
+from stages.training.batches import open_batches
+from stages.training.features import FrozenPrefix, keep
 from stages.training.history import Epoch, History
-from stages.training.inputs import open_batches
 from stages.training.loop import Trainer
-from stages.training.prefix import FrozenPrefix
 
 CPU = torch.device("cpu")
 HEADS = get_args(Head)
@@ -105,14 +104,14 @@ def test_kept_rows_and_the_tail_are_the_plain_network_at_every_cut(
         rounding = (copy.deepcopy(network).double()(images.double()) - plain).abs().max()
     # As `train_head` does: what a later cut needs is kept in passing, by a prefix that is longer.
     whole = FrozenPrefix(cut(network, unfreeze=0)[0], root, preprocessing, CPU, "float32", 0)
-    keep(whole, entries, 1.0, also=dict.fromkeys(range(len(network.backbone)), entries))
-    assert "activations: 4 pictures" in capsys.readouterr().out
+    keep(whole, dict.fromkeys(range(len(network.backbone) + 1), entries), 1.0)
+    assert "activations: 4 images" in capsys.readouterr().out
     for unfreeze in range(len(network.backbone) + 1):
         blocks, tail = cut(network, unfreeze)
         prefix = FrozenPrefix(blocks, root, preprocessing, CPU, "float32", 0)
-        kept = keep(prefix, entries, 1.0)
+        kept = keep(prefix, {len(prefix.blocks): entries}, 1.0)[len(prefix.blocks)]
         assert not kept.missing(entries)
-        assert (capsys.readouterr().out == "") == (unfreeze < len(network.backbone))
+        assert capsys.readouterr().out == ""  # nothing is computed again
         ((rows, *_),) = open_batches(prefix, entries, kept, len(entries))
         logits = Trainer(tail, CPU).logits(rows)
         assert (logits - plain).abs().max() <= 1e-5 * plain.abs().max() + 2 * rounding, unfreeze
@@ -158,7 +157,7 @@ def test_a_stopped_stage_goes_on_and_ends_with_the_bytes_of_one_that_was_not_on_
         assert project.run(stage) == 130
     capsys.readouterr()
     assert project.run(stage) == 0
-    assert "going on after epoch 1 of a run that was stopped" in capsys.readouterr().out
+    assert "resuming after epoch 1" in capsys.readouterr().out
     assert output.read_bytes() == whole
 
 

@@ -110,6 +110,6 @@ def test_without_validation_images_the_end_is_kept_and_said(
     project.set("split.val_size", 0.0)
     project.build()
     assert project.run("train_head", "finetune") == 0
-    assert "no validation pictures: the end of the schedule is kept" in capsys.readouterr().out
+    assert "no validation images: the end of the schedule is kept" in capsys.readouterr().out
     assert read_line(project.path("metrics/finetune/line.csv")) == []
     assert read_alpha(project.path("metrics/finetune")) == 1

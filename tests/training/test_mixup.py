@@ -3,15 +3,15 @@
 import pytest
 import torch
 from conftest import Project, make_pictures
-from test_activations import no_decoding
+from test_features import no_decoding
 from test_resume import PLACES, outputs, run_killed
 from torch import nn
 
 from stages.common.params import Phase
 from stages.network import objective
 from stages.network.network import Network
+from stages.training.batches import Part
 from stages.training.history import read_history
-from stages.training.inputs import Part
 from stages.training.loop import Trainer, mix
 
 __all__ = ["no_decoding"]
@@ -33,7 +33,7 @@ def test_a_killed_run_goes_on_with_the_same_mixtures(built: Project, capsys: pyt
     run_killed(built, "train_head", *PLACES["between two epochs"][:3])
     capsys.readouterr()
     assert built.run("train_head") == 0
-    assert "going on after epoch 2 of a run that was stopped" in capsys.readouterr().out
+    assert "resuming after epoch 2" in capsys.readouterr().out
     assert outputs(built, "train_head") == whole
 
 

@@ -101,7 +101,7 @@ def test_a_killed_stage_goes_on_and_ends_with_the_bytes_of_one_that_was_not(
     assert len(states()) == 1
     capsys.readouterr()
     assert built.run(stage) == 0
-    assert f"going on after epoch {finished} of a run that was stopped" in capsys.readouterr().out
+    assert f"resuming after epoch {finished}" in capsys.readouterr().out
     assert outputs(built, stage) == whole
     assert states() == []
 
@@ -119,7 +119,7 @@ def test_a_killed_stage_goes_on_with_every_optimizer_schedule_and_weight(
     run_killed(built, stage, *PLACES["inside an epoch"][:3])
     capsys.readouterr()
     assert built.run(stage) == 0
-    assert "going on after epoch 2 of a run that was stopped" in capsys.readouterr().out
+    assert "resuming after epoch 2" in capsys.readouterr().out
     assert outputs(built, stage) == whole
 
 

@@ -32,7 +32,7 @@ def key(*depends_on: object) -> str:
         ("scores/metrics.py", False),
         ("plot.py", False),
         ("common/files.py", True),
-        ("pictures/decode.py", True),
+        ("images/decode.py", True),
         ("network/objective.py", True),
         ("training/loop.py", True),
         ("training/__init__.py", True),

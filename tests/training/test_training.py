@@ -26,8 +26,8 @@ from stages.network.backbones import stock_model
 from stages.network.network import Network, build_network, set_trainable
 from stages.scores.metrics import score
 from stages.training import resume
+from stages.training.batches import Part
 from stages.training.history import Epoch, read_history, still_falling
-from stages.training.inputs import Part
 from stages.training.loop import Fit, Scores, Trainer, predict
 from stages.training.resume import StateFile
 
@@ -377,7 +377,7 @@ def test_training_evaluating_and_resuming_make_no_tensor_of_64_bit_floats(
             state = StateFile(trainer.device, 1.0, [outputs, optimizer])
             fit(trainer, make_phase(epochs=epochs, **keys), state=state)
             trainer.features_and_logits(OneBatch().images)
-    assert "going on after epoch 1" in capsys.readouterr().out
+    assert "resuming after epoch 1" in capsys.readouterr().out
 
 
 def test_a_validation_loss_of_exactly_0_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,179 @@
+"""Batches for the tail of a network: kept activations, or what the frozen prefix makes of images on the way."""
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from stages.common import ranks
+from stages.common.cli import stop_if_interrupted
+from stages.common.params import Augment
+from stages.common.ranks import Share
+from stages.images.batches import Order
+from stages.images.index import Entry
+from stages.training.features import FrozenPrefix, Kept
+
+# Rows that are in memory, or go to a GPU, at a time.
+READ_AT_ONCE = 1024
+
+
+class Part(NamedTuple):
+    """This rank's part of a batch for the tail of a network, on its device.
+
+    `inputs`: activations, (n, ...); `labels`: (n,); `places`: n places in the batch; `whole`: images of the batch in
+    all ranks. Where n is 0, `inputs` is another image that does not count, or empty.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    places: range
+    whole: int
+
+
+class Batches(Protocol):
+    """Batches for the tail of a network, iterated over once an epoch."""
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        ...
+
+    def __iter__(self) -> Iterator[Part]:
+        """Yield this rank's part of each batch."""
+        ...
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the augmentation of the next pass."""
+        ...
+
+
+def open_batches(
+    prefix: FrozenPrefix,
+    entries: list[Entry],
+    kept: Kept,
+    batch_size: int,
+    augment: Augment = "none",
+    shuffle_seed: int | None = None,
+) -> Batches:
+    """Return batches of activations; where not all are kept, and of augmented images, they are computed live.
+
+    Without augmentation, the bytes do not depend on what is kept.
+
+    Args:
+        prefix: whose activations.
+        entries: the images.
+        kept: as `keep` returns it.
+        batch_size: images per batch; the last one may be smaller.
+        augment: for training images only.
+        shuffle_seed: each epoch takes another order, the same ones for the same seed; `None` keeps the index's.
+    """
+    if augment == "none" and not kept.missing(entries):
+        return _Rows(prefix, entries, kept, batch_size, shuffle_seed)
+    return _Live(prefix, entries, batch_size, augment, shuffle_seed)
+
+
+def read_all(prefix: FrozenPrefix, entries: list[Entry], kept: Kept, batch_size: int, title: str) -> Iterator[Tensor]:
+    """Yield the activations of images in batches, float32, on the CPU; in all ranks those of all images.
+
+    Args:
+        prefix: whose activations.
+        entries: the images.
+        kept: as `keep` returns it.
+        batch_size: of images; the last one may be smaller.
+        title: of the progress bar.
+    """
+    count = prefix.share.count
+    # Each begins with the first rank's part, so that it is put together as the whole index is.
+    batches = open_batches(prefix, entries, kept, -(-batch_size // count) * count)
+    for part in tqdm(batches, desc=title, unit="batch", disable=None):
+        yield interleave(part.inputs[: len(part.labels)].float().cpu())
+
+
+def interleave(rows: Tensor | None) -> Tensor:
+    """Return the rows of all places, (n, ...), where each rank has those of its share, in order, on the CPU.
+
+    Args:
+        rows: (m, ...), `None` if this rank has none.
+    """
+    parts = [part for part in ranks.gather(rows) if part is not None and len(part)]
+    if len(parts) == 1:
+        return parts[0]
+    every = torch.empty((sum(map(len, parts)), *parts[0].shape[1:]), dtype=parts[0].dtype)
+    for number, part in enumerate(parts):
+        every[number :: ranks.count()] = part
+    return every
+
+
+class _Rows:
+    """Batches of kept rows; on a GPU all of them are, where they fit into half of what is free of its memory."""
+
+    def __init__(
+        self, prefix: FrozenPrefix, entries: list[Entry], kept: Kept, batch_size: int, shuffle_seed: int | None
+    ) -> None:
+        self.kept, self.entries, self.device = kept, entries, prefix.device
+        self.parts = _divide(prefix.share, entries, batch_size)
+        self.labels = torch.tensor([entry.label for entry in entries], device=self.device)
+        self.order = Order(len(entries), shuffle_seed, share=prefix.share)
+        self.resident: Tensor | None = None
+        if self.device.type == "cuda":
+            needed = kept.gather(entries[:1]).nbytes * len(entries)
+            if needed < torch.cuda.mem_get_info(self.device)[0] // 2:
+                parts = range(0, len(entries), READ_AT_ONCE)
+                self.resident = torch.cat([self._read(entries[first : first + READ_AT_ONCE]) for first in parts])
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __iter__(self) -> Iterator[Part]:
+        positions = [position for position, _ in self.order]
+        on_device = torch.tensor(positions, dtype=torch.int64, device=self.device)
+        first, inputs = 0, torch.empty(0, device=self.device)
+        for places, whole in self.parts:
+            stop_if_interrupted()
+            batch = slice(first, first + len(places))
+            chosen, first = on_device[batch], first + len(places)
+            if not places:
+                inputs = inputs[:1]
+            elif self.resident is None:
+                inputs = self._read([self.entries[position] for position in positions[batch]])
+            else:
+                inputs = self.resident[chosen]
+            yield Part(inputs, self.labels[chosen], places, whole)
+
+    def _read(self, entries: list[Entry]) -> Tensor:
+        rows = self.kept.gather(entries)
+        rows = rows.pin_memory() if self.device.type == "cuda" else rows
+        return rows.to(self.device, non_blocking=True)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.order.epoch = epoch
+
+
+class _Live:
+    """Batches of what the prefix makes of images, perhaps augmented, on the way."""
+
+    def __init__(
+        self, prefix: FrozenPrefix, entries: list[Entry], batch_size: int, augment: Augment, shuffle_seed: int | None
+    ) -> None:
+        self.order = Order(len(entries), shuffle_seed, share=prefix.share)
+        self.parts = _divide(prefix.share, entries, batch_size)
+        self.images, self.prefix = prefix.read(entries, batch_size, augment, self.order), prefix
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __iter__(self) -> Iterator[Part]:
+        activations = torch.empty(0, device=self.prefix.device)
+        for (images, labels), (places, whole) in zip(self.images, self.parts, strict=True):
+            (activations,) = self.prefix.forward(images) if places else (activations[:1],)
+            yield Part(activations, labels.to(self.prefix.device, non_blocking=True), places, whole)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.order.epoch = epoch
+
+
+def _divide(share: Share, entries: list[Entry], batch_size: int) -> list[tuple[range, int]]:
+    """Return this rank's places in each batch, and how many images there are in it."""
+    own, whole = (each.places(len(entries), batch_size) for each in (share, Share()))
+    return [(places, len(every)) for places, every in zip(own, whole, strict=True)]
