@@ -1,6 +1,5 @@
 """A pipeline that fine-tunes a pretrained image classifier: each module here is one stage, `python -m stages.NAME`."""
 
-import gc
 import os
 import signal
 import sys
@@ -30,5 +29,3 @@ def _exit_at_once(_: int, __: FrameType | None) -> NoReturn:
 if sys.argv[0] == "-m":
     signal.signal(signal.SIGINT, _exit_at_once)
     postpone_compiler()
-    # A fifth of the time that the libraries take goes into looking for garbage. `run` enables that again.
-    gc.disable()

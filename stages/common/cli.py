@@ -1,7 +1,6 @@
 """How a stage script starts and how it fails."""
 
 import errno
-import gc
 import json
 import os
 import re
@@ -24,7 +23,7 @@ _OUT_OF_MEMORY = (
     "can't allocate memory",
     "not enough memory",
     "cannot allocate memory",
-    "overflow",
+    "storage size calculation overflowed",
     "could not create a memory",
     "could not create a primitive",
 )
@@ -81,9 +80,6 @@ def run(main: Callable[[], None]) -> NoReturn:
                 errors="backslashreplace"
             )  # names of classes and files, where the output is ASCII or Latin
     signal.signal(signal.SIGINT, _interrupt)
-    if not gc.isenabled():  # while the libraries were loading; they stay to the end, and need not be looked through
-        gc.freeze()
-        gc.enable()
     try:
         main()
     except StageError as error:
@@ -97,7 +93,8 @@ def run(main: Callable[[], None]) -> NoReturn:
                 "workers, or end other programs"
             )
         if _is_lost(error):
-            _fail("another process of this training has ended, perhaps on another machine", LOST)
+            first = str(error).partition("\n")[0]
+            _fail(f"{first}; most likely another process of this training has ended, perhaps on another machine", LOST)
         if not isinstance(error, OSError):
             raise
         _fail(describe(error))

@@ -1,14 +1,18 @@
 """torch's compiler, which nothing here uses, left unloaded: its import takes longer than torch's own.
 
-torchvision 0.29 imports `torch._dynamo` for one function of `ops.roi_align`, and torch's optimizers do at their first
-step, to tell a compiler what to leave out. Until something else of it is asked for, a stand-in answers these.
+torchvision imports `torch._dynamo` for one function of `ops.roi_align`, and torch's optimizers do at their first step,
+to tell a compiler what to leave out. Until something else of it is asked for, a stand-in answers these, which saves a
+second a stage. Only with the versions that `constraints.txt` pins: others may ask for something else.
 """
 
 import importlib
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from types import ModuleType
 from typing import Any
+
+PINNED = {"torch": "2.15.0", "torchvision": "0.29.2"}
 
 _NAMES = ("torch._dynamo", "torch._dynamo.utils")
 
@@ -27,8 +31,8 @@ class _StandIn(ModuleType):
 
 
 def postpone_compiler() -> None:
-    """Let `torch._dynamo` be a stand-in, unless it is loaded already."""
-    if _NAMES[0] in sys.modules:
+    """Let `torch._dynamo` be a stand-in, unless it is loaded already or the libraries are other versions."""
+    if _NAMES[0] in sys.modules or any(version(name).partition("+")[0] != known for name, known in PINNED.items()):
         return
     dynamo, utils = (_StandIn(name) for name in _NAMES)
     vars(dynamo).update(utils=utils, disable=_leave, graph_break=_do_nothing)

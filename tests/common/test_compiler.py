@@ -4,6 +4,9 @@ import subprocess
 import sys
 
 import pytest
+from conftest import ROOT
+
+from stages.common import compiler
 
 COMPILER, TORCH, LEARN, STATISTICS = "torch._inductor", "torch._C", "sklearn", "scipy.stats"
 
@@ -47,6 +50,20 @@ def test_a_stage_starts_without_what_it_may_not_use(stage: str, unloaded: set[st
     loaded = {line.rpartition("|")[2].strip() for line in started.stderr.splitlines()}
     assert "stages.common.params" in loaded
     assert not unloaded & loaded
+
+
+def test_only_the_pinned_versions_are_served_by_the_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
+    assert {name: pinned[name] for name in compiler.PINNED} == compiler.PINNED
+    for name, another in (("torch", True), ("torchvision", True), ("none", False)):
+        monkeypatch.setattr(
+            sys, "modules", {key: module for key, module in sys.modules.items() if "_dynamo" not in key}
+        )
+        monkeypatch.setattr(
+            compiler, "version", lambda asked, name=name: "9.9" if asked == name else f"{compiler.PINNED[asked]}+cpu"
+        )
+        compiler.postpone_compiler()
+        assert ("torch._dynamo" not in sys.modules) == another
 
 
 def test_training_does_without_the_compiler_and_who_asks_for_it_gets_it() -> None:
