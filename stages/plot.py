@@ -26,7 +26,7 @@ from stages.scores.evaluation import read_evaluation
 from stages.scores.near_duplicates import read_near_duplicates
 from stages.scores.predictions import count_once, read_predictions
 from stages.scores.suspects import judge_all, read_suspects
-from stages.training.history import read_alpha, read_history, read_selected
+from stages.training.history import read_history, read_kept
 from stages.training.line import read_line
 from stages.training.search import read_candidates
 
@@ -63,8 +63,8 @@ def main() -> None:
     split = read_summary(arguments.split)
     histories = (arguments.head_history, arguments.finetune_history)
     head, finetune = map(read_history, histories)
-    selected = (read_selected(histories[0]), read_selected(histories[1]))
-    alpha = read_alpha(histories[1])
+    (selected_head, _), (selected_finetune, alpha) = map(read_kept, histories, (head, finetune))
+    selected = (selected_head, selected_finetune)
     candidates, line = read_candidates(histories[0] / "candidates.csv"), read_line(histories[1] / "line.csv")
 
     make_deterministic(params.seed)

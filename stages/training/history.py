@@ -2,18 +2,13 @@
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from stages.common import ranks
-from stages.common.files import write_text
+from stages.common.files import write_json, write_text
 from stages.training.line import Point
-
-if TYPE_CHECKING:
-    from dvclive.live import Live
 
 SERIES = ("train_loss", "train_accuracy", "val_loss", "accuracy")
 
@@ -58,68 +53,34 @@ def still_falling(epochs: Sequence[Epoch], limit: int, patience: int | None) -> 
 class History:
     """Writes one phase's history into a folder: `metrics.json`, and a table a series under `plots/metrics`.
 
-    DVC's pipeline describes these files itself, so DVCLive makes neither a `dvc.yaml` nor an experiment.
-
-    Of several ranks, those that write no outputs have a history that is not written.
+    The format is DVCLive's, which DVC plots. Of several ranks, those that write no outputs write none of it.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._live = folder, None
-        if ranks.writes_outputs():
-            with self._naming_the_folder():
-                self._live = _open_live(folder)
+        self.folder, self.epochs = folder, list[Epoch]()
 
     def add(self, epoch: Epoch) -> None:
-        """Write one epoch."""
-        if self._live is None:
+        """Write one epoch more; raises OSError."""
+        self.epochs.append(epoch)
+        if not ranks.writes_outputs():
             return
-        with self._naming_the_folder():
-            self._live.step = epoch.number
-            for name in SERIES:
-                if (value := getattr(epoch, name)) is not None:
-                    self._live.log_metric(name, value)
-            self._live.make_summary()  # type: ignore[no-untyped-call]
+        for name in SERIES:
+            values = [(each.number, getattr(each, name)) for each in self.epochs]
+            rows = "".join(f"{number}\t{value}\n" for number, value in values if value is not None)
+            write_text(_table(self.folder, name), f"step\t{name}\n{rows}")
+        self.finish(epoch)
 
     def finish(self, selected: Epoch, point: Point | None = None) -> None:
-        """Write what was kept, and close: `metrics.json` gets its scores in place of those of the last epoch.
+        """Write the validation loss of what is kept, which `dvc metrics diff` compares; raises OSError.
 
         Args:
             selected: the epoch.
             point: the point on the line from the start of the phase to this epoch, if one was chosen.
         """
-        if self._live is None:
-            return
-        kept = {name: value for name in SERIES if (value := getattr(selected, name)) is not None}
+        kept = {"val_loss": selected.val_loss}
         if point is not None:
-            kept = {"alpha": point.alpha, "val_loss": point.val_loss, "accuracy": point.accuracy}
-        with self._naming_the_folder():
-            self._live.summary = {"selected_epoch": selected.number, **kept}
-            self._live.end()  # type: ignore[no-untyped-call]
-            for name in SERIES:  # a phase that kept its start may have no training loss, yet DVC looks for each table
-                table = _table(self._folder, name)
-                if not table.exists():
-                    write_text(table, f"step\t{name}\n")
-
-    @contextmanager
-    def _naming_the_folder(self) -> Iterator[None]:
-        """A full disk shows in a write, whose error names no file."""
-        try:
-            yield
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, error.filename or str(self._folder)) from error
-
-
-def _open_live(folder: Path) -> "Live":
-    # Here: most of what imports this module reads histories or judges epochs, and DVCLive takes a while to load.
-    from dvclive.live import Live
-
-    class RepositoryLeftAlone(Live):
-        """DVCLive without its look at the repository, which takes a second and fails where git has no commit yet."""
-
-        def _init_dvc(self) -> None:
-            pass
-
-    return RepositoryLeftAlone(str(folder), save_dvc_exp=False, dvcyaml=None)
+            kept = {"val_loss": point.val_loss, "alpha": point.alpha}
+        write_json(self.folder / "metrics.json", kept)
 
 
 def read_history(folder: Path) -> list[Epoch]:
@@ -148,24 +109,21 @@ def _table(folder: Path, name: str) -> Path:
     return folder / "plots" / "metrics" / f"{name}.tsv"
 
 
-def read_selected(folder: Path) -> int:
-    """Return the number of the epoch whose weights were kept, or from which the line went back.
+def read_kept(folder: Path, epochs: Sequence[Epoch]) -> tuple[int, float]:
+    """Return the number of the epoch whose weights were kept, and the fraction of the phase's change that was.
+
+    The fraction is 1 where no line was measured, but for epoch 0.
+
+    Args:
+        folder: of the history.
+        epochs: as `read_history` returns them.
 
     Raises:
         OSError: it is not there.
     """
-    return int(_read_summary(folder)["selected_epoch"])
-
-
-def read_alpha(folder: Path) -> float:
-    """Return the fraction of the phase's change that was kept; 1 where no line was measured, but for epoch 0.
-
-    Raises:
-        OSError: it is not there.
-    """
-    return float(_read_summary(folder).get("alpha", read_selected(folder) > 0))
-
-
-def _read_summary(folder: Path) -> dict[str, Any]:
-    summary: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    return summary
+    summary: dict[str, float] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    if "alpha" in summary:
+        return (epochs[-1].number if summary["alpha"] else 0), summary["alpha"]
+    # The last one, if it is as good as the first of those with this loss.
+    number = next(epoch.number for epoch in (epochs[-1], *epochs) if epoch.val_loss == summary["val_loss"])
+    return number, float(number > 0)

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from stages.common.cli import StageError
 from stages.network.checkpoint import load_checkpoint
-from stages.training.history import read_alpha, read_history
+from stages.training.history import read_history, read_kept
 from stages.training.line import ALPHAS, Point, choose, read_line, write_line
 
 
@@ -68,9 +68,14 @@ def tuned(project: Project) -> Project:
     return project
 
 
+def alpha_of(project: Project) -> float:
+    folder = project.path("metrics/finetune")
+    return read_kept(folder, read_history(folder))[1]
+
+
 def test_the_checkpoint_lies_on_the_line_and_nothing_frozen_has_moved(tuned: Project) -> None:
     head, kept = (load_file(tuned.checkpoint(name)) for name in ("head", "finetuned"))
-    alpha = read_alpha(tuned.path("metrics/finetune"))
+    alpha = alpha_of(tuned)
     assert 0 < alpha < 1
     tuned.set("finetune.select", "last")
     assert tuned.run("finetune") == 0
@@ -93,7 +98,7 @@ def test_the_checkpoint_lies_on_the_line_and_nothing_frozen_has_moved(tuned: Pro
 def test_the_history_says_what_was_kept(tuned: Project, capsys: pytest.CaptureFixture[str]) -> None:
     assert tuned.run("finetune") == 0
     folder = tuned.path("metrics/finetune")
-    alpha, points, epochs = read_alpha(folder), read_line(folder / "line.csv"), read_history(folder)
+    alpha, points, epochs = alpha_of(tuned), read_line(folder / "line.csv"), read_history(folder)
     assert [point.alpha for point in points] == list(ALPHAS)
     assert points[0].val_loss == pytest.approx(epochs[0].val_loss, abs=1e-6)
     assert points[-1].val_loss == pytest.approx(epochs[-1].val_loss, abs=1e-6)
@@ -112,4 +117,4 @@ def test_without_validation_images_the_end_is_kept_and_said(
     assert project.run("train_head", "finetune") == 0
     assert "no validation images: the end of the schedule is kept" in capsys.readouterr().out
     assert read_line(project.path("metrics/finetune/line.csv")) == []
-    assert read_alpha(project.path("metrics/finetune")) == 1
+    assert alpha_of(project) == 1

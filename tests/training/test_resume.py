@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT, Project
 
 from stages.training import cache, resume
-from stages.training.history import Epoch, History, read_history, read_selected
+from stages.training.history import Epoch, History, read_history, read_kept
 from stages.training.resume import StateFile
 
 # Runs a stage that writes its state after each epoch, and kills itself at one of the calls of a function.
@@ -169,7 +169,7 @@ def test_a_killed_fine_tuning_keeps_what_one_that_was_not_killed_keeps(built: Pr
     epochs = read_history(built.path("metrics/finetune"))
     if select == "best":
         lowest = min(epochs, key=lambda epoch: epoch.val_loss)
-        assert read_selected(built.path("metrics/finetune")) == lowest.number
+        assert read_kept(built.path("metrics/finetune"), epochs)[0] == lowest.number
     run_killed(built, "finetune", *PLACES["inside an epoch"][:3])
     assert built.run("finetune") == 0
     assert outputs(built, "finetune") == whole
@@ -182,7 +182,7 @@ def test_a_killed_run_is_not_gone_on_with_under_other_parameters(
     kept = states()
     built.set("train_head.lr", 2e-3)
     assert built.run("train_head") == 0
-    assert "going on" not in capsys.readouterr().out
+    assert "resuming" not in capsys.readouterr().out
     assert states() == kept
     kept[0].unlink()
 
@@ -197,7 +197,7 @@ def test_a_damaged_state_is_ignored_with_one_line(built: Project, capsys: pytest
     assert built.run("train_head") == 0
     printed = capsys.readouterr().out
     assert [line for line in printed.splitlines() if line.startswith(f"{state}: damaged (")]
-    assert "going on" not in printed
+    assert "resuming" not in printed
     assert outputs(built, "train_head") == whole
 
 

@@ -1,7 +1,6 @@
 """The trainer's rules: which epoch is kept, when it stops, what it optimizes, how it fails."""
 
 import fcntl
-import json
 import os
 import re
 import struct
@@ -27,7 +26,7 @@ from stages.network.network import Network, build_network, set_trainable
 from stages.scores.metrics import score
 from stages.training import resume
 from stages.training.batches import Part
-from stages.training.history import Epoch, read_history, still_falling
+from stages.training.history import Epoch, read_history, read_kept, still_falling
 from stages.training.loop import Fit, Scores, Trainer, predict
 from stages.training.resume import StateFile
 
@@ -222,7 +221,8 @@ def test_a_loss_that_explodes_later_leaves_the_best_checkpoint(
     project.set("train_head.epochs", 5)
     line = refusal(project, "train_head")
     assert "the training loss at step 2 of epoch 3 is nan" in line
-    kept = json.loads(project.path("metrics/train_head/metrics.json").read_text())["selected_epoch"]
+    folder = project.path("metrics/train_head")
+    kept, _ = read_kept(folder, read_history(folder))
     assert f"head.safetensors keeps epoch {kept}" in line
     assert all(tensor.isfinite().all() for tensor in load_file(project.checkpoint("head")).values())
 
@@ -271,8 +271,8 @@ def test_fine_tuning_that_lowers_nothing_ends_with_the_head_checkpoint_and_says_
     assert "no epoch has a lower validation loss" in printed
     assert "Fine-tuning changed nothing: both checkpoints are the same network." in printed
     assert_same_tensors(project.checkpoint("head"), project.checkpoint("finetuned"))
-    metrics = json.loads(project.path("metrics/finetune/metrics.json").read_text())
-    assert metrics["selected_epoch"] == 0
+    folder = project.path("metrics/finetune")
+    assert read_kept(folder, read_history(folder)) == (0, 0)
     report = project.path("metrics/report.md").read_text()
     assert "Fine-tuning: kept epoch 0, the head checkpoint: no epoch lowered the validation loss." in report
     # The point of epoch 0 is that of the head phase's kept epoch.
