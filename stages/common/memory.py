@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import sys
 from pathlib import Path
 
 from stages.common.cli import StageError
@@ -12,6 +13,8 @@ _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory
 
 def total_memory() -> float:
     """Return the bytes of memory that all programs share here, or of the container where that is less."""
+    if not hasattr(os, "sysconf"):  # Windows
+        return float("inf")
     return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *map(_read_limit, _LIMITS))
 
 
@@ -41,7 +44,7 @@ def reuse_freed_memory() -> None:
     the time of predicting 128 pictures, a third of a flatten head's step (its gradient has 94 MB). mallopt(3): no block
     is mapped on its own (M_MMAP_MAX), and the heap does not shrink (M_TRIM_THRESHOLD).
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         m_mmap_max, m_trim_threshold = -4, -1
         mallopt(m_mmap_max, 0)
