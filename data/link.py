@@ -38,6 +38,8 @@ def main() -> None:
     parser.add_argument("--link", type=Path, required=True)
     arguments = parser.parse_args()
     file = named_file(arguments.key, load_params(arguments.params))
+    if arguments.link.is_dir() and not arguments.link.is_symlink():
+        raise StageError(f"{arguments.link}: a folder, where the pipeline makes a link to {arguments.key}; rename it")
     arguments.link.unlink(missing_ok=True)
     if file is None:
         write_text(arguments.link, f"{arguments.key} is not a file\n")

@@ -7,7 +7,7 @@ from stages.common import ranks
 from stages.common.cli import run
 from stages.common.params import load_params
 from stages.network.layer_table import write_layers
-from stages.network.network import cut, set_trainable
+from stages.network.network import cut, describe_untrained, set_trainable
 from stages.network.objective import weigh_classes
 from stages.training.batches import open_batches
 from stages.training.features import keep
@@ -33,6 +33,8 @@ def main() -> None:
         print("no validation images: the end of the schedule is kept, as with finetune.select=last")
     require_enough(phase, len(entries.train))
     set_trainable(network, phase.unfreeze)
+    if untrained := describe_untrained(network, phase.unfreeze):
+        print(untrained)
     blocks, tail = cut(network.to(device), phase.unfreeze)
 
     prefix = open_prefix(blocks, description, device, params)

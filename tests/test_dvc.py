@@ -225,6 +225,30 @@ def settings(**more: object) -> dict[str, object]:
     return {"data.path": "my pictures", "workers": 0, "train_head.search": False, **model, **phases, **more}
 
 
+def test_who_never_made_the_sample_misses_nothing_of_it(tmp_path: Path) -> None:
+    repository = Repository(tmp_path)
+    shutil.copy(ROOT / "data" / "dvc.lock", tmp_path / "data" / "dvc.lock")
+    repository.call("dvc", "checkout")
+
+
+@pytest.mark.parametrize("stage", ["weights", "labels"])
+def test_a_folder_in_the_place_of_a_link_is_said_and_kept(project: Project, stage: str) -> None:
+    project.path(f"data/{stage}").mkdir(parents=True)
+    project.path(f"data/{stage}/own.pth").write_text("")
+    command = DATA_PIPELINE["stages"][stage]["cmd"].split()[1:]
+    project.path("params.yaml").write_text(yaml.safe_dump(project.params))
+    process = subprocess.run(
+        [sys.executable, *command],
+        cwd=project.folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 1
+    assert process.stderr.startswith(f"error: data/{stage}: a folder, where the pipeline makes a link")
+    assert project.path(f"data/{stage}/own.pth").exists()
+
+
 def test_what_runs_again_when_what_changes(tmp_path: Path) -> None:
     repository = Repository(tmp_path)
 

@@ -197,6 +197,16 @@ def set_trainable(network: Network, unfreeze: int) -> None:
             module.requires_grad_(False)
 
 
+def describe_untrained(network: Network, unfreeze: int) -> str | None:
+    """Say which of the last `unfreeze` blocks have nothing to train, such as DenseNet's last one; `None` if all have."""
+    names = network.block_names or tuple(map(str, range(len(network.backbone))))
+    blocks = list(zip(names, network.backbone, strict=True))[len(network.backbone) - unfreeze :]
+    without = [name for name, block in blocks if not any(tensor.requires_grad for tensor in block.parameters())]
+    if not without:
+        return None
+    return f"finetune.unfreeze: nothing is trained in {', '.join(without)}: it has only BatchNorm, which stays frozen"
+
+
 def cut(network: Network, unfreeze: int) -> tuple[nn.Sequential, Network]:
     """Cut a network before its last `unfreeze` blocks: what is frozen, and what is trained.
 

@@ -99,8 +99,11 @@ def load_into(stock: nn.Module, weights: Weights, arch: str) -> None:
                 + (f"; its names are {owner}" if owner else "")
                 + "; set model.arch to the network that it was made for, or save it with torchvision's names"
             )
-    fitting = {key: tensor for key, tensor in given.items() if key in expected and tensor.shape == expected[key].shape}
-    stock.load_state_dict(fitting, strict=False)
+    # Not load_state_dict: MNASNet's asks for metadata, which a dictionary of tensors has not.
+    with torch.no_grad():
+        for key, tensor in given.items():
+            if key in expected and tensor.shape == expected[key].shape:
+                expected[key].copy_(tensor)
 
 
 def _fit_positions(tensors: dict[str, Tensor], stock: nn.Module) -> dict[str, Tensor]:

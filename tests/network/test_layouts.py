@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from conftest import randomize_batchnorm
+from conftest import families, image_size_of, randomize_batchnorm
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -88,6 +88,14 @@ def test_a_refusal_says_whose_names_a_file_has(tensors: dict[str, Tensor], owner
     torch.save(tensors, tmp_path / "weights.pth")
     with pytest.raises(StageError, match=f"is not for swin_t: it lacks .*; its names are {owner}"):
         load("swin_t", tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("arch", families())
+def test_a_plain_dictionary_of_tensors_is_loaded_into_every_family(arch: str, tmp_path: Path) -> None:
+    stock = randomize(stock_model(arch, image_size_of(arch)))
+    torch.save(dict(stock.state_dict()), tmp_path / "weights.pth")
+    loaded = load(arch, tmp_path / "weights.pth", image_size_of(arch)).state_dict()
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in stock.state_dict().items())
 
 
 @pytest.mark.parametrize("size", [96, 384])

@@ -20,6 +20,7 @@ from stages.network.network import (
     build_network,
     calibrate_batchnorm,
     cut,
+    describe_untrained,
     require_blocks,
     set_trainable,
 )
@@ -187,3 +188,14 @@ def test_a_head_that_pools_leaves_that_to_the_frozen_prefix(arch: str, head: Hea
         blocks, tail = cut(network, unfreeze=2)
         assert torch.equal(tail.eval()(blocks.eval()(images)), plain)
     assert len(blocks) == len(network.backbone) - 2
+
+
+def test_blocks_that_have_nothing_to_train_are_named() -> None:
+    dense = build_network(stock_model("densenet121"), "pooled", 8, outputs=1, image_size=32)
+    set_trainable(dense, 1)
+    assert "nothing is trained in features.norm5: it has only BatchNorm" in str(describe_untrained(dense, 1))
+    set_trainable(dense, 2)
+    assert "features.norm5:" in str(describe_untrained(dense, 2))
+    mobile = build_network(stock_model("mobilenet_v3_small"), "pooled", 8, outputs=1, image_size=32)
+    set_trainable(mobile, 3)
+    assert describe_untrained(mobile, 3) is None

@@ -24,6 +24,7 @@ from stages.common.cli import LOST, StageError
 from stages.common.params import Params
 from stages.common.ranks import Share, count_processes
 from stages.images.batches import Order
+from stages.images.index import read_index, write_index
 from stages.training import cache
 from stages.training.history import read_history
 
@@ -177,6 +178,16 @@ def test_the_same_number_of_processes_gives_the_same_bytes_and_moves_nothing_fro
     assert not any(name.rpartition(".")[0] in norms for name in moved)
     blocks = sorted({int(name.split(".")[1]) for name in before if name.startswith("backbone.")})
     assert {int(name.split(".")[1]) for name in moved if name.startswith("backbone.")} == set(blocks[-3:])
+
+
+@pytest.mark.usefixtures("cold_cache")
+def test_more_processes_than_validation_images_train_and_score(built: Project) -> None:
+    index = built.path("data/index/val.csv")
+    write_index(index, read_index(index)[:1])
+    built.set("train_head.search", True)
+    built.set("model.head", "pooled")
+    assert built.run("build_model") == 0
+    assert run_together(built, *PHASES, "evaluate", count=3) == [0, 0, 0]
 
 
 @pytest.mark.usefixtures("cold_cache")
