@@ -198,7 +198,7 @@ def set_trainable(network: Network, unfreeze: int) -> None:
 
 
 def describe_untrained(network: Network, unfreeze: int) -> str | None:
-    """Say which of the last `unfreeze` blocks have nothing to train, such as DenseNet's last one; `None` if all have."""
+    """Say which of the last `unfreeze` blocks have nothing to train, as DenseNet's last one; `None` if all have."""
     names = network.block_names or tuple(map(str, range(len(network.backbone))))
     blocks = list(zip(names, network.backbone, strict=True))[len(network.backbone) - unfreeze :]
     without = [name for name, block in blocks if not any(tensor.requires_grad for tensor in block.parameters())]
