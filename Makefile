@@ -5,11 +5,11 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # setuptools warns of every editable installation.
 PIP := PYTHONWARNINGS=ignore python -m pip install --quiet
 
-.PHONY: repro test bench folds lock clean
+.PHONY: repro test bench folds experiments lock clean
 
 repro: .venv/installed
 	dvc repro
-	@python -m stages.scores.evaluation metrics/evaluation.json
+	@python -m stages.scores.evaluation metrics
 
 test: .venv/installed-test
 	ruff check .
@@ -20,6 +20,11 @@ test: .venv/installed-test
 # Every picture a test picture, in experiments of DVC; a stopped one goes on: make folds ARGS="--folds 5"
 folds: .venv/installed
 	@python -m stages.folds $(ARGS)
+
+# What was tried here, the lowest validation loss first; more columns: dvc exp show --help
+experiments: .venv/installed
+	@dvc exp show --no-pager --only-changed --drop '.*' \
+	  --keep 'Experiment|val_loss|accuracy$$|gain.loss$$|train_head|finetune|model' --sort-by metrics/finetune/metrics.json:val_loss
 
 # Against a tutorial's loop; what to measure goes in ARGS: make bench ARGS="--data photos --weights weights.pth"
 bench: .venv/installed

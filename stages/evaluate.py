@@ -15,6 +15,8 @@ from stages.common.seeds import make_deterministic
 from stages.images.index import read_index
 from stages.images.summary import read_summary
 from stages.network.checkpoint import load_checkpoint, require_classes
+from stages.network.layer_table import write_layers
+from stages.network.network import set_trainable
 from stages.network.objective import probabilities
 from stages.scores.bootstrap import number_groups
 from stages.scores.calibration import measure_calibrations, write_calibrations
@@ -42,17 +44,11 @@ def main() -> None:
     parser.add_argument("--index", type=Path, required=True, help="folder with train.csv, val.csv and test.csv")
     parser.add_argument("--head", type=Path, required=True, help="checkpoint")
     parser.add_argument("--finetuned", type=Path, required=True, help="checkpoint")
-    parser.add_argument("--split", type=Path, required=True, help="JSON file with the counts")
     parser.add_argument("--out-of-fold", type=Path, required=True, help="NumPy archive that train_head wrote")
-    parser.add_argument("--metrics", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--classes", type=Path, required=True, help="CSV file to write, of each class's scores")
-    parser.add_argument("--calibration", type=Path, required=True, help="JSON file to write: what probabilities mean")
-    parser.add_argument("--predictions", type=Path, required=True, help="CSV file to write")
+    parser.add_argument("--metrics", type=Path, required=True, help="folder with split.json, to write the results to")
     parser.add_argument("--probabilities", type=Path, required=True, help="NumPy archive to write: all predictions")
-    parser.add_argument("--near-duplicates", type=Path, required=True, help="CSV file to write")
-    parser.add_argument("--suspects", type=Path, required=True, help="CSV file to write: labels that may be wrong")
     arguments = parser.parse_args()
-    params = load_params(arguments.params)
+    params, metrics = load_params(arguments.params), arguments.metrics
 
     ranks.start_processes(params.processes, params.device)
     make_deterministic(params.seed)
@@ -81,7 +77,7 @@ def main() -> None:
     ranks.leave()
     groups = number_groups(different)
     classes, balanced = score_classes(predictions), compare_balanced(predictions, groups)
-    split = read_summary(arguments.split)
+    split = read_summary(metrics / "split.json")
     evaluation = Evaluation(
         score(predictions.labels, predictions.head, groups),
         score(predictions.labels, predictions.finetuned, groups),
@@ -93,15 +89,17 @@ def main() -> None:
         find_remarks(classes, balanced, split, len(test) - len(different)),
     )
     checkpoints = [sha256_of(path) for path in (arguments.head, arguments.finetuned)]
+    set_trainable(finetuned, params.finetune.unfreeze)
+    write_layers(metrics / "layers" / "finetune", finetuned, description.preprocessing.crop)
     write_probabilities(arguments.probabilities, predictions)
-    write_predictions(arguments.predictions, predictions)
-    write_classes(arguments.classes, classes)
-    write_near_duplicates(arguments.near_duplicates, name_pairs(similar, known, different))
+    write_predictions(metrics / "predictions.csv", predictions)
+    write_classes(metrics / "classes.csv", classes)
+    write_near_duplicates(metrics / "near_duplicates.csv", name_pairs(similar, known, different))
     judged = judge_all(predictions, arguments.out_of_fold)
     suspects = find_suspects(judged.paths, judged.labels, judged.probabilities, predictions.classes)
-    write_suspects(arguments.suspects, suspects)
-    write_calibrations(arguments.calibration, measure_calibrations(predictions, temperatures, checkpoints))
-    write_evaluation(arguments.metrics, evaluation)
+    write_suspects(metrics / "suspects.csv", suspects)
+    write_calibrations(metrics / "calibration.json", measure_calibrations(predictions, temperatures, checkpoints))
+    write_evaluation(metrics, evaluation)
     print(describe(evaluation))
     print(describe_near_duplicates(evaluation.near_duplicates, len(different)))
 

@@ -2,7 +2,9 @@
 
 import argparse
 import shutil
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from stages.common.cli import StageError, run
-from stages.common.files import sha256_of, whole_folder, write_json, write_text
+from stages.common.files import sha256_of, write_json, write_text
 from stages.common.memory import reuse_freed_memory
 from stages.common.params import load_params
 from stages.common.seeds import make_deterministic
@@ -52,7 +54,7 @@ def main() -> None:
     network, description = load_checkpoint(arguments.checkpoint)
     test = count_once(read_index(arguments.index / "test.csv"))
     require_classes(arguments.checkpoint, description, test)
-    evaluation = read_evaluation(arguments.metrics / "evaluation.json")
+    evaluation = read_evaluation(arguments.metrics)
     split = read_summary(arguments.metrics / "split.json")
     root, workers, cpu = Path(params.data.path), resolve_workers(params.workers), torch.device("cpu")
     original = classify(open_classifier(arguments.checkpoint, cpu, "float32"), root, test, workers)
@@ -61,7 +63,7 @@ def main() -> None:
     if evaluated.paths != [entry.path for entry in test] or tested.finetuned.checkpoint != sha256:
         raise StageError(f"{arguments.metrics}: the scores are not those of {arguments.checkpoint}; run `dvc repro`")
 
-    with whole_folder(arguments.output) as folder:
+    with files_of(arguments.output) as folder:
         shutil.copyfile(arguments.checkpoint, folder / "model.safetensors")
         write_onnx(folder / "model.onnx", network, description, sha256)
         stock = stock_shapes(description.arch, description.preprocessing.crop)
@@ -81,6 +83,21 @@ def main() -> None:
 def name_lines(names: Iterable[str]) -> str:
     """Return names as they are, a line each; what would break a line becomes a space."""
     return "".join(f"{' '.join(name.splitlines())}\n" for name in names)
+
+
+@contextmanager
+def files_of(output: Path) -> Iterator[Path]:
+    """Make a folder to write files to; at the end, each takes its place in `output`, where all other files stay.
+
+    If anything goes wrong, `output` is as it was.
+    """
+    output = output.resolve()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as name:
+        yield Path(name)
+        output.mkdir(exist_ok=True)
+        for file in sorted(Path(name).iterdir()):
+            file.replace(output / file.name)
 
 
 def require_replaceable(folder: Path) -> None:

@@ -1,12 +1,10 @@
 """Step 4: the head checkpoint -> the fine-tuned checkpoint. The last blocks are trained too, at a very low rate."""
 
 import argparse
-from pathlib import Path
 
 from stages.common import ranks
 from stages.common.cli import run
 from stages.common.params import load_params
-from stages.network.layer_table import write_layers
 from stages.network.network import cut, describe_untrained, set_trainable
 from stages.network.objective import weigh_classes
 from stages.training.batches import open_batches
@@ -21,8 +19,6 @@ def main() -> None:
     """Train the last blocks, without their BatchNorm, and go on training the head."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_arguments(parser)
-    parser.add_argument("--line", type=Path, required=True, help="CSV file to write: points between start and end")
-    parser.add_argument("--layers", type=Path, required=True, help="layer table to write, as .json and .txt")
     arguments = parser.parse_args()
     params = load_params(arguments.params)
 
@@ -49,9 +45,8 @@ def main() -> None:
     fit = trainer.fit(train, watched, phase, history.add, state, keep_start=True, layer_decay=phase.layer_decay)
 
     ranks.leave()
-    write_line(arguments.line, fit.line)
+    write_line(arguments.history / "line.csv", fit.line)
     finish(arguments.output, network, description, fit, entries, history, state)
-    write_layers(arguments.layers, network, description.preprocessing.crop)
 
 
 if __name__ == "__main__":

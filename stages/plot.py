@@ -1,7 +1,6 @@
 """Step 6: histories, predictions and test pictures -> figures, tables for DVC's plots, and the report."""
 
 import argparse
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from stages.report.style import save_figure
 from stages.scores.calibration import read_calibrations
 from stages.scores.classes import read_classes
 from stages.scores.curves import write_curves
-from stages.scores.evaluation import read_evaluation
+from stages.scores.evaluation import describe, read_evaluation
 from stages.scores.near_duplicates import read_near_duplicates
 from stages.scores.predictions import count_once, read_predictions
 from stages.scores.suspects import judge_all, read_suspects
@@ -37,31 +36,20 @@ def main() -> None:
     parser.add_argument("--params", type=Path, required=True)
     parser.add_argument("--index", type=Path, required=True, help="folder with test.csv")
     parser.add_argument("--finetuned", type=Path, required=True, help="checkpoint")
-    parser.add_argument("--split", type=Path, required=True, help="JSON file with the counts")
-    parser.add_argument("--head-history", type=Path, required=True, help="folder")
-    parser.add_argument("--finetune-history", type=Path, required=True, help="folder")
-    parser.add_argument("--evaluation", type=Path, required=True, help="JSON file with the scores")
-    parser.add_argument("--calibration", type=Path, required=True, help="JSON file: what the probabilities mean")
-    parser.add_argument("--classes", type=Path, required=True, help="CSV file with each class's scores")
-    parser.add_argument("--predictions", type=Path, required=True, help="CSV file")
-    parser.add_argument("--probabilities", type=Path, required=True, help="NumPy archive with all predictions")
     parser.add_argument("--out-of-fold", type=Path, required=True, help="NumPy archive that train_head wrote")
-    parser.add_argument("--near-duplicates", type=Path, required=True, help="CSV file")
-    parser.add_argument("--suspects", type=Path, required=True, help="CSV file")
-    parser.add_argument("--figures", type=Path, required=True, help="folder to write to")
-    parser.add_argument("--curves", type=Path, required=True, help="folder to write DVC's tables to")
-    parser.add_argument("--report", type=Path, required=True, help="Markdown file to write")
+    parser.add_argument("--probabilities", type=Path, required=True, help="NumPy archive with all predictions")
+    parser.add_argument("--metrics", type=Path, required=True, help="folder with all results, to write to")
     arguments = parser.parse_args()
-    params = load_params(arguments.params)
+    params, metrics = load_params(arguments.params), arguments.metrics
     index = arguments.index / "test.csv"
-    test, predictions = read_index(index), read_predictions(arguments.predictions, arguments.probabilities)
+    test, predictions = read_index(index), read_predictions(metrics / "predictions.csv", arguments.probabilities)
     entries = count_once(test)
     if [entry.path for entry in entries] != predictions.paths:
-        raise StageError(f"{arguments.predictions}: not the pictures of {index}; `dvc repro` makes both again")
-    evaluation, classes = read_evaluation(arguments.evaluation), read_classes(arguments.classes)
-    pairs = read_near_duplicates(arguments.near_duplicates)
-    split = read_summary(arguments.split)
-    histories = (arguments.head_history, arguments.finetune_history)
+        raise StageError(f"{metrics / 'predictions.csv'}: not the pictures of {index}; `dvc repro` makes both again")
+    evaluation, classes = read_evaluation(metrics), read_classes(metrics / "classes.csv")
+    pairs = read_near_duplicates(metrics / "near_duplicates.csv")
+    split = read_summary(metrics / "split.json")
+    histories = (metrics / "train_head", metrics / "finetune")
     head, finetune = map(read_history, histories)
     (selected_head, _), (selected_finetune, alpha) = map(read_kept, histories, (head, finetune))
     selected = (selected_head, selected_finetune)
@@ -71,26 +59,26 @@ def main() -> None:
     network, description = load_checkpoint(arguments.finetuned)
     require_classes(arguments.finetuned, description, entries)
     album = Album(Path(params.data.path), entries, description.preprocessing)
-    calibrations = read_calibrations(arguments.calibration)
+    calibrations = read_calibrations(metrics / "calibration.json")
     identical = evaluation.gain.identical
     drawn = replace(predictions, identical=identical)
     figures = draw_numbers(drawn, evaluation.scores, (head, finetune), selected, calibrations, (line, alpha))
     figures |= draw_pictures(drawn, album, network)
     for name, figure in figures.items():
-        save_figure(arguments.figures / f"{name}.png", figure)
-    write_curves(arguments.curves, predictions)
-    folder = Path(os.path.relpath(arguments.figures, arguments.report.parent)).as_posix()
+        save_figure(metrics / "figures" / f"{name}.png", figure)
+    write_curves(metrics / "curves", predictions)
     captions = {"losses": describe_losses(drawn)}
     parts = {part: sum(counts[part] for counts in class_counts(split).values()) for part in PARTS}
     training = describe_training(head, finetune, selected, params, candidates, line, alpha, parts["train"])
     copies = len(test) - len(entries)
     judged = judge_all(predictions, arguments.out_of_fold)
-    suspects = describe_suspects(read_suspects(arguments.suspects), judged, predictions.classes, split)
+    suspects = describe_suspects(read_suspects(metrics / "suspects.csv"), judged, predictions.classes, split)
     out_of_fold = len(judged.paths) - len(entries)
     probabilities = describe_probabilities(calibrations, parts["val"], out_of_fold, identical)
     results = Results(evaluation, classes, copies, split, list_recipe(params), pairs, suspects, probabilities, training)
-    write_text(arguments.report, compose_report(results, folder, captions))
-    print(f"figures in {arguments.figures}, report in {arguments.report}")
+    write_text(metrics / "report.md", compose_report(results, "figures", captions))
+    print(describe(evaluation))
+    print(f"report in {metrics / 'report.md'}")
 
 
 def list_recipe(params: Params) -> dict[str, Any]:

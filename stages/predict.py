@@ -9,13 +9,14 @@ from tqdm import tqdm
 
 from stages.common.cli import StageError, run
 from stages.common.device import resolve_device
+from stages.common.format import plural
 from stages.common.memory import reuse_freed_memory
 from stages.common.params import Precision
 from stages.common.seeds import make_deterministic
 from stages.common.workers import resolve_workers
 from stages.deploy.classifier import open_classifier
+from stages.deploy.table import open_table
 from stages.deploy.unlabelled import find_files, load
-from stages.scores.answers import open_table
 
 
 def main() -> None:
@@ -46,7 +47,7 @@ def main() -> None:
     if not (folder := Path(arguments.output).parent).is_dir():
         raise StageError(f"--output: there is no folder {folder}; make it first")
 
-    paths = find_files(arguments.pictures)
+    paths, others = find_files(arguments.pictures)
     make_deterministic(0)
     reuse_freed_memory()
     # "auto" may be a GPU, which is not for ONNX files.
@@ -66,7 +67,8 @@ def main() -> None:
                 write(path, next(predicted) if problem is None else problem)
                 unreadable += problem is not None
             progress.update(len(some.paths))
-    print(f"{len(paths) - unreadable} pictures predicted", file=sys.stderr)
+    left = f"; {plural(others, 'other file')} left out" if others else ""
+    print(f"{plural(len(paths) - unreadable, 'image')} predicted{left}", file=sys.stderr)
     if unreadable:
         raise StageError(
             f"{unreadable} of {len(paths)} pictures cannot be read; `problem` in {arguments.output} says why"

@@ -21,7 +21,6 @@ def main() -> None:
     """Find the head on the kept features, or train it as the parameters say."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_arguments(parser)
-    parser.add_argument("--candidates", type=Path, required=True, help="CSV file to write: the heads that were tried")
     parser.add_argument("--out-of-fold", type=Path, required=True, help="NumPy archive to write: their predictions")
     arguments = parser.parse_args()
     params = load_params(arguments.params)
@@ -62,7 +61,7 @@ def main() -> None:
         fit = trainer.fit(train, watched, phase, history.add, state, keep_start=found is not None)
 
     ranks.leave()
-    write_candidates(arguments.candidates, found.candidates if found else [])
+    write_candidates(arguments.history / "candidates.csv", found.candidates if found else [])
     write_out_of_fold(arguments.out_of_fold, found)
     finish(arguments.output, network, description, fit, entries, history, state)
     if found is None and still_falling(fit.epochs, phase.epochs, phase.patience):

@@ -64,13 +64,15 @@ def repository(tmp_path: Path) -> Path:
     }
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"evaluate": stage}}))
     for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["git", "add", "-A"], ["git", "commit", "-qm", "1"]):
-        subprocess.run(command, cwd=folder, env=environment(), check=True)
+        start = [sys.executable, "-m", "dvc"] if command[0] == "dvc" else ["git"]
+        subprocess.run([*start, *command[1:]], cwd=folder, env=environment(), check=True)
     return folder
 
 
 def environment() -> dict[str, str]:
     names = {f"GIT_{role}_{what}": "test@example.com" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    return {**os.environ, **names, "PYTHONPATH": str(ROOT), "DVC_NO_ANALYTICS": "1"}
+    # As where the environment is not activated: neither `dvc` nor this `python` is in the path.
+    return {**os.environ, **names, "PATH": os.defpath, "PYTHONPATH": str(ROOT), "DVC_NO_ANALYTICS": "1"}
 
 
 def folds(repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

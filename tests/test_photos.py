@@ -27,7 +27,7 @@ def test_a_few_photos_are_enough_with_pretrained_features_and_a_copy_is_found(tm
         project.set(f"{phase}.epochs", 4)
     project.set("workers", 2)
     assert project.run(*STAGES) == 0
-    evaluation = json.loads(project.path("metrics/evaluation.json").read_text())
+    evaluation = json.loads(project.path("metrics/scores.json").read_text())
     assert evaluation["head"]["accuracy"] > 0.85
     assert evaluation["finetuned"]["accuracy"] > 0.85
 

@@ -33,6 +33,7 @@ from stages.scores import predictions
 from stages.scores.evaluation import read_evaluation
 from stages.scores.similarity import THRESHOLD
 from stages.scores.verdict import describe_gain
+from stages.training.line import read_line
 
 # In groups: one process makes each of them, once.
 CLASSES = {"two classes": ("cat", "dog"), "three classes": ("ant", "bee", "cat")}
@@ -68,6 +69,7 @@ def test_every_file_of_the_contract_is_written(finished: Project) -> None:
         ),
         "metrics/split.json",
         "metrics/evaluation.json",
+        "metrics/scores.json",
         "metrics/classes.csv",
         "metrics/predictions.csv",
         "data/predictions.npz",
@@ -80,7 +82,7 @@ def test_every_file_of_the_contract_is_written(finished: Project) -> None:
 
 
 def test_easy_pictures_are_learned(finished: Project) -> None:
-    evaluation = json.loads(finished.path("metrics/evaluation.json").read_text())
+    evaluation = json.loads(finished.path("metrics/scores.json").read_text())
     assert evaluation["head"]["accuracy"] > 0.7
     assert evaluation["finetuned"]["accuracy"] > 0.7
 
@@ -118,7 +120,7 @@ def assert_only_what_is_trained_changes(finished: Project) -> None:
 def test_scores_can_be_computed_again_from_the_predictions(finished: Project) -> None:
     with finished.path("metrics/predictions.csv").open(newline="") as file:
         header, *rows = list(csv.reader(file))
-    evaluation = json.loads(finished.path("metrics/evaluation.json").read_text())
+    evaluation = json.loads(finished.path("metrics/scores.json").read_text())
     with finished.path("metrics/classes.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     classes = class_names(read_index(finished.path("data/index/test.csv")))
@@ -177,6 +179,7 @@ def test_copies_of_a_test_picture_change_no_score_and_are_said_to_be_there(
     test = finished.path("data/index/test.csv")
     names = (
         "evaluation.json",
+        "scores.json",
         "calibration.json",
         "classes.csv",
         "predictions.csv",
@@ -203,8 +206,8 @@ def test_copies_of_a_test_picture_change_no_score_and_are_said_to_be_there(
         after = {name: finished.path(f"metrics/{name}").read_text() for name in names}
         for name in ("classes.csv", "near_duplicates.csv"):
             assert after[name] == before[name]
-        assert {**json.loads(after["evaluation.json"]), "remarks": []} == {
-            **json.loads(before["evaluation.json"]), "remarks": []
+        assert {**json.loads(after["scores.json"]), "remarks": []} == {
+            **json.loads(before["scores.json"]), "remarks": []
         }  # fmt: skip
         assert "10 more files of the test part have the same bytes" in after["report.md"]
         assert "more files of the test part" not in before["report.md"]
@@ -260,7 +263,7 @@ def test_with_many_classes_git_gets_a_short_table_and_plot_reads_the_rest_from_d
 
 def test_distinct_pictures_are_no_near_duplicates(finished: Project) -> None:
     assert finished.path("metrics/near_duplicates.csv").read_text() == "test,train,cosine\n"
-    evaluation = json.loads(finished.path("metrics/evaluation.json").read_text())
+    evaluation = json.loads(finished.path("metrics/scores.json").read_text())
     assert evaluation["near_duplicates"] == {
         "threshold": THRESHOLD,
         "pairs": 0,
@@ -274,7 +277,7 @@ def test_the_head_taken_for_the_fine_tuned_checkpoint_is_no_evidence(project: Pr
     assert project.run("split", "build_model", "train_head") == 0
     shutil.copy(project.checkpoint("head"), project.checkpoint("finetuned"))
     assert project.run("evaluate") == 0
-    evaluation = json.loads(project.path("metrics/evaluation.json").read_text())
+    evaluation = json.loads(project.path("metrics/scores.json").read_text())
     assert evaluation["head"] == evaluation["finetuned"]
     gain = evaluation["gain"]
     assert (gain["accuracy"], gain["loss"], gain["fixed"], gain["broken"], gain["mcnemar_p"]) == (0, 0, 0, 0, 1)
@@ -291,7 +294,7 @@ def test_shuffled_test_labels_score_as_chance(tmp_path: Path) -> None:
     project.set("train_head.epochs", 8)
     project.set("finetune.epochs", 1)
     assert project.run(*STAGES[:-1]) == 0
-    assert json.loads(project.path("metrics/evaluation.json").read_text())["head"]["accuracy"] > 0.8
+    assert json.loads(project.path("metrics/scores.json").read_text())["head"]["accuracy"] > 0.8
     index = project.path("data/index/test.csv")
     entries = read_index(index)
     shuffled = np.random.default_rng(0).permutation(len(entries))
@@ -301,7 +304,7 @@ def test_shuffled_test_labels_score_as_chance(tmp_path: Path) -> None:
     ]
     write_index(index, relabelled)
     assert project.run("evaluate") == 0
-    evaluation = json.loads(project.path("metrics/evaluation.json").read_text())
+    evaluation = json.loads(project.path("metrics/scores.json").read_text())
     for model in ("head", "finetuned"):
         # Four standard deviations of what chance gives for 84 pictures of each class.
         assert evaluation[model]["accuracy"] == pytest.approx(0.5, abs=4 * 0.5 / 168**0.5)
@@ -314,20 +317,22 @@ def test_torchevals_accuracy_equals_scikit_learns_on_the_same_run(finished: Proj
     val = finished.path("data/index/val.csv").read_text()
     test = finished.path("data/index/test.csv")
     kept = test.read_text()
-    names = ("evaluation.json", "calibration.json", "classes.csv", "predictions.csv", "near_duplicates.csv")
+    names = ("scores.json", "calibration.json", "classes.csv", "predictions.csv", "near_duplicates.csv")
     names = (*(f"metrics/{name}" for name in names), "data/predictions.npz")
     outputs = {name: finished.path(name).read_bytes() for name in names}
     try:
         test.write_text(val)
         assert finished.run("evaluate") == 0
-        evaluation = json.loads(finished.path("metrics/evaluation.json").read_text())
+        evaluation = json.loads(finished.path("metrics/scores.json").read_text())
         calibration = json.loads(finished.path("metrics/calibration.json").read_text())
     finally:
         test.write_text(kept)
         for name, content in outputs.items():
             finished.path(name).write_bytes(content)
     history = json.loads(finished.path("metrics/finetune/metrics.json").read_text())
-    assert evaluation["finetuned"]["accuracy"] == pytest.approx(history["accuracy"], abs=1e-6)
+    line = read_line(finished.path("metrics/finetune/line.csv"))
+    accuracy = next(point.accuracy for point in line if point.alpha == history["alpha"])
+    assert evaluation["finetuned"]["accuracy"] == pytest.approx(accuracy, abs=1e-6)
     # Both are after the temperature, which was fitted to these very pictures.
     assert evaluation["finetuned"]["loss"] == pytest.approx(history["val_loss"], abs=1e-5)
     assert evaluation["finetuned"]["loss"] == pytest.approx(calibration["finetuned"]["after"]["loss"]["value"])
@@ -357,8 +362,8 @@ def test_figures_are_pictures_with_something_on_them_and_the_report_shows_each(f
 
 def test_the_report_has_the_verdict_and_the_recipe(finished: Project) -> None:
     report = finished.path("metrics/report.md").read_text()
-    evaluation = json.loads(finished.path("metrics/evaluation.json").read_text())
-    assert f"**{describe_gain(read_evaluation(finished.path('metrics/evaluation.json')).gain)}**" in report
+    evaluation = json.loads(finished.path("metrics/scores.json").read_text())
+    assert f"**{describe_gain(read_evaluation(finished.path('metrics')).gain)}**" in report
     assert f"| accuracy | {evaluation['head']['accuracy']:.2%} |" in report
     for key, value in finished.params["finetune"].items():
         assert f"| `finetune.{key}` | `{'null' if value is None else value}` |" in report
@@ -380,7 +385,7 @@ def test_predictions_of_other_pictures_are_refused(finished: Project, refusal: C
 def test_evaluate_ends_with_a_table_and_the_verdict(finished: Project, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert finished.run("evaluate") == 0
-    evaluation = json.loads(finished.path("metrics/evaluation.json").read_text())
+    evaluation = json.loads(finished.path("metrics/scores.json").read_text())
     printed = capsys.readouterr()
     assert printed.err == ""
     titles, head, finetuned, gain, sentence, *remarks, duplicates = printed.out.splitlines()
@@ -392,7 +397,7 @@ def test_evaluate_ends_with_a_table_and_the_verdict(finished: Project, capsys: p
         assert f"{scores['accuracy_low']:.2%} to {scores['accuracy_high']:.2%}" in line
         assert line.endswith(f"{scores['loss']:.4f}")
     assert f"{100 * evaluation['gain']['accuracy']:+z.2f} points" in gain
-    assert sentence == describe_gain(read_evaluation(finished.path("metrics/evaluation.json")).gain)
+    assert sentence == describe_gain(read_evaluation(finished.path("metrics")).gain)
     assert duplicates.startswith(
         "No test picture was found to be nearly the same as a training or validation picture. "
     )
@@ -432,7 +437,7 @@ def test_without_a_validation_part_training_watches_the_test_part_and_there_is_n
     assert project.run(*STAGES) == 0
     assert read_index(project.path("data/index/val.csv")) == []
     history = json.loads(project.path("metrics/finetune/metrics.json").read_text())
-    evaluation = json.loads(project.path("metrics/evaluation.json").read_text())
+    evaluation = json.loads(project.path("metrics/scores.json").read_text())
     assert evaluation["finetuned"]["loss"] == pytest.approx(history["val_loss"], abs=1e-5)
     assert [evaluation["gain"][key] for key in ("verdict", "loss_verdict", "mcnemar_p")] == [None] * 3
     loud = "NO VERDICT: training watched the test pictures (split.val_size is 0)"

@@ -86,6 +86,8 @@ def run(main: Callable[[], None]) -> NoReturn:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("interrupted; run the same command again", INTERRUPTED)
+    except BrokenPipeError:  # who read the output, such as `head`, has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 (Python flushes it at its end)
     except Exception as error:
         if is_out_of_memory(error):
             _fail(

@@ -1,7 +1,9 @@
 """Running experiments of DVC, one after the other, and reading what they left in git and in DVC's cache."""
 
 import hashlib
+import os
 import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -50,8 +52,10 @@ def run_experiment(name: str, settings: dict[str, object]) -> str:
         StageError: a stage failed; its own line says why.
     """
     options = [option for key, value in settings.items() for option in ("-S", f"{key}={value}")]
-    command = ["dvc", "exp", "run", "--quiet", "--temp", "--name", name, *options, "evaluate"]
-    process = subprocess.run(command, check=False)
+    command = [sys.executable, "-m", "dvc", "exp", "run", "--quiet", "--temp", "--name", name, *options, "evaluate"]
+    # DVC runs `python`: let that be this one, also where its environment is not activated.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    process = subprocess.run(command, check=False, env={**os.environ, "PATH": path})
     commit = find_experiment(name)
     if process.returncode != 0 or commit is None:
         shown = " ".join(options)

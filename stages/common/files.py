@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,34 +46,6 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """Make a folder beside `path` to write to; at the end, put it in the place of `path`, if nothing went wrong.
-
-    Raises:
-        OSError: the folder cannot be made, or not be put there; `path` is then as it was before.
-    """
-    path = path.absolute() if path.name not in ("", "..") else path.resolve()  # such as `.`, which has no name
-    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{name}") for name in ("tmp", "old"))
-    try:
-        try:
-            temporary.mkdir(parents=True)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        yield temporary
-        if path.exists():
-            path.replace(old)
-        try:
-            temporary.replace(path)
-        except OSError:
-            if old.exists():
-                old.replace(path)
-            raise
-    finally:
-        for folder in (temporary, old):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:

@@ -1,9 +1,10 @@
 """A page to try the finished network: pictures in, probabilities and Grad-CAM out. Nothing is written to disk."""
 
+import asyncio
 import base64
 import io
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,13 @@ import numpy as np
 import torch
 from PIL import Image
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from stages.images.decode import MAX_BYTES, PictureError, decode
+from stages.images.decode import PictureError, decode
 from stages.images.preprocessing import make_transform
 from stages.network.checkpoint import Description
 from stages.network.network import Network
@@ -29,6 +29,8 @@ from stages.scores.metrics import predicted_labels
 
 _PAGE = Path(__file__).with_name("app.html")
 _MOST_SHOWN = 5
+# Of a file; requests that are read or answered at one time; seconds for a file to arrive.
+MOST_BYTES, _AT_ONCE, _PATIENCE = 2**26, 4, 60
 # Nothing from elsewhere can be loaded, and nothing can be sent elsewhere.
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
@@ -38,7 +40,7 @@ _HEADERS = {
 
 
 def make_app(
-    network: Network, description: Description, hosts: list[str] | None, max_bytes: int = MAX_BYTES
+    network: Network, description: Description, hosts: list[str] | None, max_bytes: int = MOST_BYTES
 ) -> Starlette:
     """Return the server's application: the page at `/`, and `/classify`, which takes the bytes of a picture's file.
 
@@ -50,23 +52,31 @@ def make_app(
         max_bytes: of a file.
     """
     explain = _make_explain(network, description)
+    # One image at a time, in one thread: Grad-CAM hangs a hook into the network, and each thread of glibc's keeps the
+    # memory that it once had. Who has no slot yet is not read.
+    worker, slots = ThreadPoolExecutor(1), asyncio.Semaphore(_AT_ONCE)
 
     async def show_page(_: Request) -> Response:
         return HTMLResponse(_PAGE.read_text(encoding="utf-8"), headers=_HEADERS)
 
     async def classify(request: Request) -> Response:
-        content = bytearray()
-        try:
-            async for chunk in request.stream():
-                content += chunk
-                if len(content) > max_bytes:
-                    return _refusal(f"larger than {max_bytes:,} bytes", 413)
-        except ClientDisconnect:
-            return Response(status_code=400)
-        try:
-            return JSONResponse(await run_in_threadpool(explain, bytes(content)), headers=_HEADERS)
-        except PictureError as error:
-            return _refusal(str(error), 422)
+        async with slots:
+            content = bytearray()
+            try:
+                async with asyncio.timeout(_PATIENCE):
+                    async for chunk in request.stream():
+                        content += chunk
+                        if len(content) > max_bytes:
+                            return _refusal(f"larger than {max_bytes:,} bytes", 413)
+            except ClientDisconnect:
+                return Response(status_code=400)
+            except TimeoutError:
+                return _refusal(f"not here after {_PATIENCE} seconds", 408)
+            try:
+                answer = await asyncio.get_running_loop().run_in_executor(worker, explain, bytes(content))
+            except PictureError as error:
+                return _refusal(str(error), 422)
+            return JSONResponse(answer, headers=_HEADERS)
 
     routes = [Route("/", show_page), Route("/classify", classify, methods=["POST"])]
     middleware = [] if hosts is None else [Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]
@@ -83,19 +93,16 @@ def _make_explain(network: Network, description: Description) -> Callable[[bytes
     transform = make_transform(preprocessing, "none")
     network.eval()
     block = find_block(network, preprocessing.crop)
-    # One picture at a time: Grad-CAM hangs a hook into the network, and a large picture takes much memory.
-    turn = threading.Lock()
 
     def explain(content: bytes) -> dict[str, Any]:
-        with turn:
-            images = transform(decode(content, preprocessing.grey_max, preprocessing.least("none")))[None]
-            with torch.inference_mode():
-                values = probabilities(network(images).double(), description.temperature).numpy()
-            label = predicted_labels(values)
-            heat = None
-            if block is not None:
-                maps = grad_cam(network, images, torch.from_numpy(label), block)
-                heat = enlarge(maps, images.shape[-1]).numpy()[0]
+        images = transform(decode(content, preprocessing.grey_max, preprocessing.least("none")))[None]
+        with torch.inference_mode():
+            values = probabilities(network(images).double(), description.temperature).numpy()
+        label = predicted_labels(values)
+        heat = None
+        if block is not None:
+            maps = grad_cam(network, images, torch.from_numpy(label), block)
+            heat = enlarge(maps, images.shape[-1]).numpy()[0]
         order = sorted(range(len(values[0])), key=lambda other: (other != label[0], -values[0, other]))
         (seen,) = as_pixels(images, preprocessing)
         return {

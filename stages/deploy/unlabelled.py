@@ -28,14 +28,20 @@ class Loaded:
     images: Tensor
 
 
-def find_files(given: list[Path]) -> list[str]:
-    """Return files as they are given, and the pictures at any depth in folders, known by their extension.
+def find_files(given: list[Path]) -> tuple[list[str], int]:
+    """Return files as they are given, and the images at any depth in folders, known by their extension.
+
+    Returns:
+        The files, and how many others the folders hold.
 
     Raises:
-        StageError: a folder cannot be listed, or holds no pictures.
+        StageError: one is not there, or a folder cannot be listed or holds no images.
     """
     paths: list[str] = []
+    others = 0
     for path in given:
+        if not path.exists():
+            raise StageError(f"{path}: no such file or folder")
         if not path.is_dir():
             paths.append(str(path))
             continue
@@ -47,7 +53,8 @@ def find_files(given: list[Path]) -> list[str]:
         if not inside:
             raise StageError(f"{path}: no pictures in this folder")
         paths += inside
-    return paths
+        others += sum(file.is_file() for file in path.rglob("*")) - len(inside)
+    return paths, others
 
 
 class _Pictures(Dataset[tuple[Tensor | None, str | None]]):

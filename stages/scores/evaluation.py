@@ -1,6 +1,6 @@
 """The result of the test: both checkpoints' scores, the gain, and whether the test is clean.
 
-`python -m stages.scores.evaluation metrics/evaluation.json` prints it again.
+`python -m stages.scores.evaluation metrics` prints it again.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from stages.scores.verdict import Gain, describe_gain
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The content of `evaluation.json`.
+    """The content of `scores.json`.
 
     `balanced` is `None` where the classes are not very unequal; `remarks` are sentences.
     """
@@ -38,18 +38,30 @@ class Evaluation:
         return {"finetuned": self.finetuned} if self.gain.identical else both
 
 
-def write_evaluation(path: Path, evaluation: Evaluation) -> None:
-    """Write JSON, whole or not at all; a number that is undefined is null."""
-    write_json(path, asdict(evaluation))
+# Of `evaluation.json`, which `dvc metrics diff` and `dvc exp show` compare: a screen of it.
+_COMPARED = {
+    "head": ("accuracy", "loss"),
+    "finetuned": ("accuracy", "loss", "balanced_accuracy"),
+    "gain": ("accuracy", "accuracy_low", "accuracy_high", "loss", "loss_low", "loss_high"),
+}
 
 
-def read_evaluation(path: Path) -> Evaluation:
-    """Read what `write_evaluation` wrote.
+def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
+    """Write `scores.json` and, of it, `evaluation.json` for DVC; a number that is undefined is null."""
+    values = asdict(evaluation)
+    write_json(folder / "scores.json", values)
+    compared = {part: {name: values[part][name] for name in names} for part, names in _COMPARED.items()}
+    write_json(folder / "evaluation.json", compared)
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """Read `scores.json`, as `write_evaluation` wrote it.
 
     Raises:
         StageError: it is damaged, or of another version of this project.
         OSError: it is not there.
     """
+    path = folder / "scores.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         head, finetuned = (Scores(**values[model]) for model in ("head", "finetuned"))
@@ -81,8 +93,8 @@ def describe(evaluation: Evaluation) -> str:
 def main() -> None:
     """Print the table and the verdict of an evaluation."""
     parser = argparse.ArgumentParser(prog="python -m stages.scores.evaluation", description=main.__doc__)
-    parser.add_argument("evaluation", type=Path, help="JSON file, as `evaluate` writes it")
-    print(describe(read_evaluation(parser.parse_args().evaluation)))
+    parser.add_argument("metrics", type=Path, help="folder, as `evaluate` writes it")
+    print(describe(read_evaluation(parser.parse_args().metrics)))
 
 
 if __name__ == "__main__":

@@ -251,7 +251,7 @@ def measure_pipeline(project: Project, precision: str, seed: int, table: Table) 
     project.set("precision", precision)
     head, finetune = project.run("train_head"), project.run("finetune")
     evaluate = project.run("evaluate")
-    add_accuracies(project.read("metrics/evaluation.json"), seed, precision, table)
+    add_accuracies(project.read("metrics/scores.json"), seed, precision, table)
     project.set("train_head", lr=5e-4)
     other_head, after_it = project.run("train_head"), project.run("finetune")
     project.set("finetune", lr=2e-5)
@@ -281,7 +281,7 @@ def measure_defaults(project: Project, precision: str, seed: int, table: Table) 
         project.run(stage)
     table.add(DEFAULTS, precision, project.run("train_head").seconds + project.run("finetune").seconds)
     project.run("evaluate")
-    add_accuracies(project.read("metrics/evaluation.json"), seed, precision, table, "the defaults: ")
+    add_accuracies(project.read("metrics/scores.json"), seed, precision, table, "the defaults: ")
 
 
 def add_accuracies(report: dict[str, Any], seed: int, column: str, table: Table, of: str = "") -> None:

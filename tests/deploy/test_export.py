@@ -19,7 +19,6 @@ from PIL import Image
 
 from stages import export
 from stages.common.cli import StageError, run
-from stages.common.files import whole_folder
 from stages.common.params import Head
 from stages.deploy.agreement import measure_agreement
 from stages.deploy.card import onnx_program, torchvision_program
@@ -89,7 +88,7 @@ def test_an_export_is_the_checkpoint_and_its_card_says_how_to_use_it(
 
     card = (folder / "README.md").read_text()
     head = yaml.safe_load(card.split("---")[1])
-    evaluation = json.loads(finished.path("metrics/evaluation.json").read_text())
+    evaluation = json.loads(finished.path("metrics/scores.json").read_text())
     (result,) = head["model-index"][0]["results"]
     assert result["metrics"][0]["value"] == round(evaluation["finetuned"]["accuracy"], 4)
     assert {"license", "tags", "metrics"} <= head.keys()
@@ -115,11 +114,16 @@ def test_an_export_is_the_checkpoint_and_its_card_says_how_to_use_it(
     assert str(Path(export.__file__).parent).encode() not in content
     assert sys.prefix.encode() not in content
 
-    # An earlier export may be replaced, and the same checkpoint gives the same bytes.
+    # An earlier export may be replaced, and the same checkpoint gives the same bytes; what else is there stays.
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     (folder / "labels.txt").write_text("old")
+    (folder / "Dockerfile").write_text("FROM scratch")
+    (folder / "deploy").mkdir()
     assert call("--output", folder) == 0
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert (folder / "deploy").is_dir()
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before | {
+        "Dockerfile": b"FROM scratch"
+    }
     assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "large.jpg"]
 
 
@@ -151,11 +155,11 @@ def test_a_changed_prediction_is_forgiven_where_two_classes_are_equally_probable
 def test_the_card_says_whether_fine_tuning_changed_anything(
     finished: Project, call: Export, tmp_path: Path, identical: bool
 ) -> None:
-    path = finished.path("metrics/evaluation.json")
-    kept, evaluation = path.read_text(), read_evaluation(path)
+    path = finished.path("metrics/scores.json")
+    kept, evaluation = path.read_text(), read_evaluation(path.parent)
     gain = replace(evaluation.gain, identical=identical)
     try:
-        write_evaluation(path, replace(evaluation, gain=gain))
+        write_evaluation(path.parent, replace(evaluation, gain=gain))
         assert call("--output", tmp_path / "exported") == 0
     finally:
         path.write_text(kept)
@@ -199,7 +203,7 @@ def test_what_cannot_be_exported_is_one_line(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.safetensors", "mine"]
 
 
-@pytest.mark.parametrize("name", ["evaluation.json", "split.json", "predictions.csv"])
+@pytest.mark.parametrize("name", ["scores.json", "split.json", "predictions.csv"])
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
 def test_a_damaged_result_is_named_in_one_line(
     name: str, content: str, finished: Project, call: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -219,7 +223,7 @@ def test_a_damaged_result_is_named_in_one_line(
 def test_an_empty_folder_may_be_named_by_a_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with whole_folder(Path()) as folder:
+    with export.files_of(Path()) as folder:
         (folder / "file").write_text("content")
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["here", "here/file"]
 

@@ -173,12 +173,34 @@ def test_the_standard_output_gets_the_table_alone(finished: Project, tmp_path: P
         check=True,
     )
     assert len(list(csv.DictReader(process.stdout.splitlines()))) == 12
-    assert "12 pictures predicted" in process.stderr
+    assert "12 images predicted" in process.stderr
+
+
+def test_who_reads_the_first_rows_alone_meets_no_error(finished: Project) -> None:
+    command = f"{sys.executable} -m stages.predict {finished.path('pictures')} --output - --checkpoint "
+    piped = f"set -o pipefail; {command}{finished.checkpoint('finetuned')} | head -n 1"
+    process = subprocess.run(["bash", "-c", piped], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (process.returncode, len(process.stdout.splitlines())) == (0, 1)
+    assert "Broken pipe" not in process.stderr
+
+
+def test_a_mistyped_path_leaves_earlier_predictions_alone_and_other_files_are_counted(
+    finished: Project, call: Predict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "predictions.csv"
+    table.write_text("earlier")
+    assert call(str(tmp_path / "missing"), "--output", str(table)) == 1
+    assert table.read_text() == "earlier"
+    folder = tmp_path / "some"
+    shutil.copytree(finished.path("pictures/cat"), folder)
+    (folder / "notes.txt").write_text("")
+    assert call(str(folder), "--output", str(table)) == 0
+    assert "12 images predicted; 1 other file left out" in capsys.readouterr().err
 
 
 BAD: dict[str, tuple[list[Any], str]] = {
     "no picture": (["{tmp}/empty"], "no pictures in this folder"),
-    "no file": (["{tmp}/missing.jpg"], "1 of 1 pictures cannot be read"),
+    "no file": (["{tmp}/missing.jpg"], "missing.jpg: no such file or folder"),
     "top": (["{cat}", "--top", "0"], "--top: should be 1 or more, is 0"),
     "batch": (["{cat}", "--batch-size", "0"], "--batch-size: should be 1 or more, is 0"),
     "reject": (["{cat}", "--reject", "1.5"], "--reject: should be a probability from 0 to 1, is 1.5"),

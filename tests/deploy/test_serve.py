@@ -58,7 +58,7 @@ def port(network: Network) -> Iterator[int]:
 
 
 def ask(port: int, method: str, path: str, content: Any = None, **headers: str) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
     connection.request(method, path, content, {name.replace("_", "-"): value for name, value in headers.items()})
     response = connection.getresponse()
     return response.status, response.read()
@@ -113,6 +113,27 @@ def test_ten_at_once_get_their_own_answers(port: int, network: Network) -> None:
         values = expected(network, noise(seed))
         assert answer["classes"][0]["name"] == max(values, key=lambda name: values[name])
         assert answer["classes"][0]["probability"] == pytest.approx(max(values.values()), abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_two_hundred_uploads_at_once_are_answered_in_bounded_memory(network: Network, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "model.safetensors", network, DESCRIPTION)
+    command = [sys.executable, "-m", "stages.serve", "--checkpoint", str(tmp_path / "model.safetensors"), "--port", "0"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        port = int(process.stdout.readline().split(":")[2].partition("/")[0])
+        content = encode(noise(0, 1300))
+        with ThreadPoolExecutor(200) as pool:
+            answers = list(pool.map(lambda _: classify(port, content)[0], range(200)))
+        assert answers == [200] * 200
+        peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+        assert peak is not None
+        assert int(peak[1]) < 1_500_000
+    finally:
+        process.terminate()
+        process.wait(20)
 
 
 def test_a_photo_of_thirty_megapixels_is_classified(port: int) -> None:

@@ -74,7 +74,7 @@ def test_a_training_picture_saved_again_and_put_into_the_test_part_is_found(
     assert cosines == sorted(cosines, reverse=True)
     assert all(similarity.THRESHOLD <= cosine <= 1 for cosine in cosines)
 
-    evaluation = json.loads(project.path("metrics/evaluation.json").read_text())
+    evaluation = json.loads(project.path("metrics/scores.json").read_text())
     summary = evaluation["near_duplicates"]
     assert (summary["pairs"], summary["test_pictures"]) == (2, 2)
     with project.path("metrics/predictions.csv").open(newline="") as file:

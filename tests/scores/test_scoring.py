@@ -433,8 +433,8 @@ def test_the_same_network_has_one_line_of_scores_and_one_of_advice() -> None:
 def test_an_evaluation_is_read_as_it_was_written(tmp_path: Path) -> None:
     balanced = BalancedGain(0.5, 0.6, 0.1, -0.1, 0.3)
     for made_up in (made_up_evaluation(), replace(made_up_evaluation(), balanced=balanced, remarks=["Never: owl."])):
-        evaluation.write_evaluation(tmp_path / "evaluation.json", made_up)
-        assert evaluation.read_evaluation(tmp_path / "evaluation.json") == made_up
-    assert list(json.loads((tmp_path / "evaluation.json").read_text())) == [
+        evaluation.write_evaluation(tmp_path, made_up)
+        assert evaluation.read_evaluation(tmp_path) == made_up
+    assert list(json.loads((tmp_path / "scores.json").read_text())) == [
         "head", "finetuned", "gain", "near_duplicates", "balanced", "remarks"
     ]  # fmt: skip

@@ -29,7 +29,7 @@ def open_table(output: str, classes: Sequence[str], top: int | None, reject: flo
         output: a file, `.csv` or `.jsonl`; `-`: CSV to the standard output.
         classes: names by label.
         top: how many of the most probable classes; `None`: all of them.
-        reject: below this probability the prediction is empty.
+        reject: below this probability no class is predicted.
 
     Raises:
         StageError: an unknown extension.
@@ -67,12 +67,13 @@ def _make_row(file: IO[str], ending: str, classes: Sequence[str], top: int | Non
         label = int(predicted_labels(answer[None])[0])
         order = [label, *(int(other) for other in np.argsort(-answer, kind="stable") if other != label)][:shown]
         values = answer.tolist()
-        name = classes[label] if values[label] >= reject else ""
+        rejected = values[label] < reject
+        name = "" if rejected else classes[label]
         if ending == ".csv":
             if top is None:
                 cells: list[Any] = values
             else:
-                cells = [cell for other in order[1:] for cell in (classes[other], values[other])]
+                cells = [cell for other in order[1:] for cell in ("" if rejected else classes[other], values[other])]
             writer.writerow([path, name, values[label], *cells, ""])
         else:
             probabilities = {classes[other]: values[other] for other in order}
