@@ -13,6 +13,7 @@ from stages.common.memory import reuse_freed_memory
 from stages.common.params import load_params
 from stages.common.seeds import make_deterministic
 from stages.images.index import read_index
+from stages.images.near_duplicates import read_leaks
 from stages.images.summary import read_summary
 from stages.network.checkpoint import load_checkpoint, require_classes
 from stages.network.objective import probabilities
@@ -21,19 +22,12 @@ from stages.scores.calibration import measure_calibrations, write_calibrations
 from stages.scores.classes import score_classes, write_classes
 from stages.scores.evaluation import Evaluation, describe, write_evaluation
 from stages.scores.metrics import score
-from stages.scores.near_duplicates import (
-    describe_near_duplicates,
-    name_pairs,
-    summarize,
-    write_near_duplicates,
-)
-from stages.scores.orientations import find_turned, join
+from stages.scores.near_duplicates import describe_near_duplicates, summarize
 from stages.scores.predictions import Predictions, count_once, write_predictions, write_probabilities
 from stages.scores.remarks import compare_balanced, find_remarks
-from stages.scores.similarity import THRESHOLD, find_similar, read_sample
 from stages.scores.suspects import find_suspects, judge_all, write_suspects
 from stages.scores.verdict import compare
-from stages.training.inference import open_features, open_thumbnails, predict_with_both
+from stages.training.inference import predict_with_both
 
 
 def main() -> None:
@@ -50,7 +44,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, required=True, help="JSON file to write: what probabilities mean")
     parser.add_argument("--predictions", type=Path, required=True, help="CSV file to write")
     parser.add_argument("--probabilities", type=Path, required=True, help="NumPy archive to write: all predictions")
-    parser.add_argument("--near-duplicates", type=Path, required=True, help="CSV file to write")
+    parser.add_argument("--near-duplicates", type=Path, required=True, help="CSV file that split wrote")
     parser.add_argument("--suspects", type=Path, required=True, help="CSV file to write: labels that may be wrong")
     arguments = parser.parse_args()
     params = load_params(arguments.params)
@@ -60,7 +54,7 @@ def main() -> None:
     reuse_freed_memory()
     indices = [arguments.index / f"{part}.csv" for part in ("train", "val", "test")]
     ranks.require_same(params, [*indices, arguments.head, arguments.finetuned])
-    train, val, test = map(read_index, indices)
+    _, val, test = map(read_index, indices)
     head, description = load_checkpoint(arguments.head)
     finetuned, finetuned_description = load_checkpoint(arguments.finetuned)
     require_classes(arguments.head, description, test)
@@ -68,8 +62,8 @@ def main() -> None:
     tensors = finetuned.state_dict()
     identical = all(torch.equal(tensor, tensors[key]) for key, tensor in head.state_dict().items())
 
-    different, known = count_once(test), count_once([*train, *val])
-    logits, features = predict_with_both(head, finetuned, description, different, params)
+    different = count_once(test)
+    logits, _ = predict_with_both(head, finetuned, description, different, params)
     temperatures = (description.temperature, finetuned_description.temperature)
     predictions = Predictions(
         [entry.path for entry in different],
@@ -77,11 +71,6 @@ def main() -> None:
         description.classes,
         *(probabilities(own, divisor).numpy() for own, divisor in zip(logits, temperatures, strict=True)),
     )
-    read_features = open_features(head, description, params, known)
-    by_features = find_similar(*read_sample(read_features, known), features, params.precision)
-    read_small = open_thumbnails(description, params, [*known, *different])
-    turned = find_turned(*read_sample(read_small, known), torch.cat(list(read_small(different))))
-    similar = join([by_features, turned])
     ranks.leave(ranks.share(arguments.metrics.parent).leads)
     groups = number_groups(different)
     classes, balanced = score_classes(predictions), compare_balanced(predictions, groups)
@@ -92,7 +81,7 @@ def main() -> None:
         compare(
             predictions.labels, predictions.head, predictions.finetuned, groups, identical=identical, watched=not val
         ),
-        summarize(similar, THRESHOLD, predictions),
+        summarize(read_leaks(arguments.near_duplicates), predictions),
         balanced,
         find_remarks(classes, balanced, split, len(test) - len(different)),
     )
@@ -100,7 +89,6 @@ def main() -> None:
     write_probabilities(arguments.probabilities, predictions)
     write_predictions(arguments.predictions, predictions)
     write_classes(arguments.classes, classes)
-    write_near_duplicates(arguments.near_duplicates, name_pairs(similar, known, different))
     judged = judge_all(predictions, arguments.out_of_fold)
     suspects = find_suspects(judged.paths, judged.labels, judged.probabilities, predictions.classes)
     write_suspects(arguments.suspects, suspects)

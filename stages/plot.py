@@ -11,6 +11,7 @@ from stages.common.files import write_text
 from stages.common.params import Params, load_params
 from stages.common.seeds import make_deterministic
 from stages.images.index import PARTS, read_index
+from stages.images.near_duplicates import read_leaks
 from stages.images.summary import class_counts, read_summary
 from stages.network.checkpoint import load_checkpoint, require_classes
 from stages.report.figures import draw_numbers
@@ -23,7 +24,6 @@ from stages.scores.calibration import read_calibrations
 from stages.scores.classes import read_classes
 from stages.scores.curves import write_curves
 from stages.scores.evaluation import read_evaluation
-from stages.scores.near_duplicates import read_near_duplicates
 from stages.scores.predictions import count_once, read_predictions
 from stages.scores.suspects import judge_all, read_suspects
 from stages.training.history import read_alpha, read_history, read_selected
@@ -59,7 +59,7 @@ def main() -> None:
     if [entry.path for entry in entries] != predictions.paths:
         raise StageError(f"{arguments.predictions}: not the pictures of {index}; `dvc repro` makes both again")
     evaluation, classes = read_evaluation(arguments.evaluation), read_classes(arguments.classes)
-    pairs = read_near_duplicates(arguments.near_duplicates)
+    pairs = read_leaks(arguments.near_duplicates)
     split = read_summary(arguments.split)
     histories = (arguments.head_history, arguments.finetune_history)
     head, finetune = map(read_history, histories)

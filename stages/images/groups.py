@@ -9,7 +9,7 @@ from stages.common.format import plural
 from stages.images.collection import Collection, Picture
 
 
-def form_groups(found: Collection, rule: str | None) -> None:
+def set_groups(found: Collection, rule: str | None) -> None:
     """Give each picture the name of its group, and count those that have none.
 
     Args:
