@@ -219,6 +219,16 @@ def test_a_jpeg_with_a_segment_cut_short_has_its_pixels_and_is_upright(marker: i
     assert decode(odd).tobytes() == decode(whole).tobytes()
 
 
+def test_a_jpeg_with_a_small_version_in_its_exif_and_an_odd_segment_has_its_pixels() -> None:
+    plain = encode(noise(), "JPEG")
+    segments = [b"Exif\0\0no TIFF" + encode(noise(), "JPEG"), b"JFIF\0"]
+    odd = b"".join(
+        b"\xff" + bytes([0xE1 - number]) + struct.pack(">H", len(data) + 2) + data
+        for number, data in enumerate(segments)
+    )
+    assert decode(plain[:2] + odd + plain[2:]).tobytes() == decode(plain).tobytes()
+
+
 def test_a_jpeg_that_is_cut_short_everywhere_is_damaged() -> None:
     whole = encode(noise(), "JPEG")
     for size in range(2, len(whole) - 200, 7):
