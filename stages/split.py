@@ -15,7 +15,7 @@ from stages.images.division import divide, find_copies, find_overlap
 from stages.images.folders import read_folders
 from stages.images.groups import set_groups
 from stages.images.index import Entry, write_index
-from stages.images.near_duplicates import find_leaks, find_pairs, form_groups, write_leaks
+from stages.images.near_duplicates import count_flat, find_leaks, find_pairs, form_groups, write_leaks
 from stages.images.repository import is_untracked
 from stages.images.shortcuts import find_forms, find_shortcuts
 from stages.images.summary import (
@@ -44,7 +44,7 @@ def main() -> None:
         found = read_folders(root, split.given)
     else:
         found = read_table(root, Path(params.data.labels), split.given)
-    require_classes(found, root)
+    require_classes(found, root, table=params.data.labels is not None)
     set_groups(found, split.group)
 
     to_check = [picture.path for picture in found.pictures if picture.path not in found.rejected]
@@ -69,7 +69,8 @@ def main() -> None:
     for entry in sorted(entries, key=lambda entry: entry.path):
         firsts.setdefault(entry.sha256, entry)
     different = list(firsts.values())
-    near = find_pairs([checked[entry.path].small for entry in different])
+    small = [checked[entry.path].small for entry in different]
+    near = find_pairs(small)
     together = form_groups([entry.sha256 for entry in different], near) if split.near_duplicates == "together" else {}
     parts = divide(entries, part_of, split, params.seed if split.seed is None else split.seed, together)
     for part, chosen in parts.items():
@@ -83,7 +84,7 @@ def main() -> None:
         "near_duplicates": [[different[one].path, different[other].path] for one, other, _ in near],
         "notes": [
             *report["notes"],
-            *describe_near_duplicates(near, different, together, leaks),
+            *describe_near_duplicates(near, different, together, leaks, count_flat(small)),
             *describe_grey(facts, params.data.grey_max),
             *describe_remarks(facts),
             *find_forms(found, checked),

@@ -41,22 +41,29 @@ class Collection:
         return classes
 
 
-def require_classes(found: Collection, root: Path) -> None:
+def require_classes(found: Collection, root: Path, table: bool) -> None:
     """Refuse one class, and two whose names are the same to a reader.
 
     Raises:
-        StageError: one class only; or names that differ in case, in spaces around them or in their Unicode form alone,
-            which some file systems and tools take for one.
+        StageError: one class only; or names that differ in spaces around them or in their Unicode form alone, or, as
+            names of folders, in case, which some file systems and tools take for one.
     """
     names: dict[str, str] = {}
     for name in found.by_class():
-        key = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).strip().casefold())
+        key = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).strip())
+        key = key if table else key.casefold()
         if key in names:
             raise StageError(
                 f"data.path: {root} has two classes {_spell(names[key])} and {_spell(name)}, whose names differ only "
                 "in case, in spaces or in Unicode form; rename one, or merge them"
+                + ", or name a table as data.labels, in which case counts"
+                * (not table)
             )
         names[key] = name
+    folded: dict[str, str] = {}
+    for name in names:
+        if (other := folded.setdefault(name.casefold(), name)) != name:
+            found.notes.append(f"{other} and {name} taken for two classes, though they differ only in case")
     if len(names) == 1:
         raise StageError(f"data.path: {root} holds one class only ({next(iter(names.values()))}); add another")
 

@@ -21,7 +21,7 @@ THRESHOLD = 0.965
 LARGEST_GROUP = 50
 LOOKED_FOR = (
     "Looked for: copies that were saved again, made smaller, recoloured, mirrored or turned by 90, 180 or 270 degrees; "
-    "not: cropped ones."
+    "not: cropped ones, and images with hardly any contrast."
 )
 # Weights of the frequencies of a small version: images have less of the higher ones, and differ there all the same.
 _POWER, _HIGHEST = 1.3, 11
@@ -83,6 +83,11 @@ def find_pairs(small: list[bytes]) -> list[Pair]:
         found = cosines >= THRESHOLD
         pairs += map(Pair, rows[first[found]].tolist(), rows[second[found]].tolist(), cosines[found].tolist())
     return sorted(pairs, key=lambda pair: (-pair.cosine, pair.first, pair.second))
+
+
+def count_flat(small: list[bytes]) -> int:
+    """Return how many images have too little contrast to be compared."""
+    return len(small) - len(_weigh(small)[1])
 
 
 def form_groups(hashes: list[str], pairs: list[Pair]) -> dict[str, str]:

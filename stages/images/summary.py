@@ -157,7 +157,7 @@ def describe_remarks(pictures: list[Checked]) -> list[str]:
 
 
 def describe_near_duplicates(
-    pairs: list[Pair], images: list[Entry], together: Mapping[str, str], leaks: list[Leak]
+    pairs: list[Pair], images: list[Entry], together: Mapping[str, str], leaks: list[Leak], flat: int
 ) -> list[str]:
     """Say how many images are nearly the same, which are kept together, and which labels contradict each other.
 
@@ -166,8 +166,9 @@ def describe_near_duplicates(
         images: those whose bytes differ.
         together: SHA-256 -> group, of those that are kept in one part.
         leaks: pairs of a test image and one that is not.
+        flat: how many images could not be compared.
     """
-    notes = []
+    notes = [f"{plural(flat, 'image')} with too little contrast to look for near-duplicates"] * bool(flat)
     if together:
         sizes = Counter(together.values())
         notes.append(

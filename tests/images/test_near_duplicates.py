@@ -202,6 +202,16 @@ def test_evaluate_scores_without_the_pairs_that_remain(project: Project, capsys:
     assert f"1 of {len(test)} test pictures is nearly the same as a training" in capsys.readouterr().out
 
 
+def test_blank_images_are_counted_and_not_said_to_be_clean(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for value in (0, 100, 255):
+        Image.new("RGB", (40, 40), (value, value, value)).save(project.path(f"pictures/cat/{value}.png"))
+    assert project.run("split") == 0
+    assert "3 images with too little contrast to look for near-duplicates" in capsys.readouterr().out
+    assert "hardly any contrast" in near_duplicates.LOOKED_FOR
+
+
 def test_split_loads_no_torch() -> None:
     code = "import sys, stages.split; sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
