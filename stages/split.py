@@ -10,13 +10,12 @@ from stages.common.files import write_json
 from stages.common.params import load_params
 from stages.common.workers import resolve_workers
 from stages.images.check import check_pictures, require_no_masks, require_usable
-from stages.images.collection import require_classes
+from stages.images.collection import require_classes, set_groups
 from stages.images.division import divide, find_copies, find_overlap
 from stages.images.folders import read_folders
-from stages.images.groups import set_groups
 from stages.images.index import Entry, write_index
 from stages.images.near_duplicates import count_flat, find_leaks, find_pairs, form_groups, write_leaks
-from stages.images.repository import is_untracked
+from stages.images.scan import is_untracked
 from stages.images.shortcuts import find_forms, find_shortcuts
 from stages.images.summary import (
     describe_grey,

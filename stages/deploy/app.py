@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from stages.images.decode import MAX_BYTES, PictureError, decode
+from stages.images.decode import MAX_BYTES, ImageError, decode
 from stages.images.preprocessing import make_transform
 from stages.network.checkpoint import Description
 from stages.network.network import Network
@@ -65,7 +65,7 @@ def make_app(
             return Response(status_code=400)
         try:
             return JSONResponse(await run_in_threadpool(explain, bytes(content)), headers=_HEADERS)
-        except PictureError as error:
+        except ImageError as error:
             return _refusal(str(error), 422)
 
     routes = [Route("/", show_page), Route("/classify", classify, methods=["POST"])]

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from stages.common.cli import StageError
 from stages.common.format import plural
 from stages.images.collection import Collection
-from stages.images.decode import NEEDS_HEIF, PictureError, decode_with_facts, read_picture
+from stages.images.decode import NEEDS_HEIF, ImageError, decode_with_facts, read_picture
 from stages.images.near_duplicates import SIDE, shrink
 from stages.images.scan import extension, reason
 
@@ -75,7 +75,7 @@ def _check(root: Path, grey_max: int | None, path: str) -> Checked:
         decoded = decode_with_facts(content, grey_max, least=SIDE)
     except OSError as error:
         return Checked(problem=reason(error))
-    except PictureError as error:
+    except ImageError as error:
         return Checked(problem=str(error))
     colours = decoded.picture.getcolors(_FEW)
     few = () if colours is None else ("blank",) if len(colours) == 1 else ("few",)

@@ -62,7 +62,7 @@ _TURNS = {
 _SIDEWAYS = (5, 6, 7, 8)
 
 
-class PictureError(Exception):
+class ImageError(Exception):
     """A picture that cannot be used. The message says why, in a few words and without naming the file."""
 
 
@@ -71,13 +71,13 @@ def read_picture(path: Path) -> bytes:
 
     Raises:
         OSError: as the file system says.
-        PictureError: not a regular file (reading a pipe would wait for ever), or above `MAX_BYTES`.
+        ImageError: not a regular file (reading a pipe would wait for ever), or above `MAX_BYTES`.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise PictureError("not a regular file")
+        raise ImageError("not a regular file")
     if status.st_size > MAX_BYTES:
-        raise PictureError(f"larger than {MAX_BYTES} bytes")
+        raise ImageError(f"larger than {MAX_BYTES} bytes")
     return path.read_bytes()
 
 
@@ -109,7 +109,7 @@ def decode(content: bytes, grey_max: int | None = None, least: int | None = None
             pixels. All of the file is read all the same, and damage is found. `None`: at its full size.
 
     Raises:
-        PictureError: `content` is empty, truncated, not a picture, above `MAX_PIXELS`, thinner than 1:`MAX_ASPECT`, or
+        ImageError: `content` is empty, truncated, not a picture, above `MAX_PIXELS`, thinner than 1:`MAX_ASPECT`, or
             of a kind that has no stated range (32-bit float).
     """
     return decode_with_facts(content, grey_max, least).picture
@@ -118,13 +118,13 @@ def decode(content: bytes, grey_max: int | None = None, least: int | None = None
 def decode_with_facts(content: bytes, grey_max: int | None = None, least: int | None = None) -> Decoded:
     """Decode a picture as `decode` does; also return what the file holds."""
     if not content:
-        raise PictureError("empty file")
+        raise ImageError("empty file")
     try:
         return _decode(content, grey_max, least)
-    except PictureError as error:
+    except ImageError as error:
         # The pixels may be good where a profile, a checksum or another piece of metadata is not.
         for spared in _without_metadata(content):
-            with suppress(PictureError):
+            with suppress(ImageError):
                 return _decode(spared, grey_max, least)
         raise error from None
 
@@ -180,28 +180,28 @@ def _decode(content: bytes, grey_max: int | None, least: int | None) -> Decoded:
                     picture.load()
                     corner = picture.getpixel((picture.width - 1, picture.height - 1))
                     if damage := find_damage(content, corner):
-                        raise PictureError(f"damaged: {damage}")
+                        raise ImageError(f"damaged: {damage}")
                 else:
                     shown, orientation, camera, highest, remarks = _load(picture)
                     size = picture.size
                 upright = _turn(to_rgb(shown, grey_max), orientation)
                 size = size[::-1] if orientation in _SIDEWAYS else size
                 return Decoded(upright, size, highest, (kind, mode, camera), remarks)
-    except (PictureError, MemoryError):
+    except (ImageError, MemoryError):
         raise
     except RangeError as error:
-        raise PictureError(str(error)) from None
+        raise ImageError(str(error)) from None
     except UnidentifiedImageError:
         if content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS and not _HEIF:
-            raise PictureError(NEEDS_HEIF) from None
+            raise ImageError(NEEDS_HEIF) from None
         if content[:4] in _TIFF_SIGNS:
-            raise PictureError("TIFF of bits, bands or compression that are not read; save it as 8 bits") from None
-        raise PictureError("not a picture in a known format") from None
+            raise ImageError("TIFF of bits, bands or compression that are not read; save it as 8 bits") from None
+        raise ImageError("not a picture in a known format") from None
     except Image.DecompressionBombError:
-        raise PictureError(f"more than {MAX_PIXELS} pixels") from None
+        raise ImageError(f"more than {MAX_PIXELS} pixels") from None
     # Decoders fed damaged files raise nearly anything: OSError, SyntaxError, ValueError, struct.error, zlib.error ...
     except Exception as error:
-        raise PictureError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise ImageError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 @cache
@@ -229,9 +229,9 @@ def _load(picture: ImageFile.ImageFile) -> tuple[Image.Image, int, str, int | No
 
 def _check_size(width: int, height: int, most: int) -> None:
     if width * height > most:
-        raise PictureError(f"more than {most} pixels ({width} x {height})")
+        raise ImageError(f"more than {most} pixels ({width} x {height})")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise PictureError(f"thinner than 1:{MAX_ASPECT} ({width} x {height})")
+        raise ImageError(f"thinner than 1:{MAX_ASPECT} ({width} x {height})")
 
 
 def _read_exif(picture: Image.Image) -> tuple[int, str]:

@@ -14,7 +14,7 @@ from conftest import Project
 from PIL import Image
 
 from stages.images import decode as decoding
-from stages.images.decode import PictureError, decode, decode_with_facts
+from stages.images.decode import ImageError, decode, decode_with_facts
 
 SIZE = 48
 ACROSS = np.tile(np.linspace(0, 1, SIZE), (SIZE, 1))
@@ -160,7 +160,7 @@ def test_every_mode_depth_and_format_is_the_plain_picture_or_refused(
 ) -> None:
     try:
         shown = np.asarray(decode(content)).astype(float)
-    except PictureError as error:
+    except ImageError as error:
         reason = str(error)
     else:
         assert np.abs(shown - wanted).max() <= (5 if name.split()[0] in ("JPEG", "AVIF") else 3)
@@ -182,7 +182,7 @@ def test_every_mode_depth_and_format_is_the_plain_picture_or_refused(
     ids=["signed 8", "signed 16", "12 of 16 bits, PNG", "12 of 16 bits, TIFF", "EPS", "PCX"],
 )
 def test_what_cannot_be_right_is_refused_with_its_true_reason(content: bytes, reason: str) -> None:
-    with pytest.raises(PictureError, match=f"^{reason}"):
+    with pytest.raises(ImageError, match=f"^{reason}"):
         decode(content)
 
 
@@ -315,7 +315,7 @@ def test_a_jpeg_that_was_cut_and_closed_or_has_a_hole_is_damaged(name: str, mode
         if name not in ("progressive", "restarts"):
             damaged.append(whole[:at] + whole[at + 400 :])
         for content in damaged:
-            with pytest.raises(PictureError, match=r"^damaged: its data (ends early|has a hole)$"):
+            with pytest.raises(ImageError, match=r"^damaged: its data (ends early|has a hole)$"):
                 decode(content, least=least)
 
 
@@ -336,9 +336,9 @@ def test_a_jpeg_of_a_large_phone_is_read_where_it_may_be_decoded_small(monkeypat
     monkeypatch.setattr(decoding, "MAX_PIXELS", 300 * 400 - 1)
     whole = encode(photo(), "JPEG")
     assert decode_with_facts(whole, least=20).size == (400, 300)
-    with pytest.raises(PictureError, match=r"^more than 119999 pixels \(400 x 300\)"):
+    with pytest.raises(ImageError, match=r"^more than 119999 pixels \(400 x 300\)"):
         decode(whole)
-    with pytest.raises(PictureError, match=r"^more than 119999 pixels"):
+    with pytest.raises(ImageError, match=r"^more than 119999 pixels"):
         decode(encode(photo(), "PNG"), least=20)
 
 
