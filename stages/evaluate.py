@@ -13,6 +13,7 @@ from stages.common.memory import reuse_freed_memory
 from stages.common.params import load_params
 from stages.common.seeds import make_deterministic
 from stages.images.index import read_index
+from stages.images.near_duplicates import read_leaks
 from stages.images.summary import read_summary
 from stages.network.checkpoint import load_checkpoint, require_classes
 from stages.network.layer_table import write_layers
@@ -23,18 +24,12 @@ from stages.scores.calibration import measure_calibrations, write_calibrations
 from stages.scores.classes import score_classes, write_classes
 from stages.scores.evaluation import Evaluation, describe, write_evaluation
 from stages.scores.metrics import score
-from stages.scores.near_duplicates import (
-    describe_near_duplicates,
-    name_pairs,
-    summarize,
-    write_near_duplicates,
-)
+from stages.scores.near_duplicates import describe_near_duplicates, summarize
 from stages.scores.predictions import Predictions, count_once, write_predictions, write_probabilities
 from stages.scores.remarks import compare_balanced, find_remarks
-from stages.scores.similarity import THRESHOLD, find_similar, read_sample
 from stages.scores.suspects import find_suspects, judge_all, write_suspects
 from stages.scores.verdict import compare
-from stages.training.inference import open_features, predict_with_both
+from stages.training.inference import predict_with_both
 
 
 def main() -> None:
@@ -55,7 +50,7 @@ def main() -> None:
     reuse_freed_memory()
     indices = [arguments.index / f"{part}.csv" for part in ("train", "val", "test")]
     ranks.require_same(params, [*indices, arguments.head, arguments.finetuned])
-    train, val, test = map(read_index, indices)
+    _, val, test = map(read_index, indices)
     head, description = load_checkpoint(arguments.head)
     finetuned, finetuned_description = load_checkpoint(arguments.finetuned)
     require_classes(arguments.head, description, test)
@@ -63,8 +58,8 @@ def main() -> None:
     tensors = finetuned.state_dict()
     identical = all(torch.equal(tensor, tensors[key]) for key, tensor in head.state_dict().items())
 
-    different, known = count_once(test), count_once([*train, *val])
-    logits, features = predict_with_both(head, finetuned, description, different, params)
+    different = count_once(test)
+    logits = predict_with_both(head, finetuned, description, different, params)
     temperatures = (description.temperature, finetuned_description.temperature)
     predictions = Predictions(
         [entry.path for entry in different],
@@ -72,8 +67,6 @@ def main() -> None:
         description.classes,
         *(probabilities(own, divisor).numpy() for own, divisor in zip(logits, temperatures, strict=True)),
     )
-    read_features = open_features(head, description, params, known)
-    similar = find_similar(*read_sample(read_features, known), features, params.precision)
     ranks.leave()
     groups = number_groups(different)
     classes, balanced = score_classes(predictions), compare_balanced(predictions, groups)
@@ -84,7 +77,7 @@ def main() -> None:
         compare(
             predictions.labels, predictions.head, predictions.finetuned, groups, identical=identical, watched=not val
         ),
-        summarize(similar, THRESHOLD, predictions),
+        summarize(read_leaks(metrics / "near_duplicates.csv"), predictions),
         balanced,
         find_remarks(classes, balanced, split, len(test) - len(different)),
     )
@@ -94,7 +87,6 @@ def main() -> None:
     write_probabilities(arguments.probabilities, predictions)
     write_predictions(metrics / "predictions.csv", predictions)
     write_classes(metrics / "classes.csv", classes)
-    write_near_duplicates(metrics / "near_duplicates.csv", name_pairs(similar, known, different))
     judged = judge_all(predictions, arguments.out_of_fold)
     suspects = find_suspects(judged.paths, judged.labels, judged.probabilities, predictions.classes)
     write_suspects(metrics / "suspects.csv", suspects)

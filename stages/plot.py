@@ -10,6 +10,7 @@ from stages.common.files import write_text
 from stages.common.params import Params, load_params
 from stages.common.seeds import make_deterministic
 from stages.images.index import PARTS, read_index
+from stages.images.near_duplicates import read_leaks
 from stages.images.summary import class_counts, read_summary
 from stages.network.checkpoint import load_checkpoint, require_classes
 from stages.report.figures import draw_numbers
@@ -22,7 +23,6 @@ from stages.scores.calibration import read_calibrations
 from stages.scores.classes import read_classes
 from stages.scores.curves import write_curves
 from stages.scores.evaluation import describe, read_evaluation
-from stages.scores.near_duplicates import read_near_duplicates
 from stages.scores.predictions import count_once, read_predictions
 from stages.scores.suspects import judge_all, read_suspects
 from stages.training.history import read_history, read_kept
@@ -45,9 +45,9 @@ def main() -> None:
     test, predictions = read_index(index), read_predictions(metrics / "predictions.csv", arguments.probabilities)
     entries = count_once(test)
     if [entry.path for entry in entries] != predictions.paths:
-        raise StageError(f"{metrics / 'predictions.csv'}: not the pictures of {index}; `dvc repro` makes both again")
+        raise StageError(f"{metrics / 'predictions.csv'}: not the images of {index}; `dvc repro` makes both again")
     evaluation, classes = read_evaluation(metrics), read_classes(metrics / "classes.csv")
-    pairs = read_near_duplicates(metrics / "near_duplicates.csv")
+    pairs = read_leaks(metrics / "near_duplicates.csv")
     split = read_summary(metrics / "split.json")
     histories = (metrics / "train_head", metrics / "finetune")
     head, finetune = map(read_history, histories)

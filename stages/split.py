@@ -10,14 +10,21 @@ from stages.common.files import write_json
 from stages.common.params import load_params
 from stages.common.workers import resolve_workers
 from stages.images.check import check_pictures, require_no_masks, require_usable
-from stages.images.collection import require_classes
+from stages.images.collection import require_classes, set_groups
 from stages.images.division import divide, find_copies, find_overlap
 from stages.images.folders import read_folders
-from stages.images.groups import form_groups
 from stages.images.index import Entry, write_index
-from stages.images.repository import is_untracked
+from stages.images.near_duplicates import count_flat, find_leaks, find_pairs, form_groups, write_leaks
+from stages.images.scan import is_untracked
 from stages.images.shortcuts import find_forms, find_shortcuts
-from stages.images.summary import describe_grey, describe_remarks, describe_shapes, last_line, summarize
+from stages.images.summary import (
+    describe_grey,
+    describe_near_duplicates,
+    describe_remarks,
+    describe_shapes,
+    last_line,
+    summarize,
+)
 from stages.images.table import read_table
 
 
@@ -27,6 +34,7 @@ def main() -> None:
     parser.add_argument("--params", type=Path, required=True)
     parser.add_argument("--index", type=Path, required=True, help="folder for train.csv, val.csv and test.csv")
     parser.add_argument("--report", type=Path, required=True, help="JSON file for the counts")
+    parser.add_argument("--near-duplicates", type=Path, required=True, help="CSV file to write: pairs across parts")
     arguments = parser.parse_args()
     params = load_params(arguments.params)
     root, split = Path(params.data.path), params.split
@@ -35,8 +43,8 @@ def main() -> None:
         found = read_folders(root, split.given)
     else:
         found = read_table(root, Path(params.data.labels), split.given)
-    require_classes(found, root)
-    form_groups(found, split.group)
+    require_classes(found, root, table=params.data.labels is not None)
+    set_groups(found, split.group)
 
     to_check = [picture.path for picture in found.pictures if picture.path not in found.rejected]
     checked = check_pictures(root, to_check, params.data.grey_max, resolve_workers(params.workers))
@@ -56,19 +64,30 @@ def main() -> None:
         for one in found.pictures
         if one.path not in rejected and one.path not in overlap
     ]
-    parts = divide(entries, part_of, split, params.seed if split.seed is None else split.seed)
-    for part, pictures in parts.items():
-        write_index(arguments.index / f"{part}.csv", pictures, grouped=split.group is not None)
-    chosen = [checked[entry.path] for entry in entries]
+    firsts: dict[str, Entry] = {}
+    for entry in sorted(entries, key=lambda entry: entry.path):
+        firsts.setdefault(entry.sha256, entry)
+    different = list(firsts.values())
+    small = [checked[entry.path].small for entry in different]
+    near = find_pairs(small)
+    together = form_groups([entry.sha256 for entry in different], near) if split.near_duplicates == "together" else {}
+    parts = divide(entries, part_of, split, params.seed if split.seed is None else split.seed, together)
+    for part, chosen in parts.items():
+        write_index(arguments.index / f"{part}.csv", chosen, grouped=split.group is not None)
+    leaks = find_leaks(near, different, {entry.path: part for part, chosen in parts.items() for entry in chosen})
+    write_leaks(arguments.near_duplicates, leaks)
+    facts = [checked[entry.path] for entry in entries]
     report = summarize(found, parts, part_of, rejected, duplicates, overlap)
     report |= {
-        "shapes": describe_shapes(chosen),
+        "shapes": describe_shapes(facts),
+        "near_duplicates": [[different[one].path, different[other].path] for one, other, _ in near],
         "notes": [
             *report["notes"],
-            *describe_grey(chosen, params.data.grey_max),
-            *describe_remarks(chosen),
+            *describe_near_duplicates(near, different, together, leaks, count_flat(small)),
+            *describe_grey(facts, params.data.grey_max),
+            *describe_remarks(facts),
             *find_forms(found, checked),
-            *find_shortcuts(chosen, [entry.class_name for entry in entries]),
+            *find_shortcuts(facts, [entry.class_name for entry in entries]),
         ],
     }
     write_json(arguments.report, report)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stages.common.cli import run
-from stages.images.index import PARTS, Entry, read_index, write_index
+from stages.images.index import PARTS, Entry, read_index
 from stages.training import cache
 
 # The networks here are so small that handing work to threads costs more than the work.
@@ -188,15 +187,6 @@ class Project:
 
     def split_report(self) -> dict[str, Any]:
         return json.loads(self.path("metrics/split.json").read_text())
-
-    def plant(self, original: Entry, name: str, quality: int) -> None:
-        """Save a picture again as JPEG, and put it into the test part."""
-        root = self.folder / self.params["data"]["path"]
-        with Image.open(root / original.path) as picture:
-            picture.save(root / name, quality=quality)
-        index = self.path("data/index/test.csv")
-        copy = replace(original, path=name, sha256=hashlib.sha256((root / name).read_bytes()).hexdigest())
-        write_index(index, [*read_index(index), copy])
 
     def start(self, stage: str, **options: Any) -> subprocess.Popen[str]:
         """Start a stage as a process of its own."""

@@ -18,6 +18,7 @@ Head = Literal["flatten", "pooled", "original"]
 Augment = Literal["none", "light", "strong"]
 Framing = Literal["crop", "squash", "pad"]
 Given = Literal["auto", "ignore"]
+NearDuplicates = Literal["together", "report"]
 # `split.group` may also be a regular expression.
 GROUP_RULES = ("folder", "column")
 
@@ -65,6 +66,7 @@ class Split(Section):
     val_size: Annotated[float, Field(ge=0, lt=1)]
     rejected_limit: Annotated[float, Field(ge=0, le=1)]
     given: Given = "auto"
+    near_duplicates: NearDuplicates = "together"
     group: Annotated[str | None, AfterValidator(_check_group)] = None
     folds: Annotated[int, Field(ge=2)] | None = None
     fold: Annotated[int, Field(ge=0)] = 0

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from stages.images.decode import PictureError, decode
+from stages.images.decode import ImageError, decode
 from stages.images.preprocessing import make_transform
 from stages.network.checkpoint import Description
 from stages.network.network import Network
@@ -74,7 +74,7 @@ def make_app(
                 return _refusal(f"not here after {_PATIENCE} seconds", 408)
             try:
                 answer = await asyncio.get_running_loop().run_in_executor(worker, explain, bytes(content))
-            except PictureError as error:
+            except ImageError as error:
                 return _refusal(str(error), 422)
             return JSONResponse(answer, headers=_HEADERS)
 

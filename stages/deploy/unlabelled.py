@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from stages.common.cli import StageError, stop_if_interrupted
 from stages.images.batches import leave_interrupts_to_the_main_process, loaded
 from stages.images.collection import Collection
-from stages.images.decode import PictureError, decode, read_picture
+from stages.images.decode import ImageError, decode, read_picture
 from stages.images.preprocessing import Preprocessing
 from stages.images.scan import reason, walk
 
@@ -72,7 +72,7 @@ class _Pictures(Dataset[tuple[Tensor | None, str | None]]):
             return None, "no such file"
         except OSError as error:
             return None, reason(error)
-        except PictureError as error:
+        except ImageError as error:
             return None, str(error)
 
     def __len__(self) -> int:

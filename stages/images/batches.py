@@ -19,7 +19,7 @@ from stages.common.memory import require_memory
 from stages.common.params import Augment
 from stages.common.ranks import Share
 from stages.common.seeds import generator_for
-from stages.images.decode import PictureError, decode, read_picture
+from stages.images.decode import ImageError, decode, read_picture
 from stages.images.index import Entry
 from stages.images.preprocessing import Preprocessing, make_transform
 
@@ -40,11 +40,11 @@ def read_entry(root: Path, entry: Entry, grey_max: int | None = None, least: int
     try:
         content = read_picture(root / entry.path)
         if hashlib.sha256(content).hexdigest() != entry.sha256:
-            raise PictureError("changed")
+            raise ImageError("changed")
         return decode(content, grey_max, least)
     except FileNotFoundError:
         problem = "gone"
-    except (OSError, PictureError) as error:
+    except (OSError, ImageError) as error:
         problem = str(error)
     raise StageError(
         f"{root / entry.path}: {problem} since the split was made; bring it back, or run `dvc repro` to split again"

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from stages.common.cli import StageError
 from stages.common.format import plural
 from stages.images.collection import Collection
-from stages.images.decode import NEEDS_HEIF, PictureError, decode_with_facts, read_picture
+from stages.images.decode import NEEDS_HEIF, ImageError, decode_with_facts, read_picture
+from stages.images.near_duplicates import SIDE, shrink
 from stages.images.scan import extension, reason
 
 # Masks have no more colours.
@@ -29,7 +30,8 @@ class Checked(NamedTuple):
 
     `sha256` of its file, in hex; its upright size in pixels; the `highest_grey` value, `None` unless it is 16-bit grey;
     `storage` as in `Decoded`; its mean `brightness`, 0 to 255; `remarks` of decoding, and `blank` or `few` for one
-    colour or hardly any; a checksum of its `pixels`, those of a smaller version of a JPEG.
+    colour or hardly any; a checksum of its `pixels`, those of a smaller version of a JPEG; its
+    `small` grey version.
     """
 
     sha256: str = ""
@@ -40,6 +42,7 @@ class Checked(NamedTuple):
     brightness: float = 0
     remarks: tuple[str, ...] = ()
     pixels: int = 0
+    small: bytes = b""
     problem: str | None = None
 
 
@@ -69,10 +72,10 @@ def _check(root: Path, grey_max: int | None, path: str) -> Checked:
     try:
         content = read_picture(root / path)
         # At an eighth of its size a JPEG is read to its end, too, in half the time.
-        decoded = decode_with_facts(content, grey_max, least=1)
+        decoded = decode_with_facts(content, grey_max, least=SIDE)
     except OSError as error:
         return Checked(problem=reason(error))
-    except PictureError as error:
+    except ImageError as error:
         return Checked(problem=str(error))
     colours = decoded.picture.getcolors(_FEW)
     few = () if colours is None else ("blank",) if len(colours) == 1 else ("few",)
@@ -86,6 +89,7 @@ def _check(root: Path, grey_max: int | None, path: str) -> Checked:
         sum(some) / len(some),
         (*decoded.remarks, *few),
         zlib.crc32(pixels),
+        shrink(decoded.picture, *decoded.size),
     )
 
 

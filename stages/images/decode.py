@@ -1,8 +1,12 @@
 """A picture file -> an upright RGB picture."""
 
 import io
+import re
 import stat
+import struct
 import warnings
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -22,7 +26,6 @@ from stages.images.colour import (
     without_false_alpha,
 )
 from stages.images.jpeg import find_damage
-from stages.images.metadata import without_metadata
 
 _HEIF = find_spec("pillow_heif") is not None
 
@@ -35,12 +38,14 @@ Image.MAX_IMAGE_PIXELS = _SHRUNK * MAX_PIXELS
 # Resizing the shorter side of a thinner strip than this to the network's input would blow up the longer one.
 MAX_ASPECT = 100
 # Pillow calls a PNG damaged whose colour profile or text has more bytes than this, 2^20 by default.
-PngImagePlugin.MAX_TEXT_CHUNK = 2**24
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_BYTES
 NEEDS_HEIF = "HEIC, which needs `pip install pillow-heif`"
 
 # No others are opened, whatever a file holds: Pillow hands PostScript to Ghostscript. TGA, which has no sign, is last.
 _FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF", "TGA")
 _TIFF_SIGNS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_ADOBE = rb"\xff\xee..Adobe.{7}"  # how the colours of a JPEG are stored
 _PAGED = ("TIFF", "GIF", "WEBP", "PNG", "AVIF")
 
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -57,7 +62,7 @@ _TURNS = {
 _SIDEWAYS = (5, 6, 7, 8)
 
 
-class PictureError(Exception):
+class ImageError(Exception):
     """A picture that cannot be used. The message says why, in a few words and without naming the file."""
 
 
@@ -66,13 +71,13 @@ def read_picture(path: Path) -> bytes:
 
     Raises:
         OSError: as the file system says.
-        PictureError: not a regular file (reading a pipe would wait for ever), or above `MAX_BYTES`.
+        ImageError: not a regular file (reading a pipe would wait for ever), or above `MAX_BYTES`.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise PictureError("not a regular file")
+        raise ImageError("not a regular file")
     if status.st_size > MAX_BYTES:
-        raise PictureError(f"larger than {MAX_BYTES} bytes")
+        raise ImageError(f"larger than {MAX_BYTES} bytes")
     return path.read_bytes()
 
 
@@ -104,7 +109,7 @@ def decode(content: bytes, grey_max: int | None = None, least: int | None = None
             pixels. All of the file is read all the same, and damage is found. `None`: at its full size.
 
     Raises:
-        PictureError: `content` is empty, truncated, not a picture, above `MAX_PIXELS`, thinner than 1:`MAX_ASPECT`, or
+        ImageError: `content` is empty, truncated, not a picture, above `MAX_PIXELS`, thinner than 1:`MAX_ASPECT`, or
             of a kind that has no stated range (32-bit float).
     """
     return decode_with_facts(content, grey_max, least).picture
@@ -113,15 +118,44 @@ def decode(content: bytes, grey_max: int | None = None, least: int | None = None
 def decode_with_facts(content: bytes, grey_max: int | None = None, least: int | None = None) -> Decoded:
     """Decode a picture as `decode` does; also return what the file holds."""
     if not content:
-        raise PictureError("empty file")
+        raise ImageError("empty file")
     try:
         return _decode(content, grey_max, least)
-    except PictureError as error:
-        # The pixels may be good where a text, a profile or a checksum of metadata is not.
-        for spared in without_metadata(content):
-            with suppress(PictureError):
+    except ImageError as error:
+        # The pixels may be good where a profile, a checksum or another piece of metadata is not.
+        for spared in _without_metadata(content):
+            with suppress(ImageError):
                 return _decode(spared, grey_max, least)
         raise error from None
+
+
+def _without_metadata(content: bytes) -> Iterator[bytes]:
+    """Yield a PNG or JPEG without damaged metadata, then with no more than what changes the pixels."""
+    if content.startswith(_PNG):
+        chunks = list(_cut(content, 8, lambda at: 12 + int.from_bytes(content[at : at + 4].rjust(4, b"\0"), "big")))
+        sound = [chunk for chunk in chunks if chunk[-4:] == struct.pack(">I", zlib.crc32(chunk[4:-4]))]
+        for kept in (sound, [chunk for chunk in chunks if chunk[4:8] == b"tRNS"]):
+            yield _PNG + b"".join(chunk for chunk in chunks if chunk[4:5].isupper() or chunk in kept)
+    elif content.startswith(b"\xff\xd8"):
+        # From the first scan on, or from what is no segment, all is one.
+        segments = list(
+            _cut(content, 2, lambda at: _length(content[at : at + 4]) or len(content)),
+        )
+        for spared in ((rb"\xff\xe1..Exif\0\0", _ADOBE), (_ADOBE,)):
+            needed = re.compile(b"|".join((rb"[^\xff]|\xff[^\xe0-\xef\xfe]", *spared)), re.DOTALL)
+            yield content[:2] + b"".join(filter(needed.match, segments))
+
+
+def _length(head: bytes) -> int:
+    """Return the length of a JPEG's segment, marker included, by its first bytes; 0 for a scan and what is none."""
+    return 0 if head[:1] != b"\xff" or head[1:2] == b"\xda" else 2 + int.from_bytes(head[2:4], "big")
+
+
+def _cut(content: bytes, start: int, length: Callable[[int], int]) -> Iterator[bytes]:
+    while start < len(content):
+        end = start + length(start)
+        yield content[start:end]
+        start = end
 
 
 def _decode(content: bytes, grey_max: int | None, least: int | None) -> Decoded:
@@ -146,28 +180,28 @@ def _decode(content: bytes, grey_max: int | None, least: int | None) -> Decoded:
                     picture.load()
                     corner = picture.getpixel((picture.width - 1, picture.height - 1))
                     if damage := find_damage(content, corner):
-                        raise PictureError(f"damaged: {damage}")
+                        raise ImageError(f"damaged: {damage}")
                 else:
                     shown, orientation, camera, highest, remarks = _load(picture)
                     size = picture.size
                 upright = _turn(to_rgb(shown, grey_max), orientation)
                 size = size[::-1] if orientation in _SIDEWAYS else size
                 return Decoded(upright, size, highest, (kind, mode, camera), remarks)
-    except (PictureError, MemoryError):
+    except (ImageError, MemoryError):
         raise
     except RangeError as error:
-        raise PictureError(str(error)) from None
+        raise ImageError(str(error)) from None
     except UnidentifiedImageError:
         if content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS and not _HEIF:
-            raise PictureError(NEEDS_HEIF) from None
+            raise ImageError(NEEDS_HEIF) from None
         if content[:4] in _TIFF_SIGNS:
-            raise PictureError("TIFF of bits, bands or compression that are not read; save it as 8 bits") from None
-        raise PictureError("not a picture in a known format") from None
+            raise ImageError("TIFF of bits, bands or compression that are not read; save it as 8 bits") from None
+        raise ImageError("not a picture in a known format") from None
     except Image.DecompressionBombError:
-        raise PictureError(f"more than {MAX_PIXELS} pixels") from None
+        raise ImageError(f"more than {MAX_PIXELS} pixels") from None
     # Decoders fed damaged files raise nearly anything: OSError, SyntaxError, ValueError, struct.error, zlib.error ...
     except Exception as error:
-        raise PictureError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise ImageError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 @cache
@@ -195,9 +229,9 @@ def _load(picture: ImageFile.ImageFile) -> tuple[Image.Image, int, str, int | No
 
 def _check_size(width: int, height: int, most: int) -> None:
     if width * height > most:
-        raise PictureError(f"more than {most} pixels ({width} x {height})")
+        raise ImageError(f"more than {most} pixels ({width} x {height})")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise PictureError(f"thinner than 1:{MAX_ASPECT} ({width} x {height})")
+        raise ImageError(f"thinner than 1:{MAX_ASPECT} ({width} x {height})")
 
 
 def _read_exif(picture: Image.Image) -> tuple[int, str]:

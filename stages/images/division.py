@@ -2,8 +2,9 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from stages.common.cli import StageError
 from stages.common.format import plural
@@ -14,6 +15,7 @@ from stages.images.index import PARTS, Entry
 _OVERSHOOT = 0.1
 # Of the same bytes in two parts that are given, those of the later one are kept.
 _STRICTER = ("", "train", "val", "test")
+NONE: Mapping[str, str] = MappingProxyType({})
 CONFLICT = "which is in another class"
 
 
@@ -119,7 +121,9 @@ class _Division:
         return total
 
 
-def assign(entries: list[Entry], test_size: float, val_size: float, seed: int) -> dict[str, list[Entry]]:
+def assign(
+    entries: list[Entry], test_size: float, val_size: float, seed: int, near: Mapping[str, str] = NONE
+) -> dict[str, list[Entry]]:
     """Divide pictures into train, val and test, each class by the same fractions.
 
     Where there are no groups, a picture's place depends on the seed and its bytes alone: neither its name nor the order
@@ -132,6 +136,7 @@ def assign(entries: list[Entry], test_size: float, val_size: float, seed: int) -
         test_size: fraction of each class, in [0, 1); at least one picture, unless it is 0: then the part is empty.
         val_size: the same.
         seed: another seed gives another division.
+        near: SHA-256 -> the name of the group of near-duplicates that an image is in.
 
     Returns:
         part -> its entries, sorted by path.
@@ -144,9 +149,9 @@ def assign(entries: list[Entry], test_size: float, val_size: float, seed: int) -
     division = _Division(
         {part: {name: max(1, round(size * total)) for name, total in totals.items()} for part, size in sizes.items()}
     )
-    units = order_units(entries, seed)
+    units = order_units(entries, seed, near)
     left = Counter(name for unit in units for name in unit.classes)
-    _require_enough(left, len(sizes) + 1, any(entry.group for entry in entries))
+    _require_enough(left, len(sizes) + 1, units)
     for unit in units:
         for position, part in enumerate(sizes):
             # The last units are kept for the parts that come after.
@@ -168,7 +173,9 @@ def assign(entries: list[Entry], test_size: float, val_size: float, seed: int) -
     return {part: sorted(chosen, key=lambda entry: entry.path) for part, chosen in parts.items()}
 
 
-def divide(entries: list[Entry], part_of: dict[str, str], split: Split, seed: int) -> dict[str, list[Entry]]:
+def divide(
+    entries: list[Entry], part_of: dict[str, str], split: Split, seed: int, near: Mapping[str, str] = NONE
+) -> dict[str, list[Entry]]:
     """Put pictures into the parts that are given; cut those that are missing from train, or all where none is.
 
     Args:
@@ -176,6 +183,7 @@ def divide(entries: list[Entry], part_of: dict[str, str], split: Split, seed: in
         part_of: path -> its part; empty where none is given.
         split: the sizes of the other parts, or the fold that is the test part.
         seed: as in `assign`.
+        near: the same.
 
     Returns:
         part -> its entries, sorted by path.
@@ -198,14 +206,14 @@ def divide(entries: list[Entry], part_of: dict[str, str], split: Split, seed: in
                 )
     test_size, val_size = 0 if "test" in given else split.test_size, 0 if "val" in given else split.val_size
     if split.folds is None:
-        parts = assign(train, test_size, val_size, seed)
+        parts = assign(train, test_size, val_size, seed, near)
     elif "test" in given:
         raise StageError("split.folds: the test part is given; set split.folds=null, or split.given=ignore")
     else:
-        tested = find_fold(order_units(train, seed), split.folds, split.fold)
+        tested = find_fold(order_units(train, seed, near), split.folds, split.fold)
         rest = [entry for entry in train if entry.sha256 not in tested]
         # Fractions of all, not of the rest.
-        parts = assign(rest, 0, val_size * split.folds / (split.folds - 1), seed)
+        parts = assign(rest, 0, val_size * split.folds / (split.folds - 1), seed, near)
         parts["test"] = sorted((entry for entry in train if entry.sha256 in tested), key=lambda entry: entry.path)
     return parts | {part: sorted(chosen, key=lambda entry: entry.path) for part, chosen in given.items()}
 
@@ -230,7 +238,7 @@ def find_fold(units: list[Unit], folds: int, fold: int) -> set[str]:
     _require_enough(
         Counter(name for unit in units for name in unit.classes),
         folds,
-        any(unit.key.startswith("group ") for unit in units),
+        units,
     )
     seen: Counter[str] = Counter()
     found: list[set[str]] = [set() for _ in range(folds)]
@@ -250,52 +258,52 @@ def find_fold(units: list[Unit], folds: int, fold: int) -> set[str]:
     return found[fold]
 
 
-def order_units(entries: list[Entry], seed: int) -> list[Unit]:
+def order_units(entries: list[Entry], seed: int, near: Mapping[str, str] = NONE) -> list[Unit]:
     """Return what has to go into one part together, in an order that depends on the seed and on what it is alone."""
-    return sorted(_units(entries), key=lambda unit: hashlib.sha256(f"{seed}:{unit.key}".encode()).digest())
+    return sorted(_units(entries, near), key=lambda unit: hashlib.sha256(f"{seed}:{unit.key}".encode()).digest())
 
 
-def _units(entries: list[Entry]) -> Iterable[Unit]:
+def _units(entries: list[Entry], near: Mapping[str, str]) -> Iterable[Unit]:
     units: dict[str, Unit] = {}
-    keys = _group_keys(entries)
+    keys = _group_keys(entries, near)
     for entry in entries:
         key = keys.get(entry.sha256, entry.sha256)
         units.setdefault(key, Unit(key)).add(entry)
     return units.values()
 
 
-def _group_keys(entries: list[Entry]) -> dict[str, str]:
-    """Return SHA-256 -> the first name of its groups; groups that share a picture are one."""
-    grouped = sorted({(entry.sha256, entry.group) for entry in entries if entry.group})
-    if not grouped:
-        return {}
-    # Here: without groups, SciPy would be half of what a division waits for.
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    digests = {digest: number for number, digest in enumerate(dict.fromkeys(digest for digest, _ in grouped))}
-    groups = {group: number for number, group in enumerate(sorted({group for _, group in grouped}))}
-    edges = ([digests[digest] for digest, _ in grouped], [len(digests) + groups[group] for _, group in grouped])
-    size = len(digests) + len(groups)
-    _, joined = connected_components(coo_array(([1] * len(grouped), edges), shape=(size, size)), directed=False)
-    names: dict[int, str] = {}
-    for group, number in groups.items():
-        names.setdefault(joined[len(digests) + number], f"group {group}")
-    return {digest: names[joined[number]] for digest, number in digests.items()}
+def _group_keys(entries: list[Entry], near: Mapping[str, str]) -> dict[str, str]:
+    """Return SHA-256 -> the name of its unit: the first of its groups; groups that share an image are one."""
+    names = {(entry.sha256, f"group {entry.group}") for entry in entries if entry.group}
+    names |= {(entry.sha256, near[entry.sha256]) for entry in entries if entry.sha256 in near}
+    joined: dict[str, set[str]] = {}  # a name -> all that it is one with
+    key_of: dict[str, str] = {}
+    for digest, name in sorted(names):
+        one, other = joined.setdefault(name, {name}), joined.setdefault(key_of.setdefault(digest, name), {name})
+        if one is not other:
+            small, large = sorted((one, other), key=len)
+            large |= small
+            joined.update(dict.fromkeys(small, large))
+    first = {id(one): min(one, key=lambda name: (not name.startswith("group "), name)) for one in joined.values()}
+    return {digest: first[id(joined[name])] for digest, name in key_of.items()}
 
 
-def _require_enough(units: Counter[str], needed: int, grouped: bool) -> None:
-    for name, number in units.items():
-        if number < needed and grouped:
+def _require_enough(classes: Counter[str], needed: int, units: list[Unit]) -> None:
+    for name, number in classes.items():
+        if number >= needed:
+            continue
+        if any(unit.key.startswith("group ") for unit in units):
             raise StageError(
                 f"split.group: class {name!r} lies in {plural(number, 'group')} only, needs {needed}, one for each "
                 "part; add some, remove the class, or form smaller groups"
             )
-        if number < needed:
-            raise StageError(
-                f"data.path: class {name!r} is too small to split: {number} different pictures, needs {needed}; "
-                "add pictures or remove the class"
-            )
+        alike = sum(name in unit.classes and len({one.sha256 for one in unit.entries}) > 1 for unit in units)
+        raise StageError(
+            f"data.path: class {name!r} is too small to split: {number} different pictures, needs {needed}; "
+            "add pictures or remove the class"
+            + ", or set split.near_duplicates=report, which parts those that are nearly the same"
+            * bool(alike)
+        )
 
 
 def _complete(division: _Division, units: list[Unit], part: str) -> None:

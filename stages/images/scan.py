@@ -2,6 +2,7 @@
 
 import errno
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,3 +108,16 @@ def identify(folder: Path) -> tuple[int, int]:
 def reason(error: OSError) -> str:
     """Say in a few words why a file or folder cannot be read."""
     return _REASONS.get(error.errno or 0) or error.strerror or type(error).__name__
+
+
+def is_untracked(folder: Path) -> bool:
+    """Whether a folder is in the repository of the current one, and has files that git neither has nor ignores.
+
+    `dvc exp run` commits such files with the experiment. What `dvc add` tracks is ignored by git. Without git, no.
+    """
+    question = ["git", "ls-files", "--others", "--exclude-standard", "--directory", "--no-empty-directory", "--"]
+    try:
+        answer = subprocess.run([*question, folder.absolute()], capture_output=True, check=False)
+    except OSError:
+        return False
+    return answer.returncode == 0 and bool(answer.stdout)

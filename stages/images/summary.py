@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from stages.images.check import Checked
 from stages.images.collection import Collection
 from stages.images.colour import GREY_RANGE
 from stages.images.index import PARTS, Entry, count
+from stages.images.near_duplicates import Leak, Pair
 
 # DVC shows each number in nested objects as a metric, in a row or a column; it ignores lists.
 _MOST_CLASSES = 20
@@ -153,6 +154,37 @@ def describe_remarks(pictures: list[Checked]) -> list[str]:
     return notes + [
         f"{same:,} pictures the same as another when decoded (JPEG: small), though their bytes differ"
     ] * bool(same)
+
+
+def describe_near_duplicates(
+    pairs: list[Pair], images: list[Entry], together: Mapping[str, str], leaks: list[Leak], flat: int
+) -> list[str]:
+    """Say how many images are nearly the same, which are kept together, and which labels contradict each other.
+
+    Args:
+        pairs: of positions in `images`.
+        images: those whose bytes differ.
+        together: SHA-256 -> group, of those that are kept in one part.
+        leaks: pairs of a test image and one that is not.
+        flat: how many images could not be compared.
+    """
+    notes = [f"{plural(flat, 'image')} with too little contrast to look for near-duplicates"] * bool(flat)
+    if together:
+        sizes = Counter(together.values())
+        notes.append(
+            f"{len(together):,} images in {plural(len(sizes), 'group')} (at most {max(sizes.values())}) are nearly the "
+            "same, kept in one part"
+        )
+    if (tested := len({leak.test for leak in leaks})) or (pairs and not together):
+        notes.append(f"{plural(tested, 'test image is', 'test images are')} nearly the same as one of another part")
+    if contrary := [
+        (images[one], images[other]) for one, other, _ in pairs if images[one].class_name != images[other].class_name
+    ]:
+        shown = enumerate_names([f"{one.path} and {other.path}" for one, other in contrary], 1)
+        notes.append(f"{plural(len(contrary), 'pair')} nearly the same in two classes ({shown})")
+    if 10 * len({place for pair in pairs for place in pair[:2]}) > len(images):
+        notes.append("many are nearly the same: is it one scene or burst? split.group keeps that together")
+    return notes
 
 
 def describe_grey(pictures: list[Checked], grey_max: int | None) -> list[str]:

@@ -5,6 +5,7 @@ import os
 import posixpath
 import unicodedata
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,7 +100,10 @@ def _read_lines(root: Path, table: Path) -> tuple[list[str], list[tuple[int, dic
         for name in ("path", "label"):
             if columns.count(name) != 1:
                 shown = ", ".join(columns) or "nothing"
-                raise StageError(f"data.labels: {table} should have one column {name} in its first line, has {shown}")
+                raise StageError(
+                    f"data.labels: {table} should have one column {name} in its first line, has {shown}"
+                    + _explain_one_hot(columns, reader) * (name == "label")
+                )
         lines = []
         for cells in reader:
             if not any(cell.strip() for cell in cells):
@@ -113,6 +117,20 @@ def _read_lines(root: Path, table: Path) -> tuple[list[str], list[tuple[int, dic
     except csv.Error as error:
         raise StageError(f"data.labels: {table}, line {reader.line_num}: {error}; save it as CSV in UTF-8") from error
     return columns, lines
+
+
+def _explain_one_hot(columns: list[str], rows: Iterable[list[str]]) -> str:
+    """Say how to give labels where columns named as classes hold a single 1 in each row; nothing otherwise."""
+    cells = [[cell.strip().removesuffix(".0") for cell in row] for row in rows if row]
+    found = [
+        (name, values)
+        for name, values in zip(columns, zip(*cells, strict=False), strict=False)
+        if {"0", "1"}.issuperset(values)
+    ]
+    if len(found) < 2 or any(row.count("1") != 1 for row in zip(*(values for _, values in found), strict=True)):
+        return ""
+    shown = enumerate_names([name for name, _ in found], 3)
+    return f"; its columns {shown} are one-hot: put the name of the one that is 1 into a column label"
 
 
 def _leave_out(table: Path, root: Path, found: Collection) -> None:

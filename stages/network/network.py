@@ -131,16 +131,6 @@ def _with_outputs(layers: list[nn.Module], outputs: int) -> list[nn.Module]:
     return [*layers[:position], new, *(layer for layer in after if not isinstance(layer, nn.ReLU))]
 
 
-def pool_features(features: Tensor) -> Tensor:
-    """Return a vector a picture, (n, channels): the mean over space of maps, the class token of tokens.
-
-    Features that are vectors already stay as they are.
-    """
-    if features.dim() == 2:
-        return features
-    return features[:, 0] if features.dim() == 3 else features.flatten(2).mean(2)
-
-
 def calibrate_batchnorm(network: Network, batches: Iterable[Tensor]) -> None:
     """Give a network with random weights running statistics that fit it: the mean of those of `batches`.
 

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from stages.common.format import percent, plural, points, signed
-from stages.images.decode import PictureError, decode, read_picture
+from stages.images.decode import ImageError, decode, read_picture
 from stages.report.galleries import Sheet, caption, say
 from stages.report.markdown import table
 from stages.report.page import tabulate_suspects
@@ -71,7 +71,7 @@ def draw_suspects(suspects: list[Suspect], root: Path) -> Figure:
             picture = decode(read_picture(root / one.path))
             picture.thumbnail((400, 400))
             axes.imshow(np.asarray(picture))
-        except (OSError, PictureError):
+        except (OSError, ImageError):
             axes.text(0.5, 0.5, "gone", ha="center", va="center", transform=axes.transAxes)
         says = f"{shorten(one.suggestion, 14)}, {percent(one.suggestion_probability)}"
         caption(axes, f"label: {shorten(one.label, 18)}", f"rather {says}", shorten(one.path, 26))

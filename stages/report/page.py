@@ -8,12 +8,12 @@ from stages.common.format import number, p_value, percent, percent_range, plural
 from stages.common.params import Params
 from stages.images.division import CONFLICT
 from stages.images.index import PARTS
+from stages.images.near_duplicates import LOOKED_FOR, Leak
 from stages.images.summary import ClassCounts, class_counts
 from stages.report.markdown import bullets, cell, code, table
 from stages.report.probabilities import ONE, TITLES
 from stages.scores.classes import ClassScores
 from stages.scores.evaluation import Evaluation
-from stages.scores.near_duplicates import LOOKED_FOR, Pair
 from stages.scores.suspects import Judged, Suspect, estimate_wrong_labels, find_inseparable
 from stages.scores.verdict import describe_gain, describe_groups, loss_range
 from stages.training.history import Epoch, out_of_patience, still_falling
@@ -86,7 +86,7 @@ class Results:
     copies: int
     split: dict[str, Any]
     recipe: dict[str, Any]
-    pairs: list[Pair]
+    pairs: list[Leak]
     suspects: str
     probabilities: str
     training: list[str]
@@ -355,11 +355,11 @@ def _pictures(split: dict[str, Any], counts: ClassCounts, parts: dict[str, int])
     return "\n\n".join([" ".join(lines), table(["class", "train", "validation", "test"], rows)])
 
 
-def _near_duplicates(evaluation: Evaluation, pairs: list[Pair]) -> str:
+def _near_duplicates(evaluation: Evaluation, pairs: list[Leak]) -> str:
     found, titles = evaluation.near_duplicates, _titles(evaluation)
     rule = (
-        f"a cosine of at least {found.threshold:g} between the backbone's whitened, pooled activations, or between "
-        "small grey versions, one of them perhaps mirrored or turned"
+        f"a cosine of at least {found.threshold:g} between the weighted frequencies of small grey versions, one of "
+        "them perhaps mirrored or turned"
     )
     if not found.pairs:
         return (
@@ -369,14 +369,13 @@ def _near_duplicates(evaluation: Evaluation, pairs: list[Pair]) -> str:
     shown = [[cell(pair.test), cell(pair.train), number(pair.cosine)] for pair in pairs[:_MOST_PAIRS]]
     if len(pairs) > _MOST_PAIRS:
         shown.append([f"... {len(pairs) - _MOST_PAIRS:,} more in `near_duplicates.csv`", "", ""])
-    if found.pairs > len(pairs):
-        shown.append([f"... {found.pairs - len(pairs):,} not listed: each test picture has 10 at most", "", ""])
     accuracy = [
         ["all test pictures", *(percent(scores.accuracy) for scores in evaluation.scores.values())],
         ["without them", *(_or_undefined(getattr(found, f"{model}_accuracy"), percent) for model in titles)],
     ]
     text = (
-        f"{plural(found.test_pictures, 'test picture')} may be nearly the same as a training or validation picture: "
+        f"{plural(found.test_pictures, 'test picture is', 'test pictures are')} nearly the same as a training or "
+        "validation picture: "
         f"{plural(found.pairs, 'pair')} with {rule}. Look at them: such pictures test memory. {LOOKED_FOR}"
     )
     tables = (

@@ -189,14 +189,6 @@ class Trainer:
         with torch.inference_mode():
             return self._forward(inputs, self._fused)
 
-    def features_and_logits(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what enters the classifier, maps or tokens, and the logits as `logits` does."""
-        self._fused.eval()
-        with torch.inference_mode(), autocast(self.device, self.precision):
-            features = self._fused.backbone(self._place(inputs))
-            logits: Tensor = self._fused.classifier(features)
-        return features, logits.float()
-
     @property
     def _outputs(self) -> int:
         *_, last = (parameter for parameter in self.network.classifier.parameters() if parameter.dim() > 1)
@@ -411,27 +403,15 @@ def _require_finite(loss: float, which: str) -> None:
         raise NonFiniteLossError(f"{which} is {loss}")
 
 
-def predict(
-    trainers: Sequence[Trainer], batches: Batches, on_features: Callable[[Tensor], object] = lambda _: None
-) -> list[Tensor]:
-    """Predict with several networks in one pass over the pictures.
-
-    Args:
-        trainers: of the networks.
-        batches: the pictures.
-        on_features: called with what enters the first network's classifier, maps or tokens, for each batch, or this
-            process's part of it.
+def predict(trainers: Sequence[Trainer], batches: Batches) -> list[Tensor]:
+    """Predict with several networks in one pass over the images.
 
     Returns:
-        The logits of each network, (n, outputs), float64, on the CPU; in all processes those of all pictures.
+        The logits of each network, (n, outputs), float64, on the CPU; in all ranks those of all images.
     """
     outputs: list[list[Tensor]] = [[] for _ in trainers]
     for inputs, labels, *_ in batches:
-        if not len(labels):
-            continue
-        for number, (own, trainer) in enumerate(zip(outputs, trainers, strict=True)):
-            features, logits = trainer.features_and_logits(inputs)
-            own.append(logits.cpu().double())
-            if number == 0:
-                on_features(features)
+        if len(labels):
+            for own, trainer in zip(outputs, trainers, strict=True):
+                own.append(trainer.logits(inputs).cpu().double())
     return [interleave(torch.cat(own) if own else None) for own in outputs]

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageCms, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from stages.images import decode as decoding
-from stages.images.decode import PictureError, decode
+from stages.images.decode import ImageError, decode
 from stages.images.scan import EXTENSIONS
 
 RED = (200, 30, 40)
@@ -106,7 +106,7 @@ def bomb() -> bytes:
     ids=["empty", "text", "truncated", "bomb", "strip", "float", "32 bit"],
 )
 def test_what_cannot_be_used_says_why(content: bytes, reason: str) -> None:
-    with pytest.raises(PictureError, match=f"^{reason}"):
+    with pytest.raises(ImageError, match=f"^{reason}"):
         decode(content)
 
 
@@ -115,14 +115,14 @@ def test_a_picture_just_above_the_pixel_limit_is_refused_before_it_is_decoded(mo
     decode(encode(Image.new("RGB", (9, 11)), "PNG"))
     content = encode(Image.new("RGB", (10, 10)), "PNG")
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded"))
-    with pytest.raises(PictureError, match="more than 99 pixels"):
+    with pytest.raises(ImageError, match="more than 99 pixels"):
         decode(content)
 
 
 def test_no_reason_holds_an_address_that_differs_between_runs() -> None:
     whole = jpeg()
     for cut in range(0, len(whole) - 100, 50):
-        with pytest.raises(PictureError) as caught:
+        with pytest.raises(ImageError) as caught:
             decode(whole[:cut])
         assert "0x" not in str(caught.value)
 
@@ -175,7 +175,7 @@ def test_odd_metadata_takes_no_transparency_away() -> None:
 
 def test_damaged_pixels_are_damaged_whatever_the_metadata() -> None:
     whole = long_text("add_text", 2_000_000, True)
-    with pytest.raises(PictureError, match=r"^damaged: "):
+    with pytest.raises(ImageError, match=r"^damaged: "):
         decode(whole[: len(whole) - 500])
 
 
@@ -219,10 +219,20 @@ def test_a_jpeg_with_a_segment_cut_short_has_its_pixels_and_is_upright(marker: i
     assert decode(odd).tobytes() == decode(whole).tobytes()
 
 
+def test_a_jpeg_with_a_small_version_in_its_exif_and_an_odd_segment_has_its_pixels() -> None:
+    plain = encode(noise(), "JPEG")
+    segments = [b"Exif\0\0no TIFF" + encode(noise(), "JPEG"), b"JFIF\0"]
+    odd = b"".join(
+        b"\xff" + bytes([0xE1 - number]) + struct.pack(">H", len(data) + 2) + data
+        for number, data in enumerate(segments)
+    )
+    assert decode(plain[:2] + odd + plain[2:]).tobytes() == decode(plain).tobytes()
+
+
 def test_a_jpeg_that_is_cut_short_everywhere_is_damaged() -> None:
     whole = encode(noise(), "JPEG")
     for size in range(2, len(whole) - 200, 7):
-        with pytest.raises(PictureError):
+        with pytest.raises(ImageError):
             decode(whole[:size])
 
 
@@ -261,7 +271,7 @@ def test_heic_without_its_package_says_what_to_install(monkeypatch: pytest.Monke
     monkeypatch.setattr(decoding, "_HEIF", False)
     content = struct.pack(">I", 24) + b"ftypheic" + bytes(4) + b"mif1heic" + bytes(100)
     monkeypatch.setattr(Image, "open", Mock(side_effect=UnidentifiedImageError))
-    with pytest.raises(PictureError, match="pip install pillow-heif"):
+    with pytest.raises(ImageError, match="pip install pillow-heif"):
         decode(content)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from stages.images.decode import PictureError, decode, decode_with_facts
+from stages.images.decode import ImageError, decode, decode_with_facts
 from stages.images.preprocessing import Preprocessing, make_transform
 
 
@@ -58,7 +58,7 @@ def test_a_truncated_file_is_as_bad_at_a_fraction_of_its_size(progressive: bool)
         for least in (None, 1):
             try:
                 decode(whole[:kept], least=least)
-            except PictureError as error:
+            except ImageError as error:
                 verdicts.append(str(error).partition(" (")[0])
         assert len(verdicts) == 2, kept
 

@@ -75,7 +75,7 @@ def test_grey_of_fewer_bits_is_said_with_the_key_that_mends_it(
     )
     project.set("data.grey_max", full)
     assert project.run("split", "build_model") == 0
-    assert "grey" not in capsys.readouterr().out
+    assert "16-bit grey" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("top", [65535, 40000])
@@ -85,7 +85,7 @@ def test_grey_that_comes_near_the_top_is_not_remarked(
     make_grey(project, 4095)
     make_grey(project, top, folder="dog")
     assert project.run("split") == 0
-    assert "grey" not in capsys.readouterr().out
+    assert "16-bit grey" not in capsys.readouterr().out
 
 
 def test_values_above_grey_max_are_counted(project: Project, capsys: pytest.CaptureFixture[str]) -> None:

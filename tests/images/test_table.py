@@ -141,7 +141,18 @@ def test_what_a_table_leaves_open_is_said_with_its_number(project: Project, caps
         (lambda rows: rows[3].__setitem__(0, "../x.png"), "line 4: ../x.png is not below data.path, pictures"),
         (lambda rows: [row.__setitem__(1, "") for row in rows[1:]], "labels.csv gives no picture a label"),
         (lambda rows: [row.__setitem__(1, "cat") for row in rows[1:]], "pictures holds one class only (cat)"),
-        (lambda rows: rows[3].__setitem__(1, "CAT"), "two classes 'CAT' and 'cat'"),
+        (lambda rows: rows[3].__setitem__(1, "CAT"), "class 'CAT' is too small to split"),
+        (
+            lambda rows: [
+                row.__setitem__(slice(1, None), new)
+                for row, new in zip(
+                    rows,
+                    [["cat", "dog"], *(["1.0", "0"] if row[1] == "cat" else ["0", "1"] for row in rows[1:])],
+                    strict=True,
+                )
+            ],
+            "its columns cat, dog are one-hot: put the name of the one that is 1 into a column label",
+        ),
         (lambda rows: [row.__setitem__(0, f"x{row[0]}") for row in rows[1:]], "not there, but listed in labels.csv"),
     ],
 )
@@ -170,6 +181,30 @@ def test_a_split_in_a_table_that_cannot_be_used(
     assert message in refusal(project, "split")
     project.set("split.given", "ignore")
     assert project.run("split") == 0
+
+
+def test_labels_of_a_table_may_differ_in_case_and_that_is_said(
+    project: Project, refusal: Refusal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.path("pictures/dog").rename(project.path("pictures/Cat"))
+    assert "or name a table as data.labels, in which case counts" in refusal(project, "split")
+    project.path("pictures/Cat").rename(project.path("pictures/dog"))
+    header, *rows = flatten(project)
+    write_table(project, [header, *([path, label.replace("dog", "Cat")] for path, label in rows)])
+    assert project.run("split") == 0
+    line = last_line(capsys)
+    assert "classes: Cat 20, cat 20" in line
+    assert "Cat and cat taken for two classes, though they differ only in case" in line
+
+
+@pytest.mark.parametrize("label", ["NaN", "", "<NA>", "null"])
+def test_a_row_without_a_label_is_rejected_and_no_class(project: Project, label: str) -> None:
+    rows = flatten(project)
+    rows[3][1] = label
+    write_table(project, rows)
+    assert project.run("split") == 0
+    assert list(project.split_report()["classes"]) == ["cat", "dog"]
+    assert [one["reason"] for one in project.split_report()["rejected"]] == ["listed without a label in labels.csv"]
 
 
 def test_a_table_that_is_not_there_or_not_utf8(project: Project, refusal: Refusal) -> None:

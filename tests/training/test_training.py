@@ -376,7 +376,7 @@ def test_training_evaluating_and_resuming_make_no_tensor_of_64_bit_floats(
             trainer = Trainer(network, torch.device("cpu"), class_weights=torch.ones(max(outputs, 2)))
             state = StateFile(trainer.device, 1.0, [outputs, optimizer])
             fit(trainer, make_phase(epochs=epochs, **keys), state=state)
-            trainer.features_and_logits(OneBatch().images)
+            trainer.logits(OneBatch().images)
     assert "resuming after epoch 1" in capsys.readouterr().out
 
 

@@ -1,0 +1,185 @@
+"""Images that are nearly the same: saved again, smaller, recoloured, mirrored or turned; by small grey versions."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from stages.common.cli import StageError
+from stages.common.files import read_rows, write_csv
+from stages.images.index import Entry
+
+Floats = NDArray[np.float32]
+
+SIDE = 16  # of a small version, pixels
+# docs/pictures.md says what was measured.
+THRESHOLD = 0.965
+LARGEST_GROUP = 50
+LOOKED_FOR = (
+    "Looked for: copies that were saved again, made smaller, recoloured, mirrored or turned by 90, 180 or 270 degrees; "
+    "not: cropped ones, and images with hardly any contrast."
+)
+# Weights of the frequencies of a small version: images have less of the higher ones, and differ there all the same.
+_POWER, _HIGHEST = 1.3, 11
+_FLAT = 1.0  # a standard deviation of grey levels below this is noise
+# Each look sorts all orientations of all images by 64 signs and compares so many neighbours.
+_LOOKS, _NEIGHBOURS = 4, 4
+_MOST_DIFFERENT = 14  # of 64 signs; at THRESHOLD, 5.4 on average
+_AT_ONCE = 2**16
+_ROW, _COLUMN = np.mgrid[:SIDE, :SIDE]
+_FREQUENCY = np.hypot(_ROW, _COLUMN).astype(np.float32)
+# The first vectors of a cosine transform are longer than the others by the square root of two.
+_WEIGHTS = np.where(_FREQUENCY <= _HIGHEST, _FREQUENCY**_POWER, 0) * np.sqrt((1 + (_ROW > 0)) * (1 + (_COLUMN > 0)) / 4)
+_USED = np.nonzero(_WEIGHTS)
+_TRANSPOSED = np.lexsort((_USED[0], _USED[1]))
+
+_DECIMALS, _COLUMNS = 4, ["test", "train", "cosine"]
+
+
+class Pair(NamedTuple):
+    """Two images, or their positions, that are nearly the same, and the cosine of their weighted frequencies."""
+
+    first: int
+    second: int
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A test image and another, of training or validation, that are nearly the same."""
+
+    test: str
+    train: str
+    cosine: float
+
+
+def shrink(image: Image.Image, width: int, height: int) -> bytes:
+    """Return a small grey version of an RGB image; `width` and `height` in its file, where decoded at a fraction."""
+    factor = -(-max(width, height) // max(image.size))
+    # libjpeg rounds up: the last row and column of a part may stand for less than the others.
+    box = (0, 0, min(width / factor, image.width), min(height / factor, image.height))
+    return image.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR, box, reducing_gap=3.0).tobytes()
+
+
+def find_pairs(small: list[bytes]) -> list[Pair]:
+    """Find the pairs of images whose cosine is `THRESHOLD` or more in one of the eight orientations, the highest first.
+
+    Only neighbours in an order by hash are compared, so that the time grows with the number of images. Of pairs at just
+    the threshold, about one in a hundred is missed among a million images. Flat images are like no other.
+    """
+    vectors, rows = _weigh(small)
+    if not len(vectors):
+        return []
+    candidates = np.unique(np.concatenate([_neighbours(vectors, np.random.default_rng(n)) for n in range(_LOOKS)]))
+    pairs: list[Pair] = []
+    for start in range(0, len(candidates), _AT_ONCE):
+        first, second = np.divmod(candidates[start : start + _AT_ONCE], len(vectors))
+        one, other = vectors[first], vectors[second]
+        cosines = np.max([(one * turned).sum(axis=1) for turned in _orientations(other)], axis=0)
+        found = cosines >= THRESHOLD
+        pairs += map(Pair, rows[first[found]].tolist(), rows[second[found]].tolist(), cosines[found].tolist())
+    return sorted(pairs, key=lambda pair: (-pair.cosine, pair.first, pair.second))
+
+
+def count_flat(small: list[bytes]) -> int:
+    """Return how many images have too little contrast to be compared."""
+    return len(small) - len(_weigh(small)[1])
+
+
+def form_groups(hashes: list[str], pairs: list[Pair]) -> dict[str, str]:
+    """Return SHA-256 -> the name of its group, for the images that are to stay together.
+
+    The pairs that are most alike come first; one that would make a group of more than `LARGEST_GROUP` joins nothing.
+
+    Args:
+        hashes: SHA-256 of the images that the pairs name by position.
+        pairs: as `find_pairs` returns them.
+    """
+    groups = {position: [position] for pair in pairs for position in (pair.first, pair.second)}
+    for pair in pairs:
+        one, other = groups[pair.first], groups[pair.second]
+        if one is not other and len(one) + len(other) <= LARGEST_GROUP:
+            one += other
+            groups.update(dict.fromkeys(other, one))
+    names = {id(group): min(hashes[position] for position in group) for group in groups.values() if len(group) > 1}
+    return {hashes[position]: names[id(group)] for position, group in groups.items() if id(group) in names}
+
+
+def find_leaks(pairs: list[Pair], images: list[Entry], part_of: dict[str, str]) -> list[Leak]:
+    """Return the pairs of a test image and one that is not, the most similar first; `part_of`: path -> its part."""
+    leaks = []
+    for pair in pairs:
+        one, other = images[pair.first].path, images[pair.second].path
+        if part_of[other] == "test":
+            one, other = other, one
+        if part_of[one] == "test" != part_of[other]:
+            leaks.append(Leak(one, other, round(pair.cosine, _DECIMALS)))
+    return sorted(leaks, key=lambda leak: (-leak.cosine, leak.test, leak.train))
+
+
+def write_leaks(path: Path, leaks: list[Leak]) -> None:
+    """Write `test,train,cosine`, whole or not at all; the header alone if there is none."""
+    write_csv(path, _COLUMNS, ([leak.test, leak.train, f"{leak.cosine:.{_DECIMALS}f}"] for leak in leaks))
+
+
+def read_leaks(path: Path) -> list[Leak]:
+    """Read what `write_leaks` wrote.
+
+    Raises:
+        StageError: not such a file.
+        OSError: not there.
+    """
+    try:
+        return [Leak(test, train, float(cosine)) for test, train, cosine in read_rows(path, _COLUMNS)]
+    except ValueError as error:
+        raise StageError(
+            f"{path}: not a file of near-duplicates ({error}); `dvc repro split` writes it again"
+        ) from error
+
+
+def _weigh(small: list[bytes]) -> tuple[Floats, NDArray[np.int64]]:
+    """Return the weighted frequencies of images that are not flat as vectors of length 1, and their positions."""
+    place = np.arange(SIDE)
+    transform = np.cos(np.pi * place[:, None] * (2 * place + 1) / (2 * SIDE)).astype(np.float32)
+    vectors, rows = [np.empty((0, SIDE, SIDE), np.float32)], [np.empty(0, np.int64)]
+    for start in range(0, len(small), _AT_ONCE):
+        grey = np.frombuffer(b"".join(small[start : start + _AT_ONCE]), np.uint8).reshape(-1, SIDE, SIDE)
+        clear = grey.std(axis=(1, 2)) >= _FLAT
+        weighted = (transform @ grey[clear].astype(np.float32) @ transform.T) * _WEIGHTS
+        vectors.append(weighted / np.linalg.norm(weighted, axis=(1, 2), keepdims=True))
+        rows.append(start + np.flatnonzero(clear))
+    return np.concatenate(vectors)[:, _USED[0], _USED[1]], np.concatenate(rows)
+
+
+def _orientations(vectors: Floats) -> Iterator[Floats]:
+    """Yield vectors (n, d) as of the images mirrored and turned: frequencies change their sign, or swap places."""
+    signs = (-1.0) ** np.stack([np.zeros_like(_USED[0]), _USED[0], _USED[1], _USED[0] + _USED[1]])
+    for order in (np.arange(len(_TRANSPOSED)), _TRANSPOSED):
+        for sign in signs.astype(np.float32):
+            yield (vectors * sign)[:, order]
+
+
+def _neighbours(vectors: Floats, random: np.random.Generator) -> NDArray[np.int64]:
+    """Return candidates, first * n + second, for which first is below second: those alike in most of 64 signs."""
+    count = len(vectors)
+    directions = random.standard_normal((64, vectors.shape[1]), dtype=np.float32)
+    # What images of one kind have in common would give them all the same signs.
+    common, _ = np.linalg.qr(np.concatenate(list(_orientations(vectors.mean(axis=0, keepdims=True)))).T)
+    directions -= directions @ common @ common.T
+    every = np.concatenate(list(_orientations(directions)))
+    keys = np.empty((count, 8), np.uint64)
+    for start in range(0, count, _AT_ONCE):
+        signs = vectors[start : start + _AT_ONCE] @ every.T > 0
+        keys[start : start + _AT_ONCE] = np.packbits(signs, axis=1).view(">u8")
+    order = np.argsort(keys, axis=None)
+    ordered, images = keys.reshape(-1)[order], order // 8
+    found = []
+    for step in range(1, _NEIGHBOURS + 1):
+        alike = np.bitwise_count(ordered[step:] ^ ordered[:-step]) <= _MOST_DIFFERENT
+        one, other = images[step:][alike], images[:-step][alike]
+        found.append((np.minimum(one, other) * count + np.maximum(one, other))[one != other])
+    return np.unique(np.concatenate(found))
