@@ -92,7 +92,10 @@ def files_of(output: Path) -> Iterator[Path]:
     If anything goes wrong, `output` is as it was.
     """
     output = output.resolve()
-    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(output)) from error
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as name:
         yield Path(name)
         output.mkdir(exist_ok=True)

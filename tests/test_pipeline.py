@@ -33,7 +33,7 @@ from stages.report.page import FIGURES
 from stages.scores import predictions
 from stages.scores.evaluation import read_evaluation
 from stages.scores.verdict import describe_gain
-from stages.training.line import read_line
+from stages.training.history import read_history
 
 # In groups: one process makes each of them, once.
 CLASSES = {"two classes": ("cat", "dog"), "three classes": ("ant", "bee", "cat")}
@@ -328,9 +328,8 @@ def test_torchevals_accuracy_equals_scikit_learns_on_the_same_run(finished: Proj
         for name, content in outputs.items():
             finished.path(name).write_bytes(content)
     history = json.loads(finished.path("metrics/finetune/metrics.json").read_text())
-    line = read_line(finished.path("metrics/finetune/line.csv"))
-    accuracy = next(point.accuracy for point in line if point.alpha == history["alpha"])
-    assert evaluation["finetuned"]["accuracy"] == pytest.approx(accuracy, abs=1e-6)
+    last = read_history(finished.path("metrics/finetune"))[-1]
+    assert evaluation["finetuned"]["accuracy"] == pytest.approx(last.accuracy, abs=1e-6)
     # Both are after the temperature, which was fitted to these very pictures.
     assert evaluation["finetuned"]["loss"] == pytest.approx(history["val_loss"], abs=1e-5)
     assert evaluation["finetuned"]["loss"] == pytest.approx(calibration["finetuned"]["after"]["loss"]["value"])

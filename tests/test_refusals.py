@@ -310,7 +310,7 @@ def test_a_stage_without_what_the_stage_before_writes(project: Project, refusal:
 
 
 def _limit_file_size() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50))
 
 
 def fail_on_a_full_disk(project: Project, stage: str) -> str:

@@ -23,15 +23,6 @@ def entries(tmp_path: Path) -> list[Entry]:
     ]
 
 
-def test_a_part_of_an_order_keeps_the_order_and_the_seeds() -> None:
-    whole, part = Order(20, seed=3), Order(20, seed=3, only={2, 3, 5, 7, 11})
-    for epoch in (1, 2):
-        whole.epoch = part.epoch = epoch
-        assert list(part) == [item for item in whole if item[0] in {2, 3, 5, 7, 11}]
-        assert len(part) == 5
-    assert list(Order(4, only={1, 3})) == [(1, 0), (3, 0)]
-
-
 def test_augmentation_in_this_process_draws_from_no_generator_but_its_own(
     tmp_path: Path, entries: list[Entry], monkeypatch: pytest.MonkeyPatch
 ) -> None:

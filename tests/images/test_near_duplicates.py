@@ -192,7 +192,7 @@ def test_evaluate_scores_without_the_pairs_that_remain(project: Project, capsys:
     leaks = [near_duplicates.Leak(test[0].path, train[0].path, 0.99), near_duplicates.Leak(test[0].path, "b", 0.98)]
     near_duplicates.write_leaks(project.path("metrics/near_duplicates.csv"), leaks)
     assert project.run("evaluate") == 0
-    summary = json.loads(project.path("metrics/evaluation.json").read_text())["near_duplicates"]
+    summary = json.loads(project.path("metrics/scores.json").read_text())["near_duplicates"]
     assert (summary["pairs"], summary["test_pictures"]) == (2, 1)
     with project.path("metrics/predictions.csv").open(newline="") as file:
         clean = [row for row in list(csv.reader(file))[1:] if row[0] != test[0].path]
