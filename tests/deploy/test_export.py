@@ -151,7 +151,7 @@ def test_a_changed_prediction_is_forgiven_where_two_classes_are_equally_probable
     assert not measure_agreement(labels, original, np.full((2, 2), np.nan)).is_close
 
 
-@pytest.mark.parametrize("identical", [True, False])
+@pytest.mark.parametrize("identical", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_card_says_whether_fine_tuning_changed_anything(
     finished: Project, call: Export, tmp_path: Path, identical: bool
 ) -> None:

@@ -192,7 +192,7 @@ def test_probabilities_can_be_better_where_accuracy_is_no_evidence() -> None:
     assert (few.loss_low, few.loss_high, few.loss_verdict) == (None, None, "no evidence")
 
 
-@pytest.mark.parametrize("count", [8, 30])
+@pytest.mark.parametrize("count", [8, pytest.param(30, marks=pytest.mark.slow)])
 def test_without_a_difference_the_interval_of_the_log_loss_holds_0_in_95_percent_of_cases(count: int) -> None:
     chance, labels = np.random.default_rng(0), np.zeros(count, dtype=np.int64)
     gains = [verdict.compare(labels, *(of_losses(chance.exponential(0.5, count)) for _ in range(2)))

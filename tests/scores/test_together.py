@@ -53,6 +53,7 @@ def test_folds_together_are_one_test_of_all_pictures() -> None:
     assert line == f"{describe_gain(together.gain)} 5 folds, each picture tested once."
 
 
+@pytest.mark.slow
 def test_without_a_difference_the_interval_holds_zero_and_no_gain_is_claimed() -> None:
     chance, holds, claims, loss_claims = np.random.default_rng(1), 0, 0, 0
     for _ in range(200):

@@ -160,7 +160,7 @@ def test_a_state_that_holds_nothing_is_ignored(content: bytes, capsys: pytest.Ca
     state.remove()
 
 
-@pytest.mark.parametrize("select", ["line", "best", pytest.param("last", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("select", ["line", *(pytest.param(name, marks=pytest.mark.slow) for name in ("best", "last"))])
 def test_a_killed_fine_tuning_keeps_what_one_that_was_not_killed_keeps(built: Project, select: str) -> None:
     built.set("finetune.lr", 0.05)
     built.set("finetune.select", select)
