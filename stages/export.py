@@ -2,28 +2,23 @@
 
 import argparse
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from stages.common.cli import StageError, run
-from stages.common.files import sha256_of, write_json, write_text
+from stages.common.files import replaced_files, sha256_of, write_json, write_text
 from stages.common.memory import reuse_freed_memory
 from stages.common.params import load_params
 from stages.common.seeds import make_deterministic
 from stages.common.workers import resolve_workers
 from stages.deploy.agreement import describe_agreement, measure_agreement
-from stages.deploy.card import compose_card
-from stages.deploy.classifier import Classifier, open_classifier
+from stages.deploy.card import compose_card, flatten
+from stages.deploy.classifier import classify, open_classifier
 from stages.deploy.onnx import require_packages, write_onnx
-from stages.deploy.unlabelled import load
-from stages.images.index import Entry, read_index
+from stages.images.index import read_index
 from stages.images.summary import read_summary
 from stages.network.backbones import cut_into_blocks, names_in_torchvision, stock_shapes
 from stages.network.checkpoint import load_checkpoint, require_classes
@@ -31,7 +26,6 @@ from stages.scores.calibration import read_calibrations
 from stages.scores.evaluation import read_evaluation
 from stages.scores.predictions import count_once, read_predictions
 
-BATCH = 64
 RECIPE = ("seed", "precision", "split", "model", "class_weights", "train_head", "finetune")
 
 
@@ -63,7 +57,7 @@ def main() -> None:
     if evaluated.paths != [entry.path for entry in test] or tested.finetuned.checkpoint != sha256:
         raise StageError(f"{arguments.metrics}: the scores are not those of {arguments.checkpoint}; run `dvc repro`")
 
-    with files_of(arguments.output) as folder:
+    with replaced_files(arguments.output) as folder:
         shutil.copyfile(arguments.checkpoint, folder / "model.safetensors")
         write_onnx(folder / "model.onnx", network, description, sha256)
         stock = stock_shapes(description.arch, description.preprocessing.crop)
@@ -85,53 +79,10 @@ def name_lines(names: Iterable[str]) -> str:
     return "".join(f"{' '.join(name.splitlines())}\n" for name in names)
 
 
-@contextmanager
-def files_of(output: Path) -> Iterator[Path]:
-    """Make a folder to write files to; at the end, each takes its place in `output`, where all other files stay.
-
-    If anything goes wrong, `output` is as it was.
-    """
-    output = output.resolve()
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(output)) from error
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as name:
-        yield Path(name)
-        output.mkdir(exist_ok=True)
-        for file in sorted(Path(name).iterdir()):
-            file.replace(output / file.name)
-
-
 def require_replaceable(folder: Path) -> None:
     """Refuse to write over what is no earlier export."""
     if folder.exists() and not (folder.is_dir() and ((folder / "model.onnx").exists() or not any(folder.iterdir()))):
         raise StageError(f"--output: {folder} is there, and is no earlier export; choose another name")
-
-
-def classify(classifier: Classifier, root: Path, test: list[Entry], workers: int) -> NDArray[np.float64]:
-    """Return the probabilities, (n, classes), of the pictures on disk.
-
-    Raises:
-        StageError: one of them cannot be read.
-    """
-    paths = [str(root / entry.path) for entry in test]
-    batches = []
-    for some in load(paths, classifier.transform, classifier.preprocessing, BATCH, workers):
-        for path, problem in zip(some.paths, some.problems, strict=True):
-            if problem is not None:
-                raise StageError(f"{path}: {problem}; bring it back, or run `dvc repro`")
-        batches.append(classifier.probabilities(some.images))
-    return np.concatenate(batches)
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested dictionaries as one, with dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        inner = flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-        flat |= inner
-    return flat
 
 
 if __name__ == "__main__":

@@ -1,15 +1,12 @@
 """All folds of the pictures, or several seeds, as experiments of DVC: does fine-tuning help, over all of them?"""
 
 import argparse
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from stages.common.cli import StageError, run
-from stages.common.experiments import find_experiment, fingerprint, read_result, run_experiment
+from stages.common.experiments import read_files, run_missing
 from stages.common.files import write_text
-from stages.common.params import Params, load_params
+from stages.common.params import load_params
 from stages.images.index import PARTS, read_index
 from stages.images.summary import class_counts, read_summary
 from stages.report.folds import compose_page, draw_runs, draw_suspects
@@ -31,8 +28,6 @@ FOLDS = 5
 PREDICTIONS = ("metrics/predictions.csv", "data/predictions.npz")
 SPLIT, INDEX = "metrics/split.json", "data/index/test.csv"
 
-Read = TypeVar("Read")
-
 
 def main() -> None:
     """Run what is missing, put all together, and write it."""
@@ -50,8 +45,8 @@ def main() -> None:
         if count < 2:
             raise StageError(f"--folds: should be 2 or more, is {count}")
         settings = {f"fold {fold}": {"split.folds": count, "split.fold": fold} for fold in range(count)}
-        commits = run_all(settings, params)
-        runs = {name: read(commit, read_predictions, *PREDICTIONS) for name, commit in commits.items()}
+        commits = run_missing(settings, params)
+        runs = {name: read_files(commit, read_predictions, *PREDICTIONS) for name, commit in commits.items()}
         together = combine(runs, list(commits.values()), grouped=params.split.group is not None)
         print(describe_folds(together))
         pooled = join(list(runs.values()))
@@ -64,9 +59,9 @@ def main() -> None:
     else:
         own = params.seed if params.split.seed is None else params.split.seed
         seeds = read_seeds(arguments.seeds)
-        commits = run_all({f"seed {seed}": {"split.seed": own, "seed": seed} for seed in seeds}, params)
+        commits = run_missing({f"seed {seed}": {"split.seed": own, "seed": seed} for seed in seeds}, params)
         together = combine_seeds(
-            {name: read(commit, read_predictions, *PREDICTIONS) for name, commit in commits.items()}
+            {name: read_files(commit, read_predictions, *PREDICTIONS) for name, commit in commits.items()}
         )
         print(describe_seeds(together))
         page = compose_page("seeds", together, describe_seeds(together), None, [])
@@ -88,33 +83,6 @@ def read_seeds(text: str) -> list[int]:
     return [int(part) for part in dict.fromkeys(parts)]
 
 
-def run_all(settings: dict[str, dict[str, int]], params: Params) -> dict[str, str]:
-    """Run the experiments that are missing, one after the other; by name, the commits of all.
-
-    Raises:
-        StageError: one failed.
-    """
-    inputs = [Path(params.data.path)]
-    inputs += [Path(file) for file in (params.data.labels, params.model.weights) if file and Path(file).is_file()]
-    key = fingerprint(str(sorted(next(iter(settings.values())))) + str(len(settings)), inputs)
-    commits = {}
-    for name, changes in settings.items():
-        experiment = f"{name.replace(' ', '-')}-{key}"
-        commit = find_experiment(experiment)
-        print(f"{name}: {'found' if commit else 'running'} ({experiment})", flush=True)
-        commits[name] = commit or run_experiment(experiment, dict(changes))
-    return commits
-
-
-def read(commit: str, reader: Callable[..., Read], *names: str) -> Read:
-    """Return what `reader` makes of files of an experiment."""
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / Path(name).name for name in names]
-        for name, file in zip(names, files, strict=True):
-            file.write_bytes(read_result(commit, name))
-        return reader(*files)
-
-
 def combine(runs: dict[str, Predictions], commits: list[str], grouped: bool) -> Together:
     """Put the runs of all folds together, with what their splits say.
 
@@ -123,9 +91,9 @@ def combine(runs: dict[str, Predictions], commits: list[str], grouped: bool) -> 
         commits: of their experiments, in the same order.
         grouped: whether the pictures come in groups.
     """
-    counts = [each for commit in commits for each in class_counts(read(commit, read_summary, SPLIT)).values()]
+    counts = [each for commit in commits for each in class_counts(read_files(commit, read_summary, SPLIT)).values()]
     train, val, test = (sum(each[part] for each in counts) for part in PARTS)
-    tested = [count_once(read(commit, read_index, INDEX)) for commit in commits] if grouped else []
+    tested = [count_once(read_files(commit, read_index, INDEX)) for commit in commits] if grouped else []
     groups = number_groups([entry for entries in tested for entry in entries])
     return combine_folds(runs, test / train, groups, watched=not val)
 

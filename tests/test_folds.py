@@ -15,6 +15,7 @@ import yaml
 from conftest import ROOT, make_pictures
 
 from stages import folds as stages_folds
+from stages.common import experiments
 from stages.common.cli import run
 from stages.scores.predictions import Predictions
 
@@ -132,7 +133,7 @@ def test_what_the_splits_say_reaches_the_verdict(monkeypatch: pytest.MonkeyPatch
         "metrics/split.json": lambda _: json.dumps(split),
         "data/index/test.csv": lambda fold: "path,label,class,sha256,group\n" + rows.replace("scene", f"{fold} scene"),
     }
-    monkeypatch.setattr(stages_folds, "read_result", lambda commit, name: files[name](commit).encode())
+    monkeypatch.setattr(experiments, "read_result", lambda commit, name: files[name](commit).encode())
     gain = stages_folds.combine(runs, ["a", "b"], grouped).gain
     assert (gain.groups, gain.verdict) == ((10, "no evidence") if grouped else (None, None))
 

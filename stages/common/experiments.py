@@ -4,10 +4,15 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from stages.common.cli import StageError
+from stages.common.params import Params
+
+Read = TypeVar("Read")
 
 # What a run writes, and so no sign of another run.
 _WRITTEN = (":!metrics", ":!dvc.lock", ":!data/dvc.lock")
@@ -79,6 +84,33 @@ def read_result(commit: str, path: str) -> bytes:
             f"{path} of experiment {commit[:7]} cannot be read ({error}); remove it: dvc exp remove"
         ) from error
     return content
+
+
+def run_missing(settings: dict[str, dict[str, int]], params: Params) -> dict[str, str]:
+    """Run the experiments that are missing, one after the other; by name, the commits of all.
+
+    Raises:
+        StageError: one failed.
+    """
+    inputs = [Path(params.data.path)]
+    inputs += [Path(file) for file in (params.data.labels, params.model.weights) if file and Path(file).is_file()]
+    key = fingerprint(str(sorted(next(iter(settings.values())))) + str(len(settings)), inputs)
+    commits = {}
+    for name, changes in settings.items():
+        experiment = f"{name.replace(' ', '-')}-{key}"
+        commit = find_experiment(experiment)
+        print(f"{name}: {'found' if commit else 'running'} ({experiment})", flush=True)
+        commits[name] = commit or run_experiment(experiment, dict(changes))
+    return commits
+
+
+def read_files(commit: str, reader: Callable[..., Read], *names: str) -> Read:
+    """Return what `reader` makes of files of an experiment."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / Path(name).name for name in names]
+        for name, file in zip(names, files, strict=True):
+            file.write_bytes(read_result(commit, name))
+        return reader(*files)
 
 
 def _git(*arguments: str, why: str = "experiments need a git repository") -> str:

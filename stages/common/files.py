@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,6 +47,24 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+@contextmanager
+def replaced_files(output: Path) -> Iterator[Path]:
+    """Make a folder to write files to; at the end, each takes its place in `output`, where all other files stay.
+
+    If anything goes wrong, `output` is as it was.
+    """
+    output = output.resolve()
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(output)) from error
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as name:
+        yield Path(name)
+        output.mkdir(exist_ok=True)
+        for file in sorted(Path(name).iterdir()):
+            file.replace(output / file.name)
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:

@@ -12,12 +12,15 @@ from torch import Tensor
 from stages.common.cli import StageError
 from stages.common.params import Precision
 from stages.deploy.onnx import OnnxNetwork
-from stages.deploy.unlabelled import Transform
+from stages.deploy.unlabelled import Transform, load
+from stages.images.index import Entry
 from stages.images.preprocessing import Preprocessing, make_framing, make_transform
 from stages.network.checkpoint import load_checkpoint
 from stages.network.network import set_trainable
 from stages.network.objective import probabilities
 from stages.training.loop import Trainer
+
+_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -73,3 +76,19 @@ def open_classifier(path: Path, device: torch.device, precision: Precision) -> C
         make_transform(description.preprocessing, "none"),
         predict,
     )
+
+
+def classify(classifier: Classifier, root: Path, test: list[Entry], workers: int) -> NDArray[np.float64]:
+    """Return the probabilities, (n, classes), of the pictures on disk.
+
+    Raises:
+        StageError: one of them cannot be read.
+    """
+    paths = [str(root / entry.path) for entry in test]
+    batches = []
+    for some in load(paths, classifier.transform, classifier.preprocessing, _BATCH, workers):
+        for path, problem in zip(some.paths, some.problems, strict=True):
+            if problem is not None:
+                raise StageError(f"{path}: {problem}; bring it back, or run `dvc repro`")
+        batches.append(classifier.probabilities(some.images))
+    return np.concatenate(batches)

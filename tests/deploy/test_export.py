@@ -19,6 +19,7 @@ from PIL import Image
 
 from stages import export
 from stages.common.cli import StageError, run
+from stages.common.files import replaced_files
 from stages.common.params import Head
 from stages.deploy.agreement import measure_agreement
 from stages.deploy.card import onnx_program, torchvision_program
@@ -223,7 +224,7 @@ def test_a_damaged_result_is_named_in_one_line(
 def test_an_empty_folder_may_be_named_by_a_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with export.files_of(Path()) as folder:
+    with replaced_files(Path()) as folder:
         (folder / "file").write_text("content")
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["here", "here/file"]
 
