@@ -100,8 +100,9 @@ def build_network(
     inputs = nn.Sequential(*reduce)(features).shape[1]
     if standardized:
         reduce.append(Standardize(torch.zeros(inputs), torch.ones(inputs)))
-    layers = [nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs)]
-    return Network(backbone, nn.Sequential(*reduce, *(layers if hidden else [nn.Linear(inputs, outputs)])), names)
+    if hidden:
+        reduce += [nn.Linear(inputs, hidden), nn.ReLU()]
+    return Network(backbone, nn.Sequential(*reduce, nn.Linear(hidden or inputs, outputs)), names)
 
 
 def _probe(backbone: nn.Sequential, image_size: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Heads, freezing and weights on torchvision's architectures."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -199,3 +200,10 @@ def test_blocks_that_have_nothing_to_train_are_named() -> None:
     mobile = build_network(stock_model("mobilenet_v3_small"), "pooled", 8, outputs=1, image_size=32)
     set_trainable(mobile, 3)
     assert describe_untrained(mobile, 3) is None
+
+
+def test_a_linear_head_is_built_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        linear = build_network(stock_model("mobilenet_v3_small"), "pooled", 0, outputs=3, image_size=32)
+    assert [layer.weight.shape for layer in linear.classifier if isinstance(layer, nn.Linear)] == [(3, 576)]
