@@ -11,7 +11,7 @@ from stages.common.params import load_params
 from stages.common.workers import resolve_workers
 from stages.images.check import check_pictures, require_no_masks, require_usable
 from stages.images.collection import require_classes, set_groups
-from stages.images.division import divide, find_copies, find_overlap
+from stages.images.division import divide, find_copies, find_overlap, join_groups
 from stages.images.folders import read_folders
 from stages.images.index import Entry, write_index
 from stages.images.near_duplicates import count_flat, find_leaks, find_pairs, form_groups, write_leaks
@@ -71,9 +71,9 @@ def main() -> None:
     small = [checked[entry.path].small for entry in different]
     near = find_pairs(small)
     together = form_groups([entry.sha256 for entry in different], near) if split.near_duplicates == "together" else {}
-    parts = divide(entries, part_of, split, params.seed if split.seed is None else split.seed, together)
+    parts = divide(join_groups(entries, together), part_of, split, params.seed if split.seed is None else split.seed)
     for part, chosen in parts.items():
-        write_index(arguments.index / f"{part}.csv", chosen, grouped=split.group is not None)
+        write_index(arguments.index / f"{part}.csv", chosen, grouped=split.group is not None or bool(together))
     leaks = find_leaks(near, different, {entry.path: part for part, chosen in parts.items() for entry in chosen})
     write_leaks(arguments.near_duplicates, leaks)
     facts = [checked[entry.path] for entry in entries]

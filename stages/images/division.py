@@ -2,20 +2,18 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, replace
 
 from stages.common.cli import StageError
 from stages.common.format import plural
 from stages.common.params import Split
-from stages.images.index import PARTS, Entry
+from stages.images.index import NEAR, PARTS, Entry
 
 # A part may have this fraction more of a class than was asked for, and one picture in any case.
 _OVERSHOOT = 0.1
 # Of the same bytes in two parts that are given, those of the later one are kept.
 _STRICTER = ("", "train", "val", "test")
-NONE: Mapping[str, str] = MappingProxyType({})
 CONFLICT = "which is in another class"
 
 
@@ -121,9 +119,7 @@ class _Division:
         return total
 
 
-def assign(
-    entries: list[Entry], test_size: float, val_size: float, seed: int, near: Mapping[str, str] = NONE
-) -> dict[str, list[Entry]]:
+def assign(entries: list[Entry], test_size: float, val_size: float, seed: int) -> dict[str, list[Entry]]:
     """Divide pictures into train, val and test, each class by the same fractions.
 
     Where there are no groups, a picture's place depends on the seed and its bytes alone: neither its name nor the order
@@ -136,7 +132,6 @@ def assign(
         test_size: fraction of each class, in [0, 1); at least one picture, unless it is 0: then the part is empty.
         val_size: the same.
         seed: another seed gives another division.
-        near: SHA-256 -> the name of the group of near-duplicates that an image is in.
 
     Returns:
         part -> its entries, sorted by path.
@@ -149,7 +144,7 @@ def assign(
     division = _Division(
         {part: {name: max(1, round(size * total)) for name, total in totals.items()} for part, size in sizes.items()}
     )
-    units = order_units(entries, seed, near)
+    units = order_units(entries, seed)
     left = Counter(name for unit in units for name in unit.classes)
     _require_enough(left, len(sizes) + 1, units)
     for unit in units:
@@ -173,9 +168,7 @@ def assign(
     return {part: sorted(chosen, key=lambda entry: entry.path) for part, chosen in parts.items()}
 
 
-def divide(
-    entries: list[Entry], part_of: dict[str, str], split: Split, seed: int, near: Mapping[str, str] = NONE
-) -> dict[str, list[Entry]]:
+def divide(entries: list[Entry], part_of: dict[str, str], split: Split, seed: int) -> dict[str, list[Entry]]:
     """Put pictures into the parts that are given; cut those that are missing from train, or all where none is.
 
     Args:
@@ -183,7 +176,6 @@ def divide(
         part_of: path -> its part; empty where none is given.
         split: the sizes of the other parts, or the fold that is the test part.
         seed: as in `assign`.
-        near: the same.
 
     Returns:
         part -> its entries, sorted by path.
@@ -206,14 +198,14 @@ def divide(
                 )
     test_size, val_size = 0 if "test" in given else split.test_size, 0 if "val" in given else split.val_size
     if split.folds is None:
-        parts = assign(train, test_size, val_size, seed, near)
+        parts = assign(train, test_size, val_size, seed)
     elif "test" in given:
         raise StageError("split.folds: the test part is given; set split.folds=null, or split.given=ignore")
     else:
-        tested = find_fold(order_units(train, seed, near), split.folds, split.fold)
+        tested = find_fold(order_units(train, seed), split.folds, split.fold)
         rest = [entry for entry in train if entry.sha256 not in tested]
         # Fractions of all, not of the rest.
-        parts = assign(rest, 0, val_size * split.folds / (split.folds - 1), seed, near)
+        parts = assign(rest, 0, val_size * split.folds / (split.folds - 1), seed)
         parts["test"] = sorted((entry for entry in train if entry.sha256 in tested), key=lambda entry: entry.path)
     return parts | {part: sorted(chosen, key=lambda entry: entry.path) for part, chosen in given.items()}
 
@@ -258,34 +250,41 @@ def find_fold(units: list[Unit], folds: int, fold: int) -> set[str]:
     return found[fold]
 
 
-def order_units(entries: list[Entry], seed: int, near: Mapping[str, str] = NONE) -> list[Unit]:
+def order_units(entries: list[Entry], seed: int) -> list[Unit]:
     """Return what has to go into one part together, in an order that depends on the seed and on what it is alone."""
-    return sorted(_units(entries, near), key=lambda unit: hashlib.sha256(f"{seed}:{unit.key}".encode()).digest())
-
-
-def _units(entries: list[Entry], near: Mapping[str, str]) -> Iterable[Unit]:
     units: dict[str, Unit] = {}
-    keys = _group_keys(entries, near)
+    group_of = _join(entries)
     for entry in entries:
-        key = keys.get(entry.sha256, entry.sha256)
+        group = group_of.get(entry.sha256, f"{NEAR}{entry.sha256}")
+        # By the bytes of an image where no name was given.
+        key = group.removeprefix(NEAR) if group.startswith(NEAR) else f"group {group}"
         units.setdefault(key, Unit(key)).add(entry)
-    return units.values()
+    return sorted(units.values(), key=lambda unit: hashlib.sha256(f"{seed}:{unit.key}".encode()).digest())
 
 
-def _group_keys(entries: list[Entry], near: Mapping[str, str]) -> dict[str, str]:
-    """Return SHA-256 -> the name of its unit: the first of its groups; groups that share an image are one."""
-    names = {(entry.sha256, f"group {entry.group}") for entry in entries if entry.group}
-    names |= {(entry.sha256, near[entry.sha256]) for entry in entries if entry.sha256 in near}
-    joined: dict[str, set[str]] = {}  # a name -> all that it is one with
-    key_of: dict[str, str] = {}
-    for digest, name in sorted(names):
-        one, other = joined.setdefault(name, {name}), joined.setdefault(key_of.setdefault(digest, name), {name})
+def join_groups(entries: list[Entry], near: Mapping[str, str]) -> list[Entry]:
+    """Return the images with near-duplicates in one group.
+
+    Args:
+        entries: the images, with the groups of `split.group`.
+        near: SHA-256 -> the name of the group of near-duplicates that an image is in.
+    """
+    group_of = _join([*entries, *(replace(one, group=near[one.sha256]) for one in entries if one.sha256 in near)])
+    return [replace(entry, group=group_of.get(entry.sha256, "")) for entry in entries]
+
+
+def _join(entries: list[Entry]) -> dict[str, str]:
+    """Return SHA-256 -> the first of its groups, given ones before others; groups that share an image are one."""
+    joined: dict[str, set[str]] = {}  # a group -> all that it is one with
+    group_of: dict[str, str] = {}
+    for digest, group in sorted({(entry.sha256, entry.group) for entry in entries if entry.group}):
+        one, other = joined.setdefault(group, {group}), joined.setdefault(group_of.setdefault(digest, group), {group})
         if one is not other:
             small, large = sorted((one, other), key=len)
             large |= small
             joined.update(dict.fromkeys(small, large))
-    first = {id(one): min(one, key=lambda name: (not name.startswith("group "), name)) for one in joined.values()}
-    return {digest: first[id(joined[name])] for digest, name in key_of.items()}
+    first = {id(one): min(one, key=lambda group: (group.startswith(NEAR), group)) for one in joined.values()}
+    return {digest: first[id(joined[group])] for digest, group in group_of.items()}
 
 
 def _require_enough(classes: Counter[str], needed: int, units: list[Unit]) -> None:

@@ -10,13 +10,15 @@ from stages.common.files import read_csv, write_csv
 PARTS = ("train", "val", "test")
 _COLUMNS = ["path", "label", "class", "sha256"]
 _GROUP = "group"
+# Begins the name of a group of near-duplicates that `split.group` does not name; the SHA-256 of one follows.
+NEAR = "near "
 
 
 @dataclass(frozen=True)
 class Entry:
     """A picture: its path below `data.path` (with `/`), its class by number and name, and the SHA-256 of its file.
 
-    `group` names what it must stay together with; empty: only its copies.
+    `group` names what it must stay together with, by `split.group` or as near-duplicates; empty: only its copies.
     """
 
     path: str

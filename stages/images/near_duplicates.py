@@ -11,7 +11,7 @@ from PIL import Image
 
 from stages.common.cli import StageError
 from stages.common.files import read_rows, write_csv
-from stages.images.index import Entry
+from stages.images.index import NEAR, Entry
 
 Floats = NDArray[np.float32]
 
@@ -105,7 +105,9 @@ def form_groups(hashes: list[str], pairs: list[Pair]) -> dict[str, str]:
         if one is not other and len(one) + len(other) <= LARGEST_GROUP:
             one += other
             groups.update(dict.fromkeys(other, one))
-    names = {id(group): min(hashes[position] for position in group) for group in groups.values() if len(group) > 1}
+    names = {
+        id(group): NEAR + min(hashes[position] for position in group) for group in groups.values() if len(group) > 1
+    }
     return {hashes[position]: names[id(group)] for position, group in groups.items() if id(group) in names}
 
 

@@ -13,7 +13,7 @@ from stages.common.format import enumerate_names, plural
 from stages.images.check import Checked
 from stages.images.collection import Collection
 from stages.images.colour import GREY_RANGE
-from stages.images.index import PARTS, Entry, count
+from stages.images.index import NEAR, PARTS, Entry, count
 from stages.images.near_duplicates import Leak, Pair
 
 # DVC shows each number in nested objects as a metric, in a row or a column; it ignores lists.
@@ -64,13 +64,14 @@ def summarize(
         overlap: paths left out because their bytes are also in another part.
     """
     left_out = {**found.left_out, "overlap": len(overlap)}
-    grouped = (
-        {"groups": _count_groups(parts)} if any(entry.group for chosen in parts.values() for entry in chosen) else {}
-    )
+    groups = {
+        part: {entry.group for entry in chosen if entry.group and not entry.group.startswith(NEAR)}
+        for part, chosen in parts.items()
+    }
     return {
         "pictures": sum(map(len, parts.values())),
         **describe_classes(count(parts)),
-        **grouped,
+        **({"groups": {part: len(names) for part, names in groups.items()}} if any(groups.values()) else {}),
         "rejected": [{"path": path, "reason": reason} for path, reason in rejected.items()],
         "duplicates": duplicates,
         "ignored": dict(sorted(found.ignored.items())),
@@ -80,7 +81,7 @@ def summarize(
             *_describe_files(found.ignored, left_out),
             *found.notes,
             *_describe_given(parts, part_of),
-            *_describe_groups(parts),
+            *_describe_groups(groups),
         ],
     }
 
@@ -241,15 +242,10 @@ def _describe_given(parts: dict[str, list[Entry]], part_of: dict[str, str]) -> l
     return notes
 
 
-def _count_groups(parts: dict[str, list[Entry]]) -> dict[str, int]:
-    return {part: len({entry.group for entry in chosen if entry.group}) for part, chosen in parts.items()}
-
-
-def _describe_groups(parts: dict[str, list[Entry]]) -> list[str]:
-    names = {part: {entry.group for entry in chosen if entry.group} for part, chosen in parts.items()}
-    everywhere = set().union(*names.values())
+def _describe_groups(groups: dict[str, set[str]]) -> list[str]:
+    everywhere = set().union(*groups.values())
     if not everywhere:
         return []
-    notes = [f"groups: {', '.join(f'{part} {len(groups)}' for part, groups in names.items())}"]
-    parted = sum(sum(name in groups for groups in names.values()) > 1 for name in everywhere)
+    notes = [f"groups: {', '.join(f'{part} {len(names)}' for part, names in groups.items())}"]
+    parted = sum(sum(name in names for names in groups.values()) > 1 for name in everywhere)
     return notes + [f"{plural(parted, 'group')} in more than one part of the split that is given"] * bool(parted)

@@ -324,9 +324,10 @@ def describe_limits(evaluation: Evaluation, parts: dict[str, int], copies: int) 
     )
     if gain.groups is not None:
         lines.append(
-            f"The test pictures are of {plural(gain.groups, 'group')} (`split.group`), and those of a group are alike. "
-            "The verdicts and the intervals of accuracies and gains take each group as one observation (signs are "
-            "tossed by group; [cluster bootstrap](https://doi.org/10.1111/j.1467-9868.2007.00593.x)); those of "
+            f"The test pictures are of {plural(gain.groups, 'group')} (`split.group`, near-duplicates); those of a "
+            "group are alike. The verdicts and the intervals of accuracies and gains take each group as one "
+            "observation (signs are tossed by group; [cluster bootstrap]"
+            "(https://doi.org/10.1111/j.1467-9868.2007.00593.x)); those of "
             "calibration count pictures."
         )
     if not parts["val"]:

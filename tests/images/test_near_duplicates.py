@@ -100,7 +100,7 @@ def test_a_group_takes_the_most_similar_first_and_no_more_than_its_limit(monkeyp
     monkeypatch.setattr(near_duplicates, "LARGEST_GROUP", 3)
     pairs = [Pair(3, 4, 0.999), Pair(0, 1, 0.99), Pair(1, 2, 0.98), Pair(2, 3, 0.97)]
     groups = form_groups(list("edcba"), pairs)
-    assert groups == {"e": "c", "d": "c", "c": "c", "b": "a", "a": "a"}
+    assert groups == {"e": "near c", "d": "near c", "c": "near c", "b": "near a", "a": "near a"}
 
 
 def test_pairs_across_parts_name_the_test_image_first_and_the_most_similar_pair_first() -> None:
@@ -137,6 +137,10 @@ def test_what_is_nearly_the_same_stays_in_one_part_or_is_reported(
     assert "split.group" in line
     assert parted(scenes) == 0
     assert {part: len(entries) for part, entries in scenes.parts().items()} == {"train": 56, "val": 8, "test": 16}
+    # What folds and bootstraps keep together, they know from the index.
+    for entries in scenes.parts().values():
+        assert len({entry.group for entry in entries}) == len(entries) / 2
+    assert "groups" not in scenes.split_report()
     table = scenes.path("metrics/near_duplicates.csv")
     assert table.read_text() == "test,train,cosine\n"
     assert len(scenes.split_report()["near_duplicates"]) == 40
@@ -144,6 +148,7 @@ def test_what_is_nearly_the_same_stays_in_one_part_or_is_reported(
     scenes.set("split.near_duplicates", "report")
     assert scenes.run("split") == 0
     assert parted(scenes) > 10
+    assert not any(entry.group for entries in scenes.parts().values() for entry in entries)
     rows = list(csv.reader(table.read_text().splitlines()))[1:]
     tested = {entry.path for entry in scenes.parts()["test"]}
     assert rows

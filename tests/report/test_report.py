@@ -131,7 +131,7 @@ def test_one_network_has_one_column_and_no_gain() -> None:
 def test_the_verdict_of_groups_is_said_to_be_one() -> None:
     text = report(evaluation(gain=replace(evaluation().gain, groups=40)))
     assert "; by 40 whole groups" in text.splitlines()[2]
-    assert "The test pictures are of 40 groups (`split.group`), and those of a group are alike." in text
+    assert "The test pictures are of 40 groups (`split.group`, near-duplicates); those of a group are alike." in text
     assert "group" not in report().split("## Pictures")[0]
 
 
