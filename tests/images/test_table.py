@@ -278,7 +278,8 @@ def test_the_whole_pipeline_runs_with_groups_and_the_report_says_what_they_mean(
     make_scenes(project, scenes=6)
     project.set("split.group", "folder")
     assert project.run("split", "build_model", "train_head", "finetune", "evaluate", "plot") == 0
-    assert "The test pictures are of 1 group (`split.group`, near-duplicates)" in project.path("metrics/report.md").read_text()
+    text = project.path("metrics/report.md").read_text()
+    assert "The test pictures are of 1 group (`split.group`, near-duplicates)" in text
 
 
 def test_copies_join_groups(project: Project) -> None:
