@@ -25,8 +25,11 @@ from stages.network.checkpoint import load_checkpoint, require_classes
 from stages.scores.calibration import read_calibrations
 from stages.scores.evaluation import read_evaluation
 from stages.scores.predictions import count_once, read_predictions
+from stages.training.reference import read_reference
 
 RECIPE = ("seed", "precision", "split", "model", "class_weights", "train_head", "finetune")
+# Difference of `unlike`.
+_MOST_UNLIKE = 1e-3
 
 
 def main() -> None:
@@ -51,7 +54,7 @@ def main() -> None:
     evaluation = read_evaluation(arguments.metrics)
     split = read_summary(arguments.metrics / "split.json")
     root, workers, cpu = Path(params.data.path), resolve_workers(params.workers), torch.device("cpu")
-    original = classify(open_classifier(arguments.checkpoint, cpu, "float32"), root, test, workers)
+    original, unlike = classify(open_classifier(arguments.checkpoint, cpu, "float32"), root, test, workers)
     evaluated = read_predictions(arguments.metrics / "predictions.csv", arguments.probabilities)
     sha256, tested = sha256_of(arguments.checkpoint), read_calibrations(arguments.metrics / "calibration.json")
     if evaluated.paths != [entry.path for entry in test] or tested.finetuned.checkpoint != sha256:
@@ -59,16 +62,21 @@ def main() -> None:
 
     with replaced_files(arguments.output) as folder:
         shutil.copyfile(arguments.checkpoint, folder / "model.safetensors")
-        write_onnx(folder / "model.onnx", network, description, sha256)
+        reference = read_reference(arguments.checkpoint)
+        write_onnx(folder / "model.onnx", network, description, sha256, reference)
         stock = stock_shapes(description.arch, description.preprocessing.crop)
         write_json(folder / "torchvision_names.json", names_in_torchvision(cut_into_blocks(stock), stock))
         write_text(folder / "labels.txt", name_lines(description.classes))
-        exported = classify(open_classifier(folder / "model.onnx", cpu, "float32"), root, test, workers)
+        exported, unlike_there = classify(open_classifier(folder / "model.onnx", cpu, "float32"), root, test, workers)
         agreement = measure_agreement(np.array([entry.label for entry in test]), original, exported)
         if not agreement.is_close:
             raise StageError(f"not exported, for it would be another network: {describe_agreement(agreement)}")
+        if unlike is not None and unlike_there is not None and np.abs(unlike - unlike_there).max() > _MOST_UNLIKE:
+            raise StageError("not exported, for `unlike` of the test pictures would be another number")
         recipe = flatten({name: params.model_dump()[name] for name in RECIPE})
-        card = compose_card(network, description, root.name, split, recipe, evaluation, agreement)
+        card = compose_card(
+            network, description, root.name, split, recipe, evaluation, agreement, reference is not None
+        )
         write_text(folder / "README.md", card)
     print(describe_agreement(agreement))
     print(f"exported to {arguments.output}; README.md there says how to use it")

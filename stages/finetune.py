@@ -1,6 +1,7 @@
 """Step 4: the head checkpoint -> the fine-tuned checkpoint. The last blocks are trained too, at a very low rate."""
 
 import argparse
+from pathlib import Path
 
 from stages.common import ranks
 from stages.common.cli import run
@@ -13,12 +14,14 @@ from stages.training.history import History
 from stages.training.line import write_line
 from stages.training.loop import Trainer
 from stages.training.phase import add_arguments, finish, load, open_prefix, open_state, prepare, require_enough
+from stages.training.reference import measure_unlike, write_reference
 
 
 def main() -> None:
     """Train the last blocks, without their BatchNorm, and go on training the head."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_arguments(parser)
+    parser.add_argument("--reference", type=Path, required=True, help="file to write: what `unlike` is measured by")
     arguments = parser.parse_args()
     params = load_params(arguments.params)
 
@@ -43,10 +46,12 @@ def main() -> None:
     trainer = Trainer(tail, device, params.precision, weights, tempered=not entries.watches_test)
     # The head checkpoint competes: where nothing is better, it is the result.
     fit = trainer.fit(train, watched, phase, history.add, state, keep_start=True, layer_decay=phase.layer_decay)
+    unlike = measure_unlike(tail, prefix, kept, entries, phase.batch_size, params.precision, params.seed)
 
     ranks.leave()
     write_line(arguments.history / "line.csv", fit.line)
     finish(arguments.output, network, description, fit, entries, history, state)
+    write_reference(arguments.reference, unlike, arguments.output)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,11 @@ from stages.deploy.classifier import open_classifier
 from stages.deploy.table import open_table
 from stages.deploy.unlabelled import find_files, load
 
+_REJECT = (
+    "predict nothing below this probability, nor where `unlike` is above 1: farther from the training images than "
+    "99%% of validation images"
+)
+
 
 def main() -> None:
     """Predict the class of each picture; a picture that cannot be read has a row that says why."""
@@ -32,7 +37,7 @@ def main() -> None:
     )
     parser.add_argument("--top", type=int, default=3, help="classes with their probabilities; default: 3")
     parser.add_argument("--all", action="store_true", help="the probability of every class")
-    parser.add_argument("--reject", type=float, default=0.0, help="below this probability, predict nothing")
+    parser.add_argument("--reject", type=float, default=0.0, help=_REJECT)
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:N | mps")
     parser.add_argument("--precision", choices=get_args(Precision), default="float32")
     parser.add_argument("--batch-size", type=int, default=128)
@@ -58,13 +63,14 @@ def main() -> None:
     workers = resolve_workers("auto" if arguments.workers is None else arguments.workers)
     top, unreadable = None if arguments.all else arguments.top, 0
     with (
-        open_table(arguments.output, classifier.classes, top, arguments.reject) as write,
+        open_table(arguments.output, classifier.classes, top, arguments.reject, classifier.tells_unlike) as write,
         tqdm(total=len(paths), desc="predicting", unit=" pictures", disable=None) as progress,
     ):
         for some in load(paths, classifier.transform, classifier.preprocessing, arguments.batch_size, workers):
-            predicted = iter(classifier.probabilities(some.images) if len(some.images) else ())
+            values, unlike = classifier.predict(some.images) if len(some.images) else ((), None)
+            predicted = iter(zip(values, [None] * len(values) if unlike is None else unlike.tolist(), strict=True))
             for path, problem in zip(some.paths, some.problems, strict=True):
-                write(path, next(predicted) if problem is None else problem)
+                write(path, *(next(predicted) if problem is None else (problem, None)))
                 unreadable += problem is not None
             progress.update(len(some.paths))
     left = f"; {plural(others, 'other file')} left out" if others else ""

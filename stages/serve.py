@@ -8,6 +8,7 @@ from pathlib import Path
 from stages.common.cli import StageError, run
 from stages.common.seeds import make_deterministic
 from stages.network.checkpoint import load_checkpoint
+from stages.training.reference import read_reference
 
 
 def main() -> None:
@@ -33,9 +34,8 @@ def main() -> None:
     listening = listen(arguments.host, arguments.port)
     port = listening.getsockname()[1]
     hosts = ["127.0.0.1", "localhost", "[::1]"] if is_loopback(arguments.host) else None
-    server = uvicorn.Server(
-        uvicorn.Config(make_app(network, description, hosts), log_level="warning", access_log=False)
-    )
+    app = make_app(network, description, read_reference(arguments.checkpoint), hosts)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
     name = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
     print(f"http://{name}:{port}/  (Ctrl-C ends it)", flush=True)
     try:

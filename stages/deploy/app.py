@@ -26,6 +26,7 @@ from stages.network.objective import probabilities
 from stages.report.galleries import Pixels, as_pixels, lay_over
 from stages.report.gradcam import enlarge, find_block, grad_cam
 from stages.scores.metrics import predicted_labels
+from stages.training.reference import Features, Unlike
 
 _PAGE = Path(__file__).with_name("app.html")
 _MOST_SHOWN = 5
@@ -40,18 +41,23 @@ _HEADERS = {
 
 
 def make_app(
-    network: Network, description: Description, hosts: list[str] | None, max_bytes: int = MOST_BYTES
+    network: Network,
+    description: Description,
+    unlike: Unlike | None,
+    hosts: list[str] | None,
+    max_bytes: int = MOST_BYTES,
 ) -> Starlette:
     """Return the server's application: the page at `/`, and `/classify`, which takes the bytes of a picture's file.
 
     Args:
         network: on the CPU.
         description: of its checkpoint.
+        unlike: of its checkpoint, if it is known.
         hosts: names by which it may be called; `None`: any. A page from elsewhere whose name is made to lead to this
             machine (DNS rebinding) calls it by another.
         max_bytes: of a file.
     """
-    explain = _make_explain(network, description)
+    explain = _make_explain(network, description, unlike)
     # One image at a time, in one thread: Grad-CAM hangs a hook into the network, and each thread of glibc's keeps the
     # memory that it once had. Who has no slot yet is not read.
     worker, slots = ThreadPoolExecutor(1), asyncio.Semaphore(_AT_ONCE)
@@ -87,17 +93,21 @@ def _refusal(problem: str, status: int) -> Response:
     return JSONResponse({"problem": problem}, status, headers=_HEADERS)
 
 
-def _make_explain(network: Network, description: Description) -> Callable[[bytes], dict[str, Any]]:
+def _make_explain(
+    network: Network, description: Description, unlike: Unlike | None
+) -> Callable[[bytes], dict[str, Any]]:
     """Return the function from a file's bytes to what the page shows."""
     preprocessing = description.preprocessing
-    transform = make_transform(preprocessing, "none")
+    transform, features = make_transform(preprocessing, "none"), Features()
     network.eval()
     block = find_block(network, preprocessing.crop)
 
     def explain(content: bytes) -> dict[str, Any]:
         images = transform(decode(content, preprocessing.grey_max, preprocessing.least("none")))[None]
         with torch.inference_mode():
-            values = probabilities(network(images).double(), description.temperature).numpy()
+            activations = network.backbone(images)
+            novelty = None if unlike is None else float(unlike(features(activations)))
+            values = probabilities(network.classifier(activations).double(), description.temperature).numpy()
         label = predicted_labels(values)
         heat = None
         if block is not None:
@@ -110,6 +120,7 @@ def _make_explain(network: Network, description: Description) -> Callable[[bytes
                 {"name": description.classes[other], "probability": float(values[0, other])}
                 for other in order[:_MOST_SHOWN]
             ],
+            "unlike": novelty,
             "others": max(len(order) - _MOST_SHOWN, 0),
             "picture": _as_url(seen),
             "heat": None if heat is None else _as_url(lay_over(seen, heat)),

@@ -25,6 +25,11 @@ from stages.scores.metrics import Scores
 from stages.scores.verdict import describe_gain
 
 _MOST_CLASSES = 100
+_UNLIKE = (
+    " `unlike`, the second output of `model.onnx`, tells: above 1.0, a picture is farther from the training "
+    "pictures than 99% of the validation pictures."
+)
+_PRINT_UNLIKE = 'print(f"unlike: {unlike[0][0]:.4f} (above 1: farther from the training images than 99% of others)")\n'
 _STANDARDIZE = """\
 class Standardize(torch.nn.Module):
     def __init__(self, count):
@@ -55,6 +60,7 @@ def compose_card(
     recipe: dict[str, Any],
     evaluation: Evaluation,
     agreement: Agreement,
+    tells_unlike: bool,
 ) -> str:
     """Return the card, as Markdown with a YAML head.
 
@@ -66,6 +72,7 @@ def compose_card(
         recipe: the parameters to list, by their dotted names.
         evaluation: what the test found.
         agreement: of the exported file with the checkpoint.
+        tells_unlike: the exported file says how unlike the training images an image is.
     """
     counts = class_counts(split)
     parts = {part: sum(numbers[part] for numbers in counts.values()) for part in PARTS}
@@ -91,7 +98,8 @@ def compose_card(
             bullets(
                 [
                     *describe_limits(evaluation, counted, parts["test"] - agreement.pictures),
-                    "Every picture gets one of the classes, also one that shows none of them.",
+                    "Every picture gets one of the classes, also one that shows none of them."
+                    + _UNLIKE * tells_unlike,
                 ]
             ),
             "## Use it",
@@ -99,7 +107,7 @@ def compose_card(
             "programs below do that for usual files; transparency, 16-bit grey and colour profiles need a conversion "
             "before. Each is called in this folder, with the path of a picture.",
             "With onnxruntime and Pillow:",
-            _fenced(onnx_program(description.preprocessing)),
+            _fenced(onnx_program(description.preprocessing, tells_unlike)),
             "With safetensors and torchvision:",
             _fenced(torchvision_program(network, description)),
             "## Data",
@@ -146,8 +154,8 @@ def _fenced(program: str) -> str:
     return f"```python\n{program}```"
 
 
-def onnx_program(preprocessing: Preprocessing) -> str:
-    """Return a Python program that prints the probabilities of one picture, by `model.onnx` alone."""
+def onnx_program(preprocessing: Preprocessing, tells_unlike: bool = False) -> str:
+    """Return a Python program that prints the probabilities of one picture, perhaps `unlike`, by `model.onnx` alone."""
     return f"""\
 import sys
 import numpy as np, onnxruntime
@@ -155,9 +163,9 @@ from PIL import Image, ImageOps
 
 {_resize(preprocessing)}
 images = np.asarray(picture).transpose(2, 0, 1)[None]
-(probabilities,) = onnxruntime.InferenceSession("model.onnx").run(None, {{"images": images}})
+probabilities, *unlike = onnxruntime.InferenceSession("model.onnx").run(None, {{"images": images}})
 print(dict(zip(open("labels.txt", encoding="utf-8").read().splitlines(), probabilities[0].tolist())))
-"""
+{_PRINT_UNLIKE * tells_unlike}"""
 
 
 def torchvision_program(network: Network, description: Description) -> str:

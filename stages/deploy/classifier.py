@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages.common.cli import StageError
 from stages.common.params import Precision
@@ -15,26 +15,31 @@ from stages.deploy.onnx import OnnxNetwork
 from stages.deploy.unlabelled import Transform, load
 from stages.images.index import Entry
 from stages.images.preprocessing import Preprocessing, make_framing, make_transform
-from stages.network.checkpoint import load_checkpoint
-from stages.network.network import set_trainable
-from stages.network.objective import probabilities
+from stages.network.checkpoint import Description, load_checkpoint
+from stages.network.network import Network, set_trainable
+from stages.network.objective import outputs_for, probabilities
 from stages.training.loop import Trainer
+from stages.training.reference import Features, read_reference
 
 _BATCH = 64
+# Probabilities, (n, classes), and how unlike the training images, (n,).
+Answer = tuple[NDArray[np.float64], NDArray[np.float64] | None]
 
 
 @dataclass(frozen=True)
 class Classifier:
     """What is needed to classify pictures.
 
-    `classes` are in the order of their labels; `transform` makes of an RGB picture what `probabilities` takes, in
-    batches (n, 3, crop, crop), to return (n, classes).
+    `classes` are in the order of their labels; `transform` makes of an RGB picture what `predict` takes, in
+    batches (n, 3, crop, crop), to return probabilities (n, classes) and, where it is known, how unlike the training
+    images they are, (n,); `tells_unlike`: whether it is.
     """
 
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     transform: Transform
-    probabilities: Callable[[Tensor], NDArray[np.float64]]
+    predict: Callable[[Tensor], Answer]
+    tells_unlike: bool
 
 
 def open_classifier(path: Path, device: torch.device, precision: Precision) -> Classifier:
@@ -56,30 +61,64 @@ def open_classifier(path: Path, device: torch.device, precision: Precision) -> C
             exported.classes,
             exported.preprocessing,
             make_framing(exported.preprocessing),
-            lambda images: exported.probabilities(images.numpy()),
+            lambda images: exported.predict(images.numpy()),
+            exported.tells_unlike,
         )
     if path.suffix.lower() != ".safetensors":
         raise StageError(f"{path}: should end in .safetensors (a checkpoint) or .onnx")
-    network, description = load_checkpoint(path)
-    set_trainable(network, 0)
-    trainer = Trainer(network, device, precision)
+    description, look = open_network(path, device, precision)
+    unlike = read_reference(path)
 
-    def predict(images: Tensor) -> NDArray[np.float64]:
-        values: NDArray[np.float64] = probabilities(
-            trainer.logits(images).cpu().double(), description.temperature
-        ).numpy()
-        return values
+    def predict(images: Tensor) -> Answer:
+        values, features = look(images)
+        return values.numpy(), None if unlike is None else unlike(features).double().numpy()
 
     return Classifier(
         description.classes,
         description.preprocessing,
         make_transform(description.preprocessing, "none"),
         predict,
+        unlike is not None,
     )
 
 
-def classify(classifier: Classifier, root: Path, test: list[Entry], workers: int) -> NDArray[np.float64]:
-    """Return the probabilities, (n, classes), of the pictures on disk.
+class _Both(nn.Module):
+    """A classifier whose outputs come after the features."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier, self.features = classifier, Features()
+
+    def forward(self, activations: Tensor) -> Tensor:
+        # The classifier last: it may begin with a layer that works in place.
+        features = self.features(activations)
+        return torch.cat([features, self.classifier(activations)], dim=1)
+
+
+def open_network(
+    path: Path, device: torch.device, precision: Precision
+) -> tuple[Description, Callable[[Tensor], tuple[Tensor, Tensor]]]:
+    """Load a checkpoint; return its description, and what makes of images probabilities and features, on the CPU.
+
+    Raises:
+        StageError: the file cannot be used.
+    """
+    network, description = load_checkpoint(path)
+    outputs = outputs_for(len(description.classes))
+    joined = Network(network.backbone, nn.Sequential(_Both(network.classifier)))
+    set_trainable(joined, 0)
+    trainer = Trainer(joined, device, precision)
+
+    def look(images: Tensor) -> tuple[Tensor, Tensor]:
+        values = trainer.logits(images).cpu()
+        features, logits = values[:, :-outputs], values[:, -outputs:]
+        return probabilities(logits.double(), description.temperature), features
+
+    return description, look
+
+
+def classify(classifier: Classifier, root: Path, test: list[Entry], workers: int) -> Answer:
+    """Return the probabilities, (n, classes), of the pictures on disk, and how unlike the training images they are.
 
     Raises:
         StageError: one of them cannot be read.
@@ -90,5 +129,6 @@ def classify(classifier: Classifier, root: Path, test: list[Entry], workers: int
         for path, problem in zip(some.paths, some.problems, strict=True):
             if problem is not None:
                 raise StageError(f"{path}: {problem}; bring it back, or run `dvc repro`")
-        batches.append(classifier.probabilities(some.images))
-    return np.concatenate(batches)
+        batches.append(classifier.predict(some.images))
+    values, unlike = zip(*batches, strict=True)
+    return np.concatenate(values), np.concatenate(unlike) if classifier.tells_unlike else None

@@ -1,6 +1,7 @@
 """ONNX files: a finished network that runs without this project and without torch.
 
-A file takes uint8 RGB pictures (n, 3, size, size), already resized, and returns probabilities (n, classes), float32.
+A file takes uint8 RGB pictures (n, 3, size, size), already resized, and returns probabilities (n, classes), float32,
+and, where it is known, how unlike the training images they are, (n,).
 Normalization, the network, its temperature and sigmoid or softmax are inside.
 """
 
@@ -21,10 +22,12 @@ from stages.images.preprocessing import Preprocessing, margin_colour
 from stages.network.checkpoint import Description
 from stages.network.network import Network
 from stages.network.objective import probabilities
+from stages.training.reference import Features, Unlike
 
 _PROJECT = "dvc-finetune"
 # The first with all operators that are needed, and so the one that the most runtimes have.
 _OPSET = 18
+_OUTPUTS = ["probabilities", "unlike"]
 # protobuf's limit for one message.
 _MOST_BYTES = 2**31 - 1
 
@@ -33,15 +36,17 @@ class _FromBytes(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: Network, description: Description) -> None:
+    def __init__(self, network: Network, description: Description, unlike: Unlike | None) -> None:
         super().__init__()
         preprocessing, self.temperature = description.preprocessing, description.temperature
-        self.network = network
+        self.network, self.features, self.unlike = network, Features(), unlike
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, -1, 1, 1))
 
-    def forward(self, images: Tensor) -> Tensor:
-        return probabilities(self.network((images.float() / 255 - self.mean) / self.std), self.temperature)
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        activations = self.network.backbone((images.float() / 255 - self.mean) / self.std)
+        values = probabilities(self.network.classifier(activations), self.temperature)
+        return (values,) if self.unlike is None else (values, self.unlike(self.features(activations)))
 
 
 def require_packages(*names: str) -> None:
@@ -58,7 +63,9 @@ def require_packages(*names: str) -> None:
         )
 
 
-def write_onnx(path: Path, network: Network, description: Description, checkpoint_sha256: str) -> None:
+def write_onnx(
+    path: Path, network: Network, description: Description, checkpoint_sha256: str, unlike: Unlike | None = None
+) -> None:
     """Write a network as ONNX, whole or not at all; the same network gives the same bytes.
 
     Args:
@@ -66,6 +73,7 @@ def write_onnx(path: Path, network: Network, description: Description, checkpoin
         network: on the CPU.
         description: of its checkpoint; goes into the file's metadata.
         checkpoint_sha256: of the checkpoint's file, likewise.
+        unlike: of that checkpoint, if it is known: a second output.
 
     Raises:
         StageError: the network is too large for one file.
@@ -73,7 +81,7 @@ def write_onnx(path: Path, network: Network, description: Description, checkpoin
     size = description.preprocessing.crop
     if (needed := sum(tensor.nbytes for tensor in network.state_dict().values())) > _MOST_BYTES:
         raise StageError(f"{path}: the network has {needed / 1e9:.1f} GB, an ONNX file at most 2.1; use a smaller one")
-    model = _FromBytes(network, description).eval()
+    model = _FromBytes(network, description, unlike).eval()
     images = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     load_compiler()
     quiet = logging.getLogger("torch.onnx")
@@ -89,7 +97,7 @@ def write_onnx(path: Path, network: Network, description: Description, checkpoin
                 dynamic_shapes=({0: torch.export.Dim("n")},),
                 opset_version=_OPSET,
                 input_names=["images"],
-                output_names=["probabilities"],
+                output_names=_OUTPUTS[: 1 + (unlike is not None)],
                 verbose=False,
             )
     finally:
@@ -159,12 +167,14 @@ class OnnxNetwork:
             raise StageError(f"{path}: damaged, or not an ONNX file ({reason})") from error
         if about.get("project") != _PROJECT:
             raise StageError(f"{path}: not an ONNX file of this project; `python -m stages.export` writes one")
+        self.tells_unlike = len(self._session.get_outputs()) > 1
         try:
             self.classes: tuple[str, ...] = tuple(json.loads(about["classes"]))
             self.preprocessing = Preprocessing.from_json(json.loads(about["preprocessing"]))
         except (ValueError, TypeError, KeyError) as error:
             raise StageError(f"{path}: of another version of this project; export it again") from error
 
-    def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Return the probability of each class, (n, classes), for pictures (n, 3, size, size)."""
-        return np.asarray(self._session.run(None, {"images": images})[0], dtype=np.float64)
+    def predict(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        """Return probabilities, (n, classes), and how unlike the training images, (n,), pictures (n, 3, s, s) are."""
+        values, *unlike = (np.asarray(one, np.float64) for one in self._session.run(None, {"images": images}))
+        return values, unlike[0] if unlike else None

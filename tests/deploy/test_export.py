@@ -32,6 +32,7 @@ from stages.network.network import build_network
 from stages.network.objective import outputs_for, probabilities
 from stages.scores.evaluation import read_evaluation, write_evaluation
 from stages.scores.verdict import describe_gain
+from stages.training.reference import Features, read_reference
 
 Export = Callable[..., int]
 NAMES = ("cat", "dog", "owl")
@@ -71,7 +72,7 @@ def run_program(program: str, folder: Path, picture: Path) -> dict[str, float]:
     command = [sys.executable, "-W", "ignore", "-c", without, program, str(picture)]
     process = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=100)
     assert process.returncode == 0, process.stderr
-    answer = ast.literal_eval(process.stdout)
+    answer = ast.literal_eval(process.stdout.splitlines()[0])
     assert isinstance(answer, dict)
     return answer
 
@@ -110,6 +111,14 @@ def test_an_export_is_the_checkpoint_and_its_card_says_how_to_use_it(
         assert run_program(program, folder, picture) == pytest.approx(
             dict(zip(NAMES, expected, strict=False)), abs=1e-5
         )
+    assert "`unlike`, the second output" in card
+    unlike = read_reference(finished.checkpoint("finetuned"))
+    assert unlike is not None
+    _, there = OnnxNetwork(folder / "model.onnx").predict(
+        make_framing(description.preprocessing)(drafted)[None].numpy()
+    )
+    with torch.inference_mode():
+        assert there == pytest.approx(unlike(Features()(network.backbone(images))).numpy(), abs=1e-3)
     # Neither this machine's paths nor anything else that another machine would write differently.
     content = (folder / "model.onnx").read_bytes()
     assert str(Path(export.__file__).parent).encode() not in content
@@ -131,8 +140,8 @@ def test_an_export_is_the_checkpoint_and_its_card_says_how_to_use_it(
 def test_an_export_that_is_another_network_is_refused_and_nothing_is_left_behind(
     call: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = OnnxNetwork.probabilities
-    monkeypatch.setattr(OnnxNetwork, "probabilities", lambda *arguments: real(*arguments) + 2e-4)
+    real = OnnxNetwork.predict
+    monkeypatch.setattr(OnnxNetwork, "predict", lambda *arguments: (real(*arguments)[0] + 2e-4, real(*arguments)[1]))
     assert call("--output", tmp_path / "exported") == 1
     assert re.fullmatch(
         r"error: not exported, for it would be another network: .* 2.0e-04, .*\n", capsys.readouterr().err
@@ -255,7 +264,7 @@ def test_the_program_of_the_card_frames_a_picture_as_the_network_expects(
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "picture.png")
-    program = onnx_program(FRAMINGS[framing]).partition("(probabilities,)")[0]
+    program = onnx_program(FRAMINGS[framing]).partition("probabilities,")[0]
     variables: dict[str, np.ndarray] = {}
     before, sys.argv = sys.argv, ["program", str(tmp_path / "picture.png")]
     try:
@@ -284,7 +293,7 @@ def check_export(folder: Path, arch: str, head: Head, classes: int) -> None:
     with torch.inference_mode():
         expected = probabilities(network(torch.stack([transform(picture) for picture in pictures]))).numpy()
     for count in (1, 3):  # any size of a batch
-        values = exported.probabilities(torch.stack([framing(picture) for picture in pictures[:count]]).numpy())
+        values = exported.predict(torch.stack([framing(picture) for picture in pictures[:count]]).numpy())[0]
         assert np.abs(values - expected[:count]).max() < 1e-4
 
     save_checkpoint(folder / "model.safetensors", network, description)

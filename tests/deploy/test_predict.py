@@ -19,6 +19,7 @@ import pytest
 import torch
 from conftest import ROOT, STAGES, Project, make_pictures
 from onnx import TensorProto, helper
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -27,6 +28,7 @@ from stages.common.cli import run
 from stages.deploy.onnx import write_onnx
 from stages.images.index import read_index
 from stages.network.checkpoint import load_checkpoint
+from stages.training.reference import Unlike, read_reference, write_reference
 
 CHECKPOINT = "data/checkpoints/finetuned.safetensors"
 Predict = Callable[..., int]
@@ -131,7 +133,7 @@ def test_top_says_how_many_classes_and_reject_empties_unsure_predictions(finishe
     picture = finished.path("pictures/cat/000.png")
     assert call(picture, "--top", 2) == 0
     (row,) = rows()
-    assert list(row) == ["path", "prediction", "probability", "prediction_2", "probability_2", "problem"]
+    assert list(row) == ["path", "prediction", "probability", "unlike", "prediction_2", "probability_2", "problem"]
     assert float(row["probability"]) >= float(row["probability_2"])
     assert call(picture, "--top", 9) == 0
     assert sum(float(value) for name, value in rows()[0].items() if "probability" in name) == pytest.approx(1)
@@ -142,7 +144,7 @@ def test_top_says_how_many_classes_and_reject_empties_unsure_predictions(finishe
 
 def test_an_exported_network_predicts_the_same(finished: Project, call: Predict, tmp_path: Path) -> None:
     network, description = load_checkpoint(finished.checkpoint("finetuned"))
-    write_onnx(tmp_path / "model.onnx", network, description, "")
+    write_onnx(tmp_path / "model.onnx", network, description, "", read_reference(finished.checkpoint("finetuned")))
     picture, more = finished.path("pictures/owl/003.png"), [finished.path("pictures/cat"), "--all", "--batch-size", 5]
     assert call(picture, *more) == 0
     expected = rows()
@@ -152,6 +154,33 @@ def test_an_exported_network_predicts_the_same(finished: Project, call: Predict,
         assert (row["path"], row["prediction"]) == (other["path"], other["prediction"])
         for name in ("probability", "cat", "dog", "owl"):
             assert float(row[name]) == pytest.approx(float(other[name]), abs=1e-5)
+        assert float(row["unlike"]) == pytest.approx(float(other["unlike"]), abs=1e-3)
+
+
+def test_a_stranger_is_flagged_and_rejected_however_probable_its_class(
+    finished: Project, call: Predict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (40, 40), "white").save(tmp_path / "stranger.png")
+    known = finished.path("pictures") / read_index(finished.path("data/index/train.csv"))[0].path
+    checkpoint = tmp_path / "alone.safetensors"
+    shutil.copy(finished.checkpoint("finetuned"), checkpoint)
+    assert call(known, checkpoint=checkpoint) == 0
+    assert "without `unlike`: there is no" in capsys.readouterr().err
+    assert "unlike" not in rows()[0]
+
+    # The features of random weights tell images apart less than noise does.
+    unlike = read_reference(finished.checkpoint("finetuned"))
+    assert unlike is not None
+    write_reference(tmp_path / "reference.safetensors", Unlike(unlike.nearest, unlike.threshold / 2), checkpoint)
+    assert call(tmp_path / "stranger.png", known, checkpoint=checkpoint) == 0
+    stranger, own = rows()
+    assert float(stranger["unlike"]) > 1
+    assert float(own["unlike"]) == pytest.approx(0, abs=1e-2)
+    assert stranger["prediction"]
+    assert call(tmp_path / "stranger.png", known, "--reject", 0.01, checkpoint=checkpoint) == 0
+    assert [bool(row["prediction"]) for row in rows()] == [False, True]
+    assert call(known, "--output", "p.jsonl", checkpoint=checkpoint) == 0
+    assert json.loads(Path("p.jsonl").read_text())["unlike"] == pytest.approx(0, abs=1e-2)
 
 
 def test_json_lines_have_an_object_a_picture(finished: Project, call: Predict, tmp_path: Path) -> None:
@@ -294,5 +323,5 @@ def test_after_an_interrupt_all_rows_are_whole(finished: Project, tmp_path: Path
     assert error.decode() == "error: interrupted; run the same command again\n"
     text = output.read_text()
     assert text.endswith("\n")
-    assert {len(row) for row in csv.reader(text.splitlines())} == {8}
+    assert {len(row) for row in csv.reader(text.splitlines())} == {9}
     assert 10 <= len(text.splitlines()) < 5000

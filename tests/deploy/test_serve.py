@@ -32,6 +32,7 @@ from stages.network.backbones import stock_model
 from stages.network.checkpoint import Description, save_checkpoint
 from stages.network.network import Network, build_network
 from stages.network.objective import probabilities
+from stages.training.reference import Features, Unlike, write_reference
 
 NAMES = ("cat", "dog", "owl", "fox", "<b>hen</b>", "cow")
 DESCRIPTION = Description("mobilenet_v3_small", "pooled", 8, NAMES, Preprocessing(crop=64), None, None, 1.5)
@@ -48,7 +49,7 @@ def network() -> Network:
 def port(network: Network) -> Iterator[int]:
     """That of a running server."""
     listening = serve.listen("127.0.0.1", 0)
-    app = make_app(network, DESCRIPTION, ["127.0.0.1"], MAX_BYTES)
+    app = make_app(network, DESCRIPTION, Unlike(torch.eye(576)[:1], 0.5), ["127.0.0.1"], MAX_BYTES)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
@@ -100,6 +101,10 @@ def test_a_picture_gets_its_classes_the_most_probable_first_and_two_pictures(por
     assert [one["name"] for one in answer["classes"]] == sorted(values, key=lambda name: -values[name])[:5]
     assert [one["probability"] for one in answer["classes"]] == pytest.approx(sorted(values.values())[:0:-1], abs=1e-6)
     assert answer["others"] == 1
+    with torch.inference_mode():
+        images = make_transform(DESCRIPTION.preprocessing, "none")(noise(1))[None]
+        cosine = float(Features()(network.backbone(images))[0, 0])
+    assert answer["unlike"] == pytest.approx((1 - cosine) / 0.5, abs=1e-4)
     for name in ("picture", "heat"):
         content = base64.b64decode(answer[name].removeprefix("data:image/png;base64,"))
         assert Image.open(io.BytesIO(content)).size == (64, 64)
@@ -180,6 +185,7 @@ def test_only_addresses_of_this_machine_are_closed_to_others(host: str, loopback
 def test_the_server_says_where_it_is_and_ends_with_ctrl_c(network: Network, tmp_path: Path) -> None:
     checkpoint = tmp_path / "network.safetensors"
     save_checkpoint(checkpoint, network, DESCRIPTION)
+    write_reference(tmp_path / "reference.safetensors", Unlike(torch.eye(576), 0.5), checkpoint)
     command = [sys.executable, "-m", "stages.serve", "--port", "0", "--checkpoint", str(checkpoint)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
@@ -192,7 +198,7 @@ def test_the_server_says_where_it_is_and_ends_with_ctrl_c(network: Network, tmp_
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (0, "stopped\n", "")
-    assert [path.name for path in tmp_path.iterdir()] == ["network.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["network.safetensors", "reference.safetensors"]
 
 
 def test_what_cannot_be_served_is_one_line(
