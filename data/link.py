@@ -19,9 +19,10 @@ def named_file(key: str, params: Params) -> Path | None:
     Raises:
         StageError: the file is not there.
     """
-    if key == "data.labels":
-        file = None if params.data.labels is None else Path(params.data.labels)
-        wanted = "give a table of paths and labels (CSV), or null"
+    if key != "model.weights":
+        name = params.data.labels if key == "data.labels" else params.data.corrections
+        file = None if name is None else Path(name)
+        wanted = f"give a table of paths and {key.removeprefix('data.')} (CSV), or null"
     else:
         file = weight_file(params.model.weights)
         wanted = "give a .pth or .safetensors file, a name of torchvision's such as DEFAULT, or null"
@@ -34,7 +35,7 @@ def main() -> None:
     """Make the link, or the file that stands for none."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--params", type=Path, required=True)
-    parser.add_argument("--key", choices=["model.weights", "data.labels"], required=True)
+    parser.add_argument("--key", choices=["model.weights", "data.labels", "data.corrections"], required=True)
     parser.add_argument("--link", type=Path, required=True)
     arguments = parser.parse_args()
     file = named_file(arguments.key, load_params(arguments.params))

@@ -22,6 +22,7 @@ from stages.network.objective import probabilities
 from stages.scores.bootstrap import number_groups
 from stages.scores.calibration import measure_calibrations, write_calibrations
 from stages.scores.classes import score_classes, write_classes
+from stages.scores.committed import compare_with_committed
 from stages.scores.evaluation import Evaluation, describe, write_evaluation
 from stages.scores.metrics import score
 from stages.scores.near_duplicates import describe_near_duplicates, summarize
@@ -93,6 +94,8 @@ def main() -> None:
     write_calibrations(metrics / "calibration.json", measure_calibrations(predictions, temperatures, checkpoints))
     write_evaluation(metrics, evaluation)
     print(describe(evaluation))
+    if compared := compare_with_committed(metrics / "predictions.csv", predictions):
+        print(compared)
     print(describe_near_duplicates(evaluation.near_duplicates, len(different)))
 
 

@@ -11,10 +11,12 @@ from stages.common.params import load_params
 from stages.common.workers import resolve_workers
 from stages.images.check import check_pictures, require_no_masks, require_usable
 from stages.images.collection import require_classes, set_groups
+from stages.images.corrections import correct, read_corrections
 from stages.images.division import divide, find_copies, find_overlap, join_groups
 from stages.images.folders import read_folders
 from stages.images.index import Entry, write_index
 from stages.images.near_duplicates import count_flat, find_leaks, find_pairs, form_groups, write_leaks
+from stages.images.previous import describe_changes, find_kept, say_changes
 from stages.images.scan import is_untracked
 from stages.images.shortcuts import find_forms, find_shortcuts
 from stages.images.summary import (
@@ -43,6 +45,9 @@ def main() -> None:
         found = read_folders(root, split.given)
     else:
         found = read_table(root, Path(params.data.labels), split.given)
+    if params.data.corrections is not None:
+        table = Path(params.data.corrections)
+        correct(found, read_corrections(table), table)
     require_classes(found, root, table=params.data.labels is not None)
     set_groups(found, split.group)
 
@@ -71,7 +76,10 @@ def main() -> None:
     small = [checked[entry.path].small for entry in different]
     near = find_pairs(small)
     together = form_groups([entry.sha256 for entry in different], near) if split.near_duplicates == "together" else {}
-    parts = divide(join_groups(entries, together), part_of, split, params.seed if split.seed is None else split.seed)
+    kept = find_kept(arguments.index, arguments.params, params)
+    seed = params.seed if split.seed is None else split.seed
+    parts = divide(join_groups(entries, together), part_of, split, seed, kept)
+    changes = describe_changes(arguments.index, parts)
     for part, chosen in parts.items():
         write_index(arguments.index / f"{part}.csv", chosen, grouped=split.group is not None or bool(together))
     leaks = find_leaks(near, different, {entry.path: part for part, chosen in parts.items() for entry in chosen})
@@ -81,7 +89,9 @@ def main() -> None:
     report |= {
         "shapes": describe_shapes(facts),
         "near_duplicates": [[different[one].path, different[other].path] for one, other, _ in near],
+        "changes": changes,
         "notes": [
+            *say_changes(changes),
             *report["notes"],
             *describe_near_duplicates(near, different, together, leaks, count_flat(small)),
             *describe_grey(facts, params.data.grey_max),

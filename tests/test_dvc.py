@@ -29,6 +29,7 @@ DATA_SCRIPTS = {
     "glyphs": "data/glyphs/pretrain.py",
     "weights": "data/link.py",
     "labels": "data/link.py",
+    "corrections": "data/link.py",
 }
 # They say where to compute, not what.
 UNTRACKED = {"device", "workers", "processes", "cache.max_gigabytes"}

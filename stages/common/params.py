@@ -37,6 +37,7 @@ class Data(Section):
 
     path: Annotated[str, Field(min_length=1)]
     labels: Annotated[str, Field(min_length=1)] | None = None
+    corrections: Annotated[str, Field(min_length=1)] | None = None
     grey_max: Annotated[int, Field(ge=1, le=0xFFFF)] | None = None
 
 

@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from stages.common.cli import StageError
 from stages.common.format import plural
@@ -14,6 +15,7 @@ from stages.images.index import NEAR, PARTS, Entry
 _OVERSHOOT = 0.1
 # Of the same bytes in two parts that are given, those of the later one are kept.
 _STRICTER = ("", "train", "val", "test")
+NONE: Mapping[str, str] = MappingProxyType({})
 CONFLICT = "which is in another class"
 
 
@@ -69,6 +71,7 @@ class Unit:
     entries: list[Entry] = field(default_factory=list)
     classes: dict[str, int] = field(default_factory=dict)  # class -> number of pictures
     part: str = "train"
+    before: str = ""  # the part to stay in
 
     def add(self, entry: Entry) -> None:
         """Take a picture in."""
@@ -106,8 +109,8 @@ class _Division:
         return lacks
 
     def can_spare(self, unit: Unit) -> bool:
-        """Whether each class of the unit stays in the unit's part without it."""
-        return all(self.units[unit.part][name] > 1 for name in unit.classes)
+        """Whether the unit may leave its part: each of its classes stays there, and it is no test of old."""
+        return unit.before != "test" and all(self.units[unit.part][name] > 1 for name in unit.classes)
 
     def improvement(self, unit: Unit, part: str) -> float:
         """How much nearer a part comes to what is wanted with a unit, summed over classes relative to their size."""
@@ -119,7 +122,9 @@ class _Division:
         return total
 
 
-def assign(entries: list[Entry], test_size: float, val_size: float, seed: int) -> dict[str, list[Entry]]:
+def assign(
+    entries: list[Entry], test_size: float, val_size: float, seed: int, kept: Mapping[str, str] = NONE
+) -> dict[str, list[Entry]]:
     """Divide pictures into train, val and test, each class by the same fractions.
 
     Where there are no groups, a picture's place depends on the seed and its bytes alone: neither its name nor the order
@@ -132,6 +137,8 @@ def assign(entries: list[Entry], test_size: float, val_size: float, seed: int) -
         test_size: fraction of each class, in [0, 1); at least one picture, unless it is 0: then the part is empty.
         val_size: the same.
         seed: another seed gives another division.
+        kept: SHA-256 -> the part in which an image was: it stays there, and new images fill what is missing. So a test
+            image is never trained on later; where many are removed, test and validation may be larger than asked for.
 
     Returns:
         part -> its entries, sorted by path.
@@ -145,10 +152,18 @@ def assign(entries: list[Entry], test_size: float, val_size: float, seed: int) -
         {part: {name: max(1, round(size * total)) for name, total in totals.items()} for part, size in sizes.items()}
     )
     units = order_units(entries, seed)
+    for unit in units:
+        parts_before = {kept[entry.sha256] for entry in unit.entries if entry.sha256 in kept}
+        unit.before = next((part for part in ("test", "val", "train") if part in parts_before), "")
+    # First what stays, then what is new, and what was trained on last.
+    units.sort(key=lambda unit: (unit.before not in sizes, unit.before == "train"))
     left = Counter(name for unit in units for name in unit.classes)
     _require_enough(left, len(sizes) + 1, units)
     for unit in units:
         for position, part in enumerate(sizes):
+            if unit.before:
+                division.put(unit, unit.before if unit.before in sizes else "train")
+                break
             # The last units are kept for the parts that come after.
             kept_back = len(sizes) - position + 1
             spare = all(not division.units[part][name] or left[name] >= kept_back for name in unit.classes)
@@ -168,7 +183,9 @@ def assign(entries: list[Entry], test_size: float, val_size: float, seed: int) -
     return {part: sorted(chosen, key=lambda entry: entry.path) for part, chosen in parts.items()}
 
 
-def divide(entries: list[Entry], part_of: dict[str, str], split: Split, seed: int) -> dict[str, list[Entry]]:
+def divide(
+    entries: list[Entry], part_of: dict[str, str], split: Split, seed: int, kept: Mapping[str, str] = NONE
+) -> dict[str, list[Entry]]:
     """Put pictures into the parts that are given; cut those that are missing from train, or all where none is.
 
     Args:
@@ -176,6 +193,7 @@ def divide(entries: list[Entry], part_of: dict[str, str], split: Split, seed: in
         part_of: path -> its part; empty where none is given.
         split: the sizes of the other parts, or the fold that is the test part.
         seed: as in `assign`.
+        kept: the same; not used with folds.
 
     Returns:
         part -> its entries, sorted by path.
@@ -198,7 +216,7 @@ def divide(entries: list[Entry], part_of: dict[str, str], split: Split, seed: in
                 )
     test_size, val_size = 0 if "test" in given else split.test_size, 0 if "val" in given else split.val_size
     if split.folds is None:
-        parts = assign(train, test_size, val_size, seed)
+        parts = assign(train, test_size, val_size, seed, kept)
     elif "test" in given:
         raise StageError("split.folds: the test part is given; set split.folds=null, or split.given=ignore")
     else:

@@ -15,7 +15,7 @@ from stages.common.files import read_rows, write_csv
 from stages.scores.metrics import Labels, Probabilities
 from stages.scores.predictions import Predictions
 
-_COLUMNS = ["path", "label", "label_probability", "suggestion", "suggestion_probability"]
+_COLUMNS = ["path", "label", "label_probability", "suggestion", "suggestion_probability", "correction"]
 _MOST_LISTED = 1000
 _DECIMALS = 4
 # Two classes that are told apart in fewer cases than this (half of them by tossing a coin), with so many pictures each.
@@ -143,13 +143,16 @@ def estimate_wrong_labels(labels: Labels, probabilities: Probabilities) -> float
 
 
 def write_suspects(path: Path, suspects: list[Suspect]) -> None:
-    """Write `path,label,label_probability,suggestion,suggestion_probability`, whole or not at all."""
+    """Write `path,label,label_probability,suggestion,suggestion_probability`, whole or not at all.
+
+    A last column, `correction`, is for who goes through them: filled in, the table is one for `data.corrections`.
+    """
     write_csv(
         path,
         _COLUMNS,
         (
             [one.path, one.label, f"{one.label_probability:.{_DECIMALS}f}",
-             one.suggestion, f"{one.suggestion_probability:.{_DECIMALS}f}"]
+             one.suggestion, f"{one.suggestion_probability:.{_DECIMALS}f}", ""]
             for one in suspects
         ),
     )  # fmt: skip
@@ -165,7 +168,7 @@ def read_suspects(path: Path) -> list[Suspect]:
     try:
         return [
             Suspect(name, label, float(believed), suggestion, float(probability))
-            for name, label, believed, suggestion, probability in read_rows(path, _COLUMNS)
+            for name, label, believed, suggestion, probability, _ in read_rows(path, _COLUMNS)
         ]
     except ValueError as error:
         raise StageError(f"{path}: not a table of suspects ({error}); `dvc repro evaluate` writes it again") from error
