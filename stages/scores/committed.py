@@ -14,18 +14,19 @@ from stages.scores.predictions import Predictions
 
 
 def compare_with_committed(table: Path, predictions: Predictions) -> str | None:
-    """Return a sentence on the fine-tuned network's accuracy against that of the last committed result that differs.
+    """Return a sentence on the fine-tuned network's accuracy against that of the last committed result.
 
-    Each counts by the labels of its commit. `None` where there is no such result, or none of the same images.
+    Each counts by the labels of its commit. `None` where there is none, none of the same images, or no difference.
 
     Args:
-        table: the file of predictions, whose last commits are read.
+        table: the file of predictions, whose last commit is read.
         predictions: those of this run.
     """
     right = predicted_labels(predictions.finetuned) == predictions.labels
     now = dict(zip(predictions.paths, right.tolist(), strict=True))
-    before = next((one for (content,) in read_versions(table.parent, table.name) if (one := _read(content)) != now), {})
-    if not (both := sorted(before.keys() & now.keys())):
+    versions = read_versions(table.parent, table.name)
+    before = _read(versions[0][0]) if versions else {}
+    if before == now or not (both := sorted(before.keys() & now.keys())):
         return None
     fixed, broken = (
         sum(one[path] and not other[path] for path in both) for one, other in ((now, before), (before, now))

@@ -42,6 +42,6 @@ def test_two_results_are_compared_on_the_test_images_of_both(tmp_path: Path, cla
     assert str(compare_with_committed(table, after)).startswith(expected)
     write_predictions(table, after)
     commit(tmp_path)
-    assert compare_with_committed(table, after) == expected, "the same once it is committed"
+    assert compare_with_committed(table, after) is None
     elsewhere = replace(after, paths=[f"other {path}" for path in after.paths])
     assert compare_with_committed(table, elsewhere) is None
