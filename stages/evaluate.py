@@ -60,14 +60,16 @@ def main() -> None:
     identical = all(torch.equal(tensor, tensors[key]) for key, tensor in head.state_dict().items())
 
     different = count_once(test)
-    logits = predict_with_both(head, finetuned, description, different, params)
+    logits = predict_with_both(head, finetuned, description, [*different, *val], params)
     temperatures = (description.temperature, finetuned_description.temperature)
+    both = [probabilities(own, divisor).numpy() for own, divisor in zip(logits, temperatures, strict=True)]
     predictions = Predictions(
         [entry.path for entry in different],
         np.array([entry.label for entry in different]),
         description.classes,
-        *(probabilities(own, divisor).numpy() for own, divisor in zip(logits, temperatures, strict=True)),
+        *(own[: len(different)] for own in both),
     )
+    validation = np.array([entry.label for entry in val], np.int64), both[1][len(different) :]
     ranks.leave()
     groups = number_groups(different)
     classes, balanced = score_classes(predictions), compare_balanced(predictions, groups)
@@ -91,7 +93,8 @@ def main() -> None:
     judged = judge_all(predictions, arguments.out_of_fold)
     suspects = find_suspects(judged.paths, judged.labels, judged.probabilities, predictions.classes)
     write_suspects(metrics / "suspects.csv", suspects)
-    write_calibrations(metrics / "calibration.json", measure_calibrations(predictions, temperatures, checkpoints))
+    calibrations = measure_calibrations(predictions, temperatures, checkpoints, validation)
+    write_calibrations(metrics / "calibration.json", calibrations)
     write_evaluation(metrics, evaluation)
     print(describe(evaluation))
     if compared := compare_with_committed(metrics / "predictions.csv", predictions):

@@ -50,7 +50,7 @@ def main() -> None:
 
     ranks.leave()
     write_line(arguments.history / "line.csv", fit.line)
-    finish(arguments.output, network, description, fit, entries, history, state)
+    finish(arguments.output, network, description, fit, entries, history, state, calibrated=True)
     write_reference(arguments.reference, unlike, arguments.output)
 
 

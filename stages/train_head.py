@@ -63,7 +63,8 @@ def main() -> None:
     ranks.leave()
     write_candidates(arguments.history / "candidates.csv", found.candidates if found else [])
     write_out_of_fold(arguments.out_of_fold, found)
-    finish(arguments.output, network, description, fit, entries, history, state)
+    calibrated = found is not None and not fit.epochs[0].number
+    finish(arguments.output, network, description, fit, entries, history, state, calibrated)
     if found is None and still_falling(fit.epochs, phase.epochs, phase.patience):
         print(f"the validation loss was still falling after all {phase.epochs} epochs: raise train_head.epochs")
 

@@ -1,6 +1,6 @@
 """What the report says of the probabilities: what the temperatures changed, and how much to leave to a person."""
 
-from stages.common.format import number, percent, percent_range, plural, points, points_range, signed
+from stages.common.format import number, percent, plural, points, signed
 from stages.report.markdown import table
 from stages.scores.calibration import Calibrations, Estimate
 from stages.scores.coverage import describe_coverage
@@ -20,7 +20,7 @@ def describe_probabilities(
         out_of_fold: number of pictures with out-of-fold predictions of the head.
         identical: whether both are the same network, which is then described once.
     """
-    coverage = f"{describe_coverage(calibrations.coverage)} `python -m stages.predict --reject` takes that probability."
+    coverage = describe_coverage(calibrations.coverage)
     if not validation and not out_of_fold:
         return (
             "The probabilities are of the logits as they are: a temperature is fitted on validation pictures, and "
@@ -29,17 +29,19 @@ def describe_probabilities(
     rows, titles = [], ONE if identical else TITLES
     for model, title in titles.items():
         own = getattr(calibrations, model)
-        for name, key in (("log-loss", "loss"), ("Brier score", "brier"), ("calibration error", "ece")):
-            write = _in_percent if key == "ece" else _in_numbers
-            before, after, change = (getattr(side, key) for side in (own.before, own.after, own.change))
-            rows.append([f"{title}, {name}", write(before), write(after), write(change, difference=True)])
+        sides = (own.before, own.after, own.change)
+        for name, key in (("log-loss", "loss"), ("Brier score", "brier")):
+            before, after, change = (getattr(side, key) for side in sides)
+            rows.append([f"{title}, {name}", _write(before), _write(after), _write(change, difference=True)])
+        before, after, change = (side.ece for side in sides)
+        rows.append([f"{title}, calibration error", percent(before), percent(after), points(change)])
     temperatures = calibrations.temperatures
     shown = " and ".join(f"{temperatures[model]:.3f} ({title})" for model, title in titles.items())
     fitted = f"fitted to {plural(validation, 'validation picture')}"
     if out_of_fold:
         fitted = f"the head's is fitted to {plural(out_of_fold, 'out-of-fold prediction')}"
         if not identical:
-            own = f"is fitted to {plural(validation, 'validation picture')}" if validation else "is the same"
+            own = f"changes it as {plural(validation, 'validation picture')} ask for" if validation else "is the same"
             fitted += f", the fine-tuned network's {own}"
     text = (
         f"All probabilities here, and those of `predict` and of the exported network, come from logits divided by a "
@@ -50,12 +52,6 @@ def describe_probabilities(
     return f"{text}\n\n{changes}\n\n{coverage}"
 
 
-def _in_numbers(estimate: Estimate, difference: bool = False) -> str:
+def _write(estimate: Estimate, difference: bool = False) -> str:
     write = signed if difference else number
     return f"{write(estimate.value)} ({write(estimate.low)} to {write(estimate.high)})"
-
-
-def _in_percent(estimate: Estimate, difference: bool = False) -> str:
-    if difference:
-        return f"{points(estimate.value)} ({points_range(estimate.low, estimate.high)})"
-    return f"{percent(estimate.value)} ({percent_range(estimate.low, estimate.high)})"

@@ -104,7 +104,7 @@ def _bin_rates(top: _Floats, right: NDArray[np.bool_]) -> tuple[_Floats, _Floats
 def draw_coverage(predictions: Predictions, calibrations: Calibrations) -> Figure:
     """Draw how many mistakes are left when the least sure pictures are left to a person, for each checkpoint.
 
-    A ring marks where the fine-tuned one is wrong in at most 1% of the others.
+    A ring marks what the threshold that validation images gave comes to.
     """
     figure = new_figure(8, 4.2)
     axes = figure.subplots()
@@ -118,9 +118,9 @@ def draw_coverage(predictions: Predictions, calibrations: Calibrations) -> Figur
         axes.plot(answered, wrong, look.line, color=look.color, linewidth=2, zorder=look.layer, label=look.title)
     axes.axhline(MOST_WRONG, color=GREY, linewidth=1, linestyle=":", label=f"{MOST_WRONG:.0%} of the answers")
     coverage = calibrations.coverage
-    if coverage.threshold is not None:
+    if coverage.answered:
         place = (1 - coverage.left, coverage.mistakes / coverage.answered)
-        label = f"{probability(coverage.left)} left to a person"
+        label = f"{probability(coverage.left)} left to a person, by validation"
         axes.plot(*place, "o", markersize=12, fillstyle="none", color="black", clip_on=False, zorder=5, label=label)
     # One early mistake is half of two answers: that spike would flatten all else.
     axes.set(
@@ -128,7 +128,7 @@ def draw_coverage(predictions: Predictions, calibrations: Calibrations) -> Figur
         ylim=(0, max(1.25 * highest, 2 * MOST_WRONG)),
         xlabel="share of the test pictures that is answered",
     )
-    axes.set(ylabel="wrong among the answers", title="What is left to a person, and what is wrong of the rest")
+    axes.set(ylabel="wrong among the answers", title="Error rate against share answered, most confident first")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(xmax=1))
     axes.legend(loc="upper left", fontsize=8)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from stages.common.cli import StageError
 from stages.common.files import write_json
 from stages.scores.bootstrap import draw_counts
-from stages.scores.coverage import Coverage, measure_coverage
+from stages.scores.coverage import Coverage, choose_threshold, measure_coverage
 from stages.scores.metrics import Labels, Probabilities, calibration_gaps, predicted_labels, squared_errors
 from stages.scores.predictions import Predictions, picture_losses
 
@@ -34,12 +35,14 @@ class Estimate:
 class Quality:
     """What probabilities are worth: mean log-loss in nats, Brier score and expected calibration error, as in `Scores`.
 
-    Lower is better. The intervals are those of a bootstrap over the test pictures (percentiles of 2,000).
+    Lower is better. The intervals are those of a bootstrap over the test pictures (percentiles of 2,000). The
+    calibration error has none: it is biased upwards, and more so on a resample, which holds pictures twice
+    (https://proceedings.mlr.press/v151/roelofs22a.html).
     """
 
     loss: Estimate
     brier: Estimate
-    ece: Estimate
+    ece: float
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,10 @@ class Calibrations:
 
 
 def measure_calibrations(
-    predictions: Predictions, temperatures: Sequence[float], checkpoints: Sequence[str]
+    predictions: Predictions,
+    temperatures: Sequence[float],
+    checkpoints: Sequence[str],
+    validation: tuple[Labels, Probabilities],
 ) -> Calibrations:
     """Measure both checkpoints.
 
@@ -79,12 +85,15 @@ def measure_calibrations(
         predictions: with the temperatures.
         temperatures: of the head and of the fine-tuned checkpoint.
         checkpoints: the SHA-256 of both files, likewise.
+        validation: labels, (n,), and the fine-tuned checkpoint's probabilities, (n, classes), of validation images.
     """
     head, finetuned = (
         measure_calibration(predictions.labels, *of_one)
         for of_one in zip(predictions.models.values(), temperatures, checkpoints, strict=True)
     )
-    return Calibrations(head, finetuned, measure_coverage(predictions.labels, predictions.finetuned))
+    threshold = choose_threshold(*validation) if len(validation[0]) else None
+    coverage = measure_coverage(predictions.labels, predictions.finetuned, threshold, len(validation[0]))
+    return Calibrations(head, finetuned, coverage)
 
 
 def measure_calibration(
@@ -139,8 +148,9 @@ class _Sums:
 
 
 def _quality(values: _Values, drawn: _Values) -> Quality:
-    intervals = np.percentile(drawn, [2.5, 97.5], axis=1).T.tolist()
-    return Quality(*(Estimate(value, *interval) for value, interval in zip(values.tolist(), intervals, strict=True)))
+    intervals = np.percentile(drawn[:2], [2.5, 97.5], axis=1).T.tolist()
+    loss, brier = (Estimate(value, *interval) for value, interval in zip(values[:2].tolist(), intervals, strict=True))
+    return Quality(loss, brier, float(values[2]))
 
 
 def write_calibrations(path: Path, calibrations: Calibrations) -> None:
@@ -156,8 +166,8 @@ def read_calibrations(path: Path) -> Calibrations:
         OSError: it is not there.
     """
 
-    def quality(values: dict[str, dict[str, float]]) -> Quality:
-        return Quality(**{name: Estimate(**estimate) for name, estimate in values.items()})
+    def quality(values: dict[str, Any]) -> Quality:
+        return Quality(Estimate(**values["loss"]), Estimate(**values["brier"]), float(values["ece"]))
 
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

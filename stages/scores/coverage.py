@@ -13,30 +13,29 @@ from stages.common.format import percent_range, plural, probability
 from stages.scores.metrics import Labels, Probabilities, predicted_labels, wilson_interval
 
 MOST_WRONG = 0.01
-_RESAMPLES = 2000
 
 _Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """Which of the test pictures to leave to a person, so that at most 1% of the others are predicted wrongly.
+    """Which images to leave to a person, and what that came to on the test images.
 
-    `threshold`: those with a highest probability below it; `None`: all of them;
-    `left`: their share, as small as it can be, and its 95% interval (percentiles of 2,000 bootstraps, in each of which
-    the threshold is chosen anew);
-    `answered`, `mistakes`: how many others there are and how many of them are wrong, a share whose 95% interval is
-    `wrong_low` to `wrong_high` (Wilson).
+    `threshold`: those with a highest probability below it, chosen on `validation` images so that at most 1% of the
+    others are wrong and as few as possible are left; `None` where there is no such threshold. `left`: their share of
+    the test images, with its 95% interval; `answered`, `mistakes`: how many others there are and how many of them are
+    wrong, a share whose 95% interval is `wrong_low` to `wrong_high`. Both intervals are Wilson's.
     """
 
     threshold: float | None
-    left: float
-    left_low: float
-    left_high: float
-    answered: int
-    mistakes: int
-    wrong_low: float
-    wrong_high: float
+    validation: int
+    left: float = 1.0
+    left_low: float = 0.0
+    left_high: float = 1.0
+    answered: int = 0
+    mistakes: int = 0
+    wrong_low: float = 0.0
+    wrong_high: float = 1.0
 
 
 def risk_curve(labels: Labels, probabilities: Probabilities) -> tuple[_Values, _Values]:
@@ -53,27 +52,37 @@ def risk_curve(labels: Labels, probabilities: Probabilities) -> tuple[_Values, _
     return answered[last] / len(wrong), (np.cumsum(wrong) / answered)[last]
 
 
-def measure_coverage(labels: Labels, probabilities: Probabilities) -> Coverage:
-    """Find the threshold.
+def choose_threshold(labels: Labels, probabilities: Probabilities) -> float | None:
+    """Return the lowest probability from which at most 1% of the answers are wrong, `None` if there is none.
 
     Args:
-        labels: (n,).
+        labels: (n,), of images that nothing will be promised of.
         probabilities: (n, classes).
     """
     wrong, confidence, last = _ordered(labels, probabilities)
-    count, chance = len(wrong), np.random.default_rng(0)
-    ends = np.flatnonzero(last)
-    most = _most_answered(np.ones(count), wrong, ends)
-    shares = [
-        1 - _most_answered(np.bincount(chance.integers(count, size=count), minlength=count), wrong, ends)[0] / count
-        for _ in range(_RESAMPLES)
-    ]
-    low, high = np.percentile(shares, [2.5, 97.5]).tolist()
-    answered, position = int(most[0]), most[1]
-    mistakes = int(wrong[:answered].sum())
-    interval = wilson_interval(mistakes, answered) if answered else (0.0, 1.0)
-    threshold = None if position is None else float(confidence[position])
-    return Coverage(threshold, 1 - answered / count, low, high, answered, mistakes, *interval)
+    good = np.flatnonzero(last & (np.cumsum(wrong) <= MOST_WRONG * np.arange(1, len(wrong) + 1)))
+    return float(confidence[good[-1]]) if len(good) else None
+
+
+def measure_coverage(
+    labels: Labels, probabilities: Probabilities, threshold: float | None, validation: int
+) -> Coverage:
+    """Measure a threshold.
+
+    Args:
+        labels: of the test images, (n,).
+        probabilities: likewise, (n, classes).
+        threshold: as `choose_threshold` returns it.
+        validation: the number of images that it was chosen on.
+    """
+    if threshold is None:
+        return Coverage(None, validation)
+    sure = probabilities.max(axis=1) >= threshold
+    count, answered = len(labels), int(sure.sum())
+    mistakes = int((predicted_labels(probabilities) != labels)[sure].sum())
+    left = wilson_interval(count - answered, count)
+    wrong = wilson_interval(mistakes, answered) if answered else (0.0, 1.0)
+    return Coverage(threshold, validation, 1 - answered / count, *left, answered, mistakes, *wrong)
 
 
 def _ordered(labels: Labels, probabilities: Probabilities) -> tuple[NDArray[np.bool_], _Values, NDArray[np.bool_]]:
@@ -85,26 +94,17 @@ def _ordered(labels: Labels, probabilities: Probabilities) -> tuple[NDArray[np.b
     return (predicted_labels(probabilities) != labels)[order], sorted_confidence, last
 
 
-def _most_answered(
-    counts: NDArray[np.generic], wrong: NDArray[np.bool_], ends: NDArray[np.int64]
-) -> tuple[float, int | None]:
-    """Return the most pictures that can be answered, each being there `counts` times, and the position of the last."""
-    answered = np.cumsum(counts)[ends]
-    mistakes = np.cumsum(counts * wrong)[ends]
-    good = np.flatnonzero((mistakes <= MOST_WRONG * answered) & (answered > 0))
-    return (float(answered[good[-1]]), int(ends[good[-1]])) if len(good) else (0.0, None)
-
-
 def describe_coverage(coverage: Coverage) -> str:
-    """Put it into one sentence."""
-    goal = f"To be wrong in at most {MOST_WRONG:.0%} of the cases"
+    """Put it into sentences."""
+    if not coverage.validation:
+        return "No validation pictures to choose from which probability on a prediction can do without a person."
     if coverage.threshold is None:
-        return f"{goal}, leave all pictures to a person: also of the surest ones too many are wrong."
-    wrong = f"{plural(coverage.mistakes, 'mistake')} on the other {coverage.answered:,} test pictures"
-    wrong += f" (95% interval {percent_range(coverage.wrong_low, coverage.wrong_high)})"
-    if coverage.answered and coverage.left == 0:
-        return f"{goal}, no picture has to be left to a person: {wrong}."
+        return f"Of the validation pictures, even the most confident are wrong in more than {MOST_WRONG:.0%}."
     return (
-        f"{goal}, leave {probability(coverage.left)} to a person (95% interval {probability(coverage.left_low)} to "
-        f"{probability(coverage.left_high)}), those below a probability of {coverage.threshold:.3f}: {wrong}."
+        f"At most {MOST_WRONG:.0%} of the predictions with a probability of {coverage.threshold:.3f} or more are wrong "
+        f"on the {plural(coverage.validation, 'validation picture')}. That leaves {probability(coverage.left)} of the "
+        f"test pictures to a person (95% interval {percent_range(coverage.left_low, coverage.left_high)}); of the "
+        f"other {coverage.answered:,}, {coverage.mistakes} are wrong (95% interval "
+        f"{percent_range(coverage.wrong_low, coverage.wrong_high)}). "
+        f"`python -m stages.predict --reject {coverage.threshold:.3f}` leaves them unanswered."
     )

@@ -111,22 +111,22 @@ def finish(
     entries: Entries,
     history: History,
     state: StateFile,
+    calibrated: bool,
 ) -> None:
     """Write the checkpoint and end the history.
 
-    Where training started from a checkpoint that competed, the temperature of the result is that of the start, times
-    the ratio of what the validation images ask for afterwards and before: the start's was fitted to more images, and
-    what is particular to the validation images cancels. Otherwise it is fitted to them; not at all where training
-    watched the test images.
+    Where the start has a temperature (`calibrated`), that of the result is the start's, times the ratio of what the
+    validation images ask for afterwards and before: the start's may be fitted to more images, and what is particular to
+    the validation images cancels. Otherwise it is fitted to them; not at all where training watched the test images.
 
     Raises:
         StageError: training failed with no start to fall back on; the weights selected before it did are written.
     """
     selected, point = fit.selected, fit.point
     if not entries.watches_test and selected.number:
-        first, temperature = fit.epochs[0], (point or selected).temperature
-        if not first.number:
-            temperature *= description.temperature / first.temperature
+        temperature = (point or selected).temperature
+        if calibrated:
+            temperature *= description.temperature / fit.epochs[0].temperature
         description = replace(description, temperature=temperature)
     history.finish(selected, point)
     save_checkpoint(output, network.cpu(), description)

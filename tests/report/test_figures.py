@@ -83,7 +83,9 @@ def ink(path: Path) -> int:
     ids=["100 classes with long names", "perfect, odd names", "one picture"],
 )
 def test_every_figure_of_numbers_is_drawn_without_a_warning(predictions: Predictions, tmp_path: Path) -> None:
-    calibrations = measure_calibrations(predictions, (1.2, 0.9), ("a", "b"))
+    calibrations = measure_calibrations(
+        predictions, (1.2, 0.9), ("a", "b"), (predictions.labels, predictions.finetuned)
+    )
     figures = draw_numbers(predictions, SCORES, (history(0.7, 0.3, 0.2), history(0.1)), (2, 0), calibrations, ((), 0))
     assert list(figures) == ["training", "confusion", "curves", "reliability", "coverage", "losses"]
     for name, figure in figures.items():
@@ -100,7 +102,7 @@ def test_every_figure_of_numbers_is_drawn_without_a_warning(predictions: Predict
 def test_one_network_is_drawn_once(tmp_path: Path) -> None:
     both = made_up(["cat", "dog"], 60, skill=1.5)
     one = replace(both, head=both.finetuned, identical=True)
-    calibrations = measure_calibrations(both, (1.2, 1.2), ("a", "b"))
+    calibrations = measure_calibrations(both, (1.2, 1.2), ("a", "b"), (both.labels, both.finetuned))
     histories = (history(0.7, 0.3, 0.2), history(0.1))
     figures = draw_numbers(one, {"finetuned": SCORES["finetuned"]}, histories, (2, 0), calibrations, ((), 0))
     for name, figure in figures.items():

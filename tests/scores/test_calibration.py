@@ -20,7 +20,7 @@ from stages.scores.calibration import (
     without_temperature,
     write_calibrations,
 )
-from stages.scores.coverage import describe_coverage, measure_coverage, risk_curve
+from stages.scores.coverage import choose_threshold, describe_coverage, measure_coverage, risk_curve
 from stages.scores.metrics import predicted_labels, score
 from stages.scores.predictions import Predictions
 from stages.training.temperature import fit_temperature
@@ -75,8 +75,12 @@ def test_before_and_after_are_the_scores_and_the_intervals_hold_them(classes: in
     plain, divided = (objective.probabilities(torch.tensor(3 * logits), t).numpy() for t in (1.0, 3.0))
     measured = measure_calibration(labels, divided, 3.0)
     before, after = score(labels, plain), score(labels, divided)
-    for name in ("loss", "brier", "ece"):
-        sides = [getattr(side, name) for side in (measured.before, measured.after, measured.change)]
+    measured_sides = (measured.before, measured.after, measured.change)
+    assert [side.ece for side in measured_sides] == pytest.approx(
+        [before.ece, after.ece, after.ece - before.ece], abs=1e-9
+    )
+    for name in ("loss", "brier"):
+        sides = [getattr(side, name) for side in measured_sides]
         expected = [getattr(before, name), getattr(after, name), getattr(after, name) - getattr(before, name)]
         assert [side.value for side in sides] == pytest.approx(expected, abs=1e-9)
         assert sides[0].low < sides[0].value < sides[0].high
@@ -103,37 +107,49 @@ def coverage_of(confidences: list[float], wrong: set[int]) -> tuple[np.ndarray, 
 def test_as_few_pictures_as_possible_are_left_to_a_person() -> None:
     # The 150th and the 190th surest are wrong: of 199 one may be, of 200 both.
     labels, probabilities = coverage_of(np.linspace(0.999, 0.6, 300).tolist(), {149, 189, 230, 231})
-    found = measure_coverage(labels, probabilities)
+    assert choose_threshold(labels, probabilities) == probabilities[229, 0]
+    found = measure_coverage(labels, probabilities, float(probabilities[229, 0]), 300)
     assert (found.answered, found.mistakes) == (230, 2)
     assert found.left == pytest.approx(70 / 300)
-    assert found.threshold == probabilities[229, 0]
     assert found.left_low < found.left < found.left_high
-    assert ((probabilities[:, 0] >= found.threshold).sum(), labels[:230].sum()) == (230, 2)
+    assert "leaves 23.3% of the test pictures to a person" in describe_coverage(found)
+    assert "of the other 230, 2 are wrong (95% interval 0.24% to 3.11%)" in describe_coverage(found)
 
 
 def test_pictures_of_the_same_probability_are_answered_together_or_not() -> None:
-    labels, probabilities = coverage_of([0.9] * 50 + [0.8] * 50, {99})
-    assert measure_coverage(labels, probabilities).answered == 100
+    assert choose_threshold(*coverage_of([0.9] * 50 + [0.8] * 50, {99})) == 0.8
     labels, probabilities = coverage_of([0.9] * 50 + [0.8] * 50, {60, 70})
-    assert measure_coverage(labels, probabilities).answered == 50
+    assert choose_threshold(labels, probabilities) == 0.9
     answered, wrong = risk_curve(labels, probabilities)
     assert (answered.tolist(), wrong.tolist()) == ([0.5, 1], [0, 0.02])
 
 
-def test_where_no_picture_or_every_picture_is_left_the_sentence_says_so() -> None:
-    labels, probabilities = coverage_of([0.9] * 10, set())
-    assert "no picture has to be left to a person: 0 mistakes on the other 10" in describe_coverage(
-        measure_coverage(labels, probabilities)
-    )
-    nothing = measure_coverage(*coverage_of([0.9] * 10, {3}))
-    assert (nothing.threshold, nothing.left, nothing.answered) == (None, 1, 0)
-    assert "leave all pictures to a person" in describe_coverage(nothing)
+def test_what_is_promised_of_mistakes_holds_for_a_calibrated_network() -> None:
+    held = 0
+    for seed in range(100):
+        logits, labels = honest(4_000, 1, spread=5, seed=seed)
+        probabilities, truth = objective.probabilities(logits).numpy(), labels.numpy()
+        threshold = choose_threshold(truth[:200], probabilities[:200])
+        found = measure_coverage(truth[200:560], probabilities[200:560], threshold, 200)
+        others, sure = probabilities[560:], probabilities[560:].max(axis=1) >= (threshold or 1)
+        rate = (predicted_labels(others) != truth[560:])[sure].mean() if sure.any() else 0
+        held += found.wrong_low <= rate <= found.wrong_high
+    assert held >= 88
+
+
+def test_where_there_is_no_threshold_the_sentence_says_so_and_names_no_command() -> None:
+    test = coverage_of([0.9] * 10, {3})
+    assert choose_threshold(*test) is None
+    for validation, expected in ((10, "even the most confident are wrong"), (0, "No validation pictures")):
+        said = describe_coverage(measure_coverage(*test, None, validation))
+        assert expected in said
+        assert "--reject" not in said
 
 
 def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     labels, probabilities = coverage_of([0.9] * 10 + [0.7], {10})
     predictions = Predictions([""] * 11, labels, ["cat", "dog"], probabilities, probabilities)
-    calibrations = measure_calibrations(predictions, (1.0, 1.3), ("a", "b"))
+    calibrations = measure_calibrations(predictions, (1.0, 1.3), ("a", "b"), (labels, probabilities))
     path = tmp_path / "calibration.json"
     write_calibrations(path, calibrations)
     assert read_calibrations(path) == calibrations

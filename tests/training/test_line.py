@@ -109,11 +109,17 @@ def test_the_history_says_what_was_kept(tuned: Project, capsys: pytest.CaptureFi
     )
 
 
-def test_the_temperature_changes_as_the_validation_images_ask_for(tuned: Project) -> None:
-    head, kept = (load_checkpoint(tuned.checkpoint(name))[1].temperature for name in ("head", "finetuned"))
-    points = {point.alpha: point.temperature for point in read_line(tuned.path("metrics/finetune/line.csv"))}
-    assert head != pytest.approx(points[0.0], rel=1e-3)
-    assert kept == pytest.approx(head * points[alpha_of(tuned)] / points[0.0], rel=1e-9)
+@pytest.mark.parametrize("head", ["pooled", "flatten"])
+def test_the_temperature_changes_as_the_validation_images_ask_for(project: Project, head: str) -> None:
+    project.set("model.head", head)
+    project.set("finetune.lr", 1e-3)
+    project.build()
+    assert project.run("train_head", "finetune") == 0
+    before, kept = (load_checkpoint(project.checkpoint(name))[1].temperature for name in ("head", "finetuned"))
+    points = {point.alpha: point.temperature for point in read_line(project.path("metrics/finetune/line.csv"))}
+    # That of a head that was found is fitted to more images than these.
+    assert (before == pytest.approx(points[0.0], rel=1e-3)) == (head == "flatten")
+    assert kept == pytest.approx(before * points[alpha_of(project)] / points[0.0], rel=1e-9)
 
 
 def test_without_validation_images_the_end_is_kept_and_said(
