@@ -47,7 +47,14 @@ def main() -> None:
     load_into(stock, weights, model.arch)
     network = build_network(stock, model.head, model.hidden, outputs_for(len(classes)), preprocessing.crop)
     description = Description(
-        model.arch, model.head, model.hidden, tuple(classes), preprocessing, weights.source, weights.sha256
+        model.arch,
+        model.head,
+        model.hidden,
+        tuple(classes),
+        preprocessing,
+        weights.source,
+        weights.sha256,
+        recipe={"seed": params.seed, "model": model.model_dump()},
     )
     head = ""
     if weights.own is not None:

@@ -1,6 +1,7 @@
 """Step 4: the head checkpoint -> the fine-tuned checkpoint. The last blocks are trained too, at a very low rate."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from stages.common import ranks
@@ -50,6 +51,8 @@ def main() -> None:
 
     ranks.leave()
     write_line(arguments.history / "line.csv", fit.line)
+    recipe = description.recipe | {"finetune": params.finetune.model_dump()}
+    description = replace(description, recipe=recipe)
     finish(arguments.output, network, description, fit, entries, history, state, calibrated=True)
     write_reference(arguments.reference, unlike, arguments.output)
 

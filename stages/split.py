@@ -90,6 +90,7 @@ def main() -> None:
         "shapes": describe_shapes(facts),
         "near_duplicates": [[different[one].path, different[other].path] for one, other, _ in near],
         "changes": changes,
+        "settings": split.model_dump(),
         "notes": [
             *say_changes(changes),
             *report["notes"],

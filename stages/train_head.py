@@ -1,6 +1,7 @@
 """Step 3: the initial checkpoint -> the head checkpoint. The backbone is frozen, the head is found or trained."""
 
 import argparse
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -63,6 +64,8 @@ def main() -> None:
     ranks.leave()
     write_candidates(arguments.history / "candidates.csv", found.candidates if found else [])
     write_out_of_fold(arguments.out_of_fold, found)
+    recipe = {"precision": params.precision, "class_weights": params.class_weights, "train_head": phase.model_dump()}
+    description = replace(description, recipe=description.recipe | recipe)
     calibrated = found is not None and not fit.epochs[0].number
     finish(arguments.output, network, description, fit, entries, history, state, calibrated)
     if found is None and still_falling(fit.epochs, phase.epochs, phase.patience):

@@ -10,7 +10,6 @@ import yaml
 from torch import nn
 
 from stages.common.format import number, percent, percent_range
-from stages.deploy.agreement import Agreement, describe_agreement
 from stages.deploy.onnx import describe_resize
 from stages.images.index import PARTS
 from stages.images.preprocessing import Preprocessing, margin_colour
@@ -59,7 +58,8 @@ def compose_card(
     split: dict[str, Any],
     recipe: dict[str, Any],
     evaluation: Evaluation,
-    agreement: Agreement,
+    compared: str,
+    tested: int,
     tells_unlike: bool,
 ) -> str:
     """Return the card, as Markdown with a YAML head.
@@ -71,12 +71,13 @@ def compose_card(
         split: `split.json`.
         recipe: the parameters to list, by their dotted names.
         evaluation: what the test found.
-        agreement: of the exported file with the checkpoint.
+        compared: how the exported file and the checkpoint agree.
+        tested: number of test pictures, copies counted once.
         tells_unlike: the exported file says how unlike the training images an image is.
     """
     counts = class_counts(split)
     parts = {part: sum(numbers[part] for numbers in counts.values()) for part in PARTS}
-    counted = parts | {"test": agreement.pictures}
+    counted = parts | {"test": tested}
     rows = [[cell(name), *(f"{numbers[part]:,}" for part in PARTS)] for name, numbers in counts.items()]
     if len(rows) > _MOST_CLASSES:
         rows = [*rows[:_MOST_CLASSES], [f"... {len(rows) - _MOST_CLASSES:,} more", "", "", ""]]
@@ -93,11 +94,11 @@ def compose_card(
             "## Scores",
             _scores(evaluation),
             *([] if evaluation.gain.identical else [describe_gain(evaluation.gain)]),
-            f"`model.onnx` was compared with the checkpoint: {describe_agreement(agreement)}.",
+            f"`model.onnx` was {compared}.",
             "## Limits",
             bullets(
                 [
-                    *describe_limits(evaluation, counted, parts["test"] - agreement.pictures),
+                    *describe_limits(evaluation, counted, parts["test"] - tested),
                     "Every picture gets one of the classes, also one that shows none of them."
                     + _UNLIKE * tells_unlike,
                 ]

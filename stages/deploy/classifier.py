@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from stages.common.cli import StageError
 from stages.common.params import Precision
@@ -125,7 +126,8 @@ def classify(classifier: Classifier, root: Path, test: list[Entry], workers: int
     """
     paths = [str(root / entry.path) for entry in test]
     batches = []
-    for some in load(paths, classifier.transform, classifier.preprocessing, _BATCH, workers):
+    parts = load(paths, classifier.transform, classifier.preprocessing, _BATCH, workers)
+    for some in tqdm(parts, total=-(-len(paths) // _BATCH), desc="comparing", unit=" batches", disable=None):
         for path, problem in zip(some.paths, some.problems, strict=True):
             if problem is not None:
                 raise StageError(f"{path}: {problem}; bring it back, or run `dvc repro`")

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -31,7 +32,8 @@ class Description:
 
     `hidden` is 0 where the head is linear; `standardized`: it standardizes its features. `classes` are in the order of
     their labels; `weights` and `weights_sha256` tell where the backbone came from, `None` for a random one. The logits
-    are to be divided by `temperature` before they become probabilities; it is 1 where none was fitted.
+    are to be divided by `temperature` before they become probabilities; it is 1 where none was fitted. `recipe` has the
+    parameters that it was made with, by their names in `params.yaml`.
     """
 
     arch: str
@@ -43,6 +45,7 @@ class Description:
     weights_sha256: str | None
     temperature: float = 1.0
     standardized: bool = False
+    recipe: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(path: Path, network: Network, description: Description) -> None:

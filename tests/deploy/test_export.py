@@ -180,6 +180,39 @@ def test_the_card_says_whether_fine_tuning_changed_anything(
     assert (describe_gain(gain) in card) == ("true gain" in card) == (not identical)
 
 
+def test_without_the_test_pictures_the_export_says_that_nothing_was_compared(
+    finished: Project, call: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures, elsewhere, archive = (
+        finished.path("pictures"),
+        tmp_path / "pictures",
+        finished.path("data/predictions.npz"),
+    )
+    content = archive.read_bytes()
+    pictures.rename(elsewhere)
+    archive.unlink()
+    try:
+        assert call("--output", tmp_path / "exported") == 0
+    finally:
+        elsewhere.rename(pictures)
+        archive.write_bytes(content)
+    assert "not compared with the checkpoint: the test pictures are not on" in capsys.readouterr().out
+    assert "`model.onnx` was not compared with the checkpoint" in (tmp_path / "exported" / "README.md").read_text()
+
+
+def test_the_recipe_is_the_one_that_made_the_checkpoint(finished: Project, call: Export, tmp_path: Path) -> None:
+    lr = finished.params["finetune"]["lr"]
+    try:
+        finished.set("finetune.lr", 0.5)
+        assert call("--output", tmp_path / "exported") == 0
+    finally:
+        finished.set("finetune.lr", lr)
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert f"| `finetune.lr` | `{lr}` |" in card
+    for name in ("seed", "split.test_size", "model.arch", "class_weights", "train_head.lr", "precision"):
+        assert f"| `{name}` |" in card, name
+
+
 def test_scores_of_another_run_are_not_written_into_the_card(
     finished: Project, call: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,7 +246,7 @@ def test_what_cannot_be_exported_is_one_line(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.safetensors", "mine"]
 
 
-@pytest.mark.parametrize("name", ["scores.json", "split.json", "predictions.csv"])
+@pytest.mark.parametrize("name", ["scores.json", "split.json"])
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
 def test_a_damaged_result_is_named_in_one_line(
     name: str, content: str, finished: Project, call: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
