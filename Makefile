@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # setuptools warns of every editable installation.
 PIP := PYTHONWARNINGS=ignore python -m pip install --quiet
 
-.PHONY: repro test bench folds experiments lock clean
+.PHONY: repro test bench folds compare lock clean
 
 repro: .venv/installed
 	dvc repro
@@ -21,10 +21,9 @@ test: .venv/installed-test
 folds: .venv/installed
 	@python -m stages.folds $(ARGS)
 
-# What was tried here, the lowest validation loss first; more columns: dvc exp show --help
-experiments: .venv/installed
-	@dvc exp show --no-pager --only-changed --drop '.*' \
-	  --keep 'Experiment|val_loss|accuracy$$|gain.loss$$|train_head|finetune|model' --sort-by metrics/finetune/metrics.json:val_loss
+# All experiments, the lowest validation log-loss first: make compare ARGS=--csv
+compare: .venv/installed
+	@python -m stages.compare $(ARGS)
 
 # Against a tutorial's loop; what to measure goes in ARGS: make bench ARGS="--data photos --weights weights.pth"
 bench: .venv/installed

@@ -24,7 +24,7 @@ def find_commit() -> str:
     Raises:
         StageError: there is none, or no git.
     """
-    return _git("rev-parse", "HEAD", why="experiments need git with a commit").strip()
+    return git("rev-parse", "HEAD", why="experiments need git with a commit").strip()
 
 
 def fingerprint(settings: str, inputs: Iterable[Path]) -> str:
@@ -34,7 +34,7 @@ def fingerprint(settings: str, inputs: Iterable[Path]) -> str:
         settings: text.
         inputs: files, and folders with all that is in them.
     """
-    digest = hashlib.sha256(f"{find_commit()}\n{_git('diff', 'HEAD', '--', '.', *_WRITTEN)}\n{settings}\n".encode())
+    digest = hashlib.sha256(f"{find_commit()}\n{git('diff', 'HEAD', '--', '.', *_WRITTEN)}\n{settings}\n".encode())
     for path in inputs:
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         for file in files:
@@ -46,7 +46,7 @@ def fingerprint(settings: str, inputs: Iterable[Path]) -> str:
 def find_experiment(name: str) -> str | None:
     """Return the commit of an experiment that began from the present commit, `None` if there is none of that name."""
     base = find_commit()
-    found = _git("for-each-ref", "--format=%(objectname)", f"refs/exps/{base[:2]}/{base[2:]}/{name}")
+    found = git("for-each-ref", "--format=%(objectname)", f"refs/exps/{base[:2]}/{base[2:]}/{name}")
     return found.strip() or None
 
 
@@ -113,7 +113,8 @@ def read_files(commit: str, reader: Callable[..., Read], *names: str) -> Read:
         return reader(*files)
 
 
-def _git(*arguments: str, why: str = "experiments need a git repository") -> str:
+def git(*arguments: str, why: str = "experiments need a git repository") -> str:
+    """Return what a command of git prints; a `StageError` says why where it fails."""
     try:
         process = subprocess.run(["git", *arguments], capture_output=True, text=True, errors="replace", check=True)
     except (OSError, subprocess.CalledProcessError) as error:
