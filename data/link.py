@@ -12,13 +12,19 @@ from stages.common.files import write_text
 from stages.common.params import Params, load_params
 from stages.network.weight_file import weight_file
 
+# Made by a stage, perhaps after this one.
+_SAMPLE = Path("data/digits/images")
+
 
 def named_file(key: str, params: Params) -> Path | None:
     """Return the file that a parameter names, `None` where it names none.
 
     Raises:
-        StageError: the file is not there.
+        StageError: the file is not there, or the folder of the data set, which DVC would only call `[Errno 2]`.
     """
+    root = Path(params.data.path)
+    if key == "data.labels" and not root.exists() and root != _SAMPLE:
+        raise StageError(f"data.path: {root} does not exist; give a folder that holds one folder of images per class")
     if key != "model.weights":
         name = params.data.labels if key == "data.labels" else params.data.corrections
         file = None if name is None else Path(name)

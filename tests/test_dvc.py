@@ -231,6 +231,17 @@ def settings(**more: object) -> dict[str, object]:
     return {"data.path": "my pictures", "workers": 0, "train_head.search": False, **model, **phases, **more}
 
 
+def test_a_data_set_that_is_not_there_is_named_before_dvc_looks_for_it(project: Project) -> None:
+    project.set("data.path", "photos")
+    command = DATA_PIPELINE["stages"]["labels"]["cmd"].split()[1:]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.run(
+        [sys.executable, *command], cwd=project.folder, env=environment, capture_output=True, text=True
+    )
+    assert process.returncode == 1
+    assert process.stderr.startswith("error: data.path: photos does not exist; give a folder")
+
+
 @pytest.mark.parametrize("stage", ["weights", "labels"])
 def test_a_folder_in_the_place_of_a_link_is_said_and_kept(project: Project, stage: str) -> None:
     project.path(f"data/{stage}").mkdir(parents=True)

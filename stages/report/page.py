@@ -211,13 +211,13 @@ def describe_training(
         alpha: that of the one kept.
         images: number of training pictures.
     """
-    lines = []
+    lines, weighted = [], "weighted " * (params.class_weights is not None)
     if candidates:
         best = candidates[0]
         kind = f"hidden layer, lr {best.lr:.2g}" if best.lr else f"linear, L2 penalty {best.penalty:.3g}"
         lines.append(
-            f"Head phase: of {len(candidates)} heads tried by folds, this one has the lowest out-of-fold log-loss: "
-            f"{kind} ({number(best.loss)}, accuracy {percent(best.accuracy)}); `candidates.csv` has all."
+            f"Head phase: of {len(candidates)} heads tried by folds, this one has the lowest {weighted}out-of-fold "
+            f"log-loss: {kind} ({number(best.loss)}, accuracy {percent(best.accuracy)}); `candidates.csv` has all."
         )
     phases = (
         ("Head phase", "train_head", head, params.train_head, 1),
@@ -226,11 +226,11 @@ def describe_training(
     for (title, section, epochs, phase, first), kept in zip(phases, selected, strict=True):
         best_epoch, last = next(epoch for epoch in epochs if epoch.number == kept), epochs[-1].number
         text = (
-            f"{title}: kept epoch {kept} of {last}; validation loss {number(epochs[0].val_loss)} at the start, "
-            f"{number(best_epoch.val_loss)} kept."
+            f"{title}: kept epoch {kept} of {last}; {weighted}validation loss {number(epochs[0].val_loss)} at the "
+            f"start, {number(best_epoch.val_loss)} kept."
         )
         if section == "finetune" and line:
-            text = f"{title}: {describe_line(line, alpha)}"
+            text = f"{title}: {describe_line(line, alpha, weighted)}"
         elif kept == 0:
             text = f"{title}: kept epoch 0, the head checkpoint: no epoch lowered the validation loss."
         searched = section == "train_head" and candidates
@@ -247,14 +247,17 @@ def describe_training(
     return lines
 
 
-def describe_line(line: list[Point], alpha: float) -> str:
+def describe_line(line: list[Point], alpha: float, weighted: str = "") -> str:
     """Say which point between the head checkpoint and the end of fine-tuning was kept.
 
     Args:
         line: the points, the start first.
         alpha: that of the one kept.
+        weighted: goes before the name of the loss.
     """
-    losses = f"validation loss {number(line[0].val_loss)} at the start, {number(line[-1].val_loss)} at the end"
+    losses = (
+        f"{weighted}validation loss {number(line[0].val_loss)} at the start, {number(line[-1].val_loss)} at the end"
+    )
     if not alpha:
         return f"kept the head checkpoint: no point towards the end has a lower validation loss ({losses})."
     kept = next(point for point in line if point.alpha == alpha)

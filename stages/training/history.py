@@ -10,6 +10,8 @@ from stages.common import ranks
 from stages.common.files import write_json, write_text
 from stages.training.line import Point
 
+# Half of the last digit that a loss is shown with.
+_SHOWN = 5e-5
 SERIES = ("train_loss", "train_accuracy", "val_loss", "accuracy")
 
 
@@ -44,10 +46,11 @@ def out_of_patience(epochs: Sequence[Epoch], patience: int | None) -> bool:
 def still_falling(epochs: Sequence[Epoch], limit: int, patience: int | None) -> bool:
     """Say whether a phase was ended by its number of epochs, `limit`, before its validation loss stopped falling.
 
-    It has stopped when it has not been lower for `patience` epochs; without a patience, for one.
+    It has stopped when it has not been lower for `patience` epochs; without a patience, for one. One that is 0 to all
+    digits shown has nowhere to fall.
     """
     trained = [epoch for epoch in epochs if epoch.number > 0]
-    return len(trained) == limit and not out_of_patience(trained, patience or 1)
+    return len(trained) == limit and not out_of_patience(trained, patience or 1) and trained[-1].val_loss >= _SHOWN
 
 
 class History:

@@ -2,6 +2,7 @@
 
 import math
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -257,7 +258,7 @@ class Trainer:
         schedule: LRScheduler,
         number: int,
     ) -> Epoch:
-        title = f"epoch {number}/{phase.epochs}"
+        title, started = f"epoch {number}/{phase.epochs}", time.monotonic()
         # Not around the batches: a bar that its own iteration has ended shows no results any more.
         with tqdm(total=len(train), desc=title, unit="batch", disable=None) as progress:
             result = _Pass(self.device, self._outputs)
@@ -278,7 +279,9 @@ class Trainer:
             results = f"train_loss {training.loss:.4f}  val_loss {scores.loss:.4f}  accuracy {scores.accuracy:.2%}"
             progress.set_postfix_str(results)
         if not sys.stderr.isatty():
-            print(f"{title}  {results}", flush=True)
+            seconds = time.monotonic() - started
+            left = seconds * (phase.epochs - number)
+            print(f"{title}  {results}  {seconds:.1f} s, at most {left:.0f} s left", flush=True)
         return Epoch(number, training.loss, training.accuracy, scores.loss, scores.accuracy, scores.temperature)
 
     def _forward(self, inputs: Tensor, network: nn.Module) -> Tensor:

@@ -126,6 +126,7 @@ def test_patience_counts_from_the_start_where_that_is_a_candidate() -> None:
         ([0.9, 0.7, 0.8], 2, True),
         ([0.7, 0.8, 0.9], 2, False),
         ([0.9, 0.8], None, False),  # ended before its three epochs
+        ([0.9, 4e-5, 3e-5], None, False),  # shown as 0.0000
     ],
 )
 def test_a_loss_is_still_falling_when_the_epochs_end_before_the_patience(
