@@ -103,8 +103,8 @@ def describe_coverage(coverage: Coverage) -> str:
     return (
         f"At most {MOST_WRONG:.0%} of the predictions with a probability of {coverage.threshold:.3f} or more are wrong "
         f"on the {plural(coverage.validation, 'validation picture')}. That leaves {probability(coverage.left)} of the "
-        f"test pictures to a person (95% interval {percent_range(coverage.left_low, coverage.left_high)}); of the "
-        f"other {coverage.answered:,}, {coverage.mistakes} are wrong (95% interval "
+        f"test pictures to a person (95% interval {percent_range(coverage.left_low, coverage.left_high)}), and "
+        f"{plural(coverage.mistakes, 'mistake')} on the other {coverage.answered:,} (95% interval "
         f"{percent_range(coverage.wrong_low, coverage.wrong_high)}). "
         f"`python -m stages.predict --reject {coverage.threshold:.3f}` leaves them unanswered."
     )

@@ -113,7 +113,7 @@ def test_as_few_pictures_as_possible_are_left_to_a_person() -> None:
     assert found.left == pytest.approx(70 / 300)
     assert found.left_low < found.left < found.left_high
     assert "leaves 23.3% of the test pictures to a person" in describe_coverage(found)
-    assert "of the other 230, 2 are wrong (95% interval 0.24% to 3.11%)" in describe_coverage(found)
+    assert "2 mistakes on the other 230 (95% interval 0.24% to 3.11%)" in describe_coverage(found)
 
 
 def test_pictures_of_the_same_probability_are_answered_together_or_not() -> None:
