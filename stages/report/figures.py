@@ -147,7 +147,7 @@ def draw_confusion(predictions: Predictions) -> Figure:
     """Draw each checkpoint's confusion matrix: rows are true classes, columns predictions, shades fractions of a row.
 
     With many classes the most frequent confusions are written out below, and with very many only the 40 are drawn that
-    have a part in most mistakes, of whichever checkpoint.
+    have a part in most mistakes, of whichever checkpoint; a last column has what was taken for any of the others.
     """
     from sklearn.metrics import confusion_matrix
 
@@ -157,15 +157,20 @@ def draw_confusion(predictions: Predictions) -> Figure:
     note = f"drawn: the {len(drawn)} of {classes:,} classes with most mistakes\n" if len(drawn) < classes else ""
     all_names = short_names(predictions.classes, 22)
     names = [all_names[label] for label in drawn]
-    figure = new_figure(1 + 5 * len(predictions.models), 5 if classes <= 3 else 6.2 if few else 7)
+    # Room for a line of text a class.
+    panel = max(5 if classes <= 3 else 6.2 if few else 7, 2.5 + 0.16 * len(drawn))
+    figure = new_figure(1 + max(5, panel - 2) * len(predictions.models), panel)
     panels = figure.subplots(1, len(predictions.models), squeeze=False)[0]
     image = None
     for axes, (model, probabilities) in zip(panels, predictions.models.items(), strict=True):
         predicted = predicted_labels(probabilities)
         counts = confusion_matrix(predictions.labels, predicted, labels=range(classes))
         totals = counts.sum(axis=1, keepdims=True)
-        shares = np.ma.masked_array(counts / np.maximum(totals, 1), mask=np.broadcast_to(totals == 0, counts.shape))
-        shares = shares[np.ix_(drawn, drawn)]
+        shown = counts[np.ix_(drawn, drawn)]
+        if note:
+            shown = np.column_stack([shown, totals[drawn] - shown.sum(axis=1, keepdims=True)])
+        empty = np.broadcast_to(totals[drawn] == 0, shown.shape)
+        shares = np.ma.masked_array(shown / np.maximum(totals[drawn], 1), mask=empty)
         colors = colormaps["Blues"].with_extremes(bad="#e8e8e8")
         # The root lets single mistakes show beside a full diagonal.
         image = axes.imshow(shares, cmap=colors, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
@@ -182,7 +187,7 @@ def draw_confusion(predictions: Predictions) -> Figure:
                 )
         else:
             axes.set_xlabel(f"predicted\n\n{note}{_most_confused(predictions, model)}", size=8)
-        _name_classes(axes, names)
+        _name_classes(axes, names, ["others"] * bool(note))
     assert image is not None
     bar = figure.colorbar(image, ax=panels, shrink=0.7, aspect=30, label="fraction of the true class's pictures")
     bar.ax.yaxis.set_major_formatter(PercentFormatter(xmax=1))
@@ -190,13 +195,13 @@ def draw_confusion(predictions: Predictions) -> Figure:
     return figure
 
 
-def _name_classes(axes: Axes, names: list[str]) -> None:
-    places = range(len(names))
+def _name_classes(axes: Axes, names: list[str], more: list[str]) -> None:
+    """Name the rows, and the columns, of which there may be `more`."""
     size = 9 if len(names) <= 10 else 6.5
     upright = len(names) * max(map(len, names)) <= 48
-    axes.set_xticks(places, names, size=size)
+    axes.set_xticks(range(len(names + more)), names + more, size=size)
     axes.tick_params("x", rotation=0 if upright else 90)
-    axes.set_yticks(places, names, size=size)
+    axes.set_yticks(range(len(names)), names, size=size)
 
 
 def _most_mistaken(predictions: Predictions, most: int) -> list[int]:

@@ -21,6 +21,7 @@ from stages.common.format import probability
 from stages.images.index import Entry
 from stages.images.preprocessing import Preprocessing
 from stages.network.network import Network
+from stages.report import figures
 from stages.report.figures import draw_confusion, draw_numbers, draw_training
 from stages.report.galleries import Album, draw_changed, draw_confused, draw_wrong
 from stages.report.gradcam import enlarge, grad_cam
@@ -170,6 +171,22 @@ def test_of_very_many_classes_the_confusion_matrix_has_those_with_most_mistakes(
     shares = figure.axes[1].images[0].get_array()
     place = names.index("kind 7")
     assert (shares[place, place], shares[place, names.index("kind 107")]) == (0, 1)
+    # The last column has what was taken for a class that is not drawn.
+    assert figure.axes[1].get_xticklabels()[-1].get_text() == "others"
+    assert shares.shape == (40, 41)
+    assert shares.sum(axis=1).tolist() == pytest.approx([1] * 40)
+
+
+def test_mistakes_for_classes_that_are_not_drawn_are_in_the_column_of_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(figures, "_CLASSES_SHOWN", 20)
+    labels = np.arange(100) % 50
+    # Twenty classes with two mistakes each, every one for another class.
+    taken = np.where(labels < 20, 20 + (labels + np.arange(100) // 50) % 30, labels)
+    predictions = Predictions([""] * 100, labels, [f"kind {n}" for n in range(50)], *[np.eye(50)[taken]] * 2)
+    shares = draw_confusion(predictions).axes[0].images[0].get_array()
+    assert (shares.shape, shares[:, -1].min(), shares[:, :-1].max()) == ((20, 21), 1, 0)
 
 
 @pytest.mark.parametrize(("classes", "absent"), [(2, frozenset()), (5, frozenset({3}))], ids=["two", "many"])
