@@ -176,7 +176,7 @@ def test_the_head_that_was_found_is_what_the_checkpoint_has_and_what_is_fine_tun
     assert description.hidden == (0 if best.lr is None else 8)
     assert description.temperature != 1.0
     _, tuned = load_checkpoint(searching.checkpoint("finetuned"))
-    assert replace(tuned, temperature=1.0) == replace(description, temperature=1.0)
+    assert replace(tuned, temperature=1.0, recipe={}) == replace(description, temperature=1.0, recipe={})
     with np.load(searching.path("data/out_of_fold.npz")) as content:
         parts = searching.parts()
         assert content["paths"].tolist() == [entry.path for part in ("train", "val") for entry in parts[part]]
