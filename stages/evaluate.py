@@ -80,7 +80,7 @@ def main() -> None:
         compare(
             predictions.labels, predictions.head, predictions.finetuned, groups, identical=identical, watched=not val
         ),
-        summarize(read_leaks(metrics / "near_duplicates.csv"), predictions),
+        summarize(read_leaks(metrics / "near_duplicates.csv"), predictions, 1 - split.get("flat", 0.0)),
         balanced,
         find_remarks(classes, balanced, split, len(test) - len(different)),
     )

@@ -88,6 +88,7 @@ def main() -> None:
     report = summarize(found, parts, part_of, rejected, duplicates, overlap)
     report |= {
         "shapes": describe_shapes(facts),
+        "flat": count_flat(small) / len(small),
         "near_duplicates": [[different[one].path, different[other].path] for one, other, _ in near],
         "changes": changes,
         "settings": split.model_dump(),

@@ -272,7 +272,9 @@ def test_what_runs_again_when_what_changes(tmp_path: Path) -> None:
         *STAGES[1:],
     ]
     changed = [line[3:] for line in repository.git("status", "--short").splitlines()]
-    assert all(path.startswith(("metrics/", "data/index/", "params.yaml", "dvc.lock", "data/dvc.lock")) for path in changed)
+    assert all(
+        path.startswith(("metrics/", "data/index/", "params.yaml", "dvc.lock", "data/dvc.lock")) for path in changed
+    )
     repository.commit()
     repository.call("dvc", "checkout")  # of the sample, which was never made here, nothing is missed
     again = repository.call("dvc", "repro")

@@ -14,6 +14,7 @@ from stages.report.markdown import bullets, cell, code, table
 from stages.report.probabilities import ONE, TITLES
 from stages.scores.classes import ClassScores
 from stages.scores.evaluation import Evaluation
+from stages.scores.near_duplicates import describe_none
 from stages.scores.suspects import Judged, Suspect, estimate_wrong_labels, find_inseparable
 from stages.scores.verdict import describe_gain, describe_groups, loss_range
 from stages.training.history import Epoch, out_of_patience, still_falling
@@ -366,10 +367,7 @@ def _near_duplicates(evaluation: Evaluation, pairs: list[Leak]) -> str:
         "them perhaps mirrored or turned"
     )
     if not found.pairs:
-        return (
-            f"No test picture was found to be nearly the same as a training or validation picture ({rule}). "
-            f"{LOOKED_FOR}"
-        )
+        return f"{describe_none(found)} Nearly the same: {rule}."
     shown = [[cell(pair.test), cell(pair.train), number(pair.cosine)] for pair in pairs[:_MOST_PAIRS]]
     if len(pairs) > _MOST_PAIRS:
         shown.append([f"... {len(pairs) - _MOST_PAIRS:,} more in `near_duplicates.csv`", "", ""])
@@ -380,7 +378,7 @@ def _near_duplicates(evaluation: Evaluation, pairs: list[Leak]) -> str:
     text = (
         f"{plural(found.test_pictures, 'test picture is', 'test pictures are')} nearly the same as a training or "
         "validation picture: "
-        f"{plural(found.pairs, 'pair')} with {rule}. Look at them: such pictures test memory. {LOOKED_FOR}"
+        f"{plural(found.pairs, 'pair')} with {rule}. Look at them: they measure memorization. {LOOKED_FOR}"
     )
     tables = (
         table(["accuracy", *titles.values()], accuracy),

@@ -14,7 +14,8 @@ from stages.scores.predictions import Predictions
 class NearDuplicates:
     """How many pairs have a cosine of `threshold` or more, and how many test images are in them.
 
-    The accuracies are those on the test images that are in no pair, `None` if no image is left.
+    The accuracies are those on the test images that are in no pair, `None` if no image is left. `compared`: the share
+    of all images that have enough contrast to be compared.
     """
 
     threshold: float
@@ -22,23 +23,36 @@ class NearDuplicates:
     test_pictures: int
     head_accuracy: float | None
     finetuned_accuracy: float | None
+    compared: float = 1.0
 
 
-def summarize(leaks: list[Leak], predictions: Predictions) -> NearDuplicates:
-    """Count the pairs, and score the models on the test images that are in none."""
+def summarize(leaks: list[Leak], predictions: Predictions, compared: float) -> NearDuplicates:
+    """Count the pairs, and score the models on the test images that are in none; `compared` is only kept."""
     paired = {leak.test for leak in leaks}
     left = np.array([path not in paired for path in predictions.paths])
     head, finetuned = (
         float((predicted_labels(probabilities) == predictions.labels)[left].mean()) if left.any() else None
         for probabilities in predictions.models.values()
     )
-    return NearDuplicates(THRESHOLD, len(leaks), len(paired), head, finetuned)
+    return NearDuplicates(THRESHOLD, len(leaks), len(paired), head, finetuned, compared)
+
+
+def describe_none(found: NearDuplicates) -> str:
+    """Say that there is no pair, as far as was looked."""
+    if found.compared < 0.5:
+        return f"Whether test pictures are nearly the same as others is not known: {_flat(found)} to be compared."
+    limits = f"{LOOKED_FOR} {_flat(found)}." if found.compared < 1 else LOOKED_FOR
+    return f"No test picture was found to be nearly the same as a training or validation picture. {limits}"
+
+
+def _flat(found: NearDuplicates) -> str:
+    return f"{percent(1 - found.compared)} of all pictures have too little contrast"
 
 
 def describe_near_duplicates(found: NearDuplicates, count: int) -> str:
     """Put the result into one line; `count` is the number of all test images."""
     if not found.pairs:
-        return f"No test picture was found to be nearly the same as a training or validation picture. {LOOKED_FOR}"
+        return describe_none(found)
     verb = "is" if found.test_pictures == 1 else "are"
     line = f"{found.test_pictures} of {count} test pictures {verb} nearly the same as a training or validation picture"
     if found.head_accuracy is None or found.finetuned_accuracy is None:

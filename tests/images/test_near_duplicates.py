@@ -17,6 +17,7 @@ from stages.images import near_duplicates
 from stages.images.decode import decode_with_facts
 from stages.images.index import Entry
 from stages.images.near_duplicates import SIDE, THRESHOLD, Pair, find_leaks, find_pairs, form_groups, shrink
+from stages.scores.near_duplicates import NearDuplicates, describe_near_duplicates
 
 
 def scene(seed: int, width: int = 181, height: int = 243) -> Image.Image:
@@ -215,6 +216,21 @@ def test_blank_images_are_counted_and_not_said_to_be_clean(
     assert project.run("split") == 0
     assert "3 images with too little contrast to look for near-duplicates" in capsys.readouterr().out
     assert "hardly any contrast" in near_duplicates.LOOKED_FOR
+    assert project.split_report()["flat"] == pytest.approx(3 / sum(map(len, project.parts().values())))
+
+
+@pytest.mark.parametrize(
+    ("compared", "expected"),
+    [
+        (1.0, "No test picture was found to be nearly the same"),
+        (0.9, "10.00% of all pictures have too little contrast."),
+        (0.4, "is not known: 60.00% of all pictures have too little contrast to be compared"),
+    ],
+)
+def test_a_test_part_is_not_said_to_be_clean_where_images_could_not_be_compared(compared: float, expected: str) -> None:
+    said = describe_near_duplicates(NearDuplicates(THRESHOLD, 0, 0, None, None, compared), 10)
+    assert expected in said
+    assert ("No test picture was found" in said) == (compared > 0.5)
 
 
 def test_split_loads_no_torch() -> None:
