@@ -266,6 +266,7 @@ def test_distinct_pictures_are_no_near_duplicates(finished: Project) -> None:
         "threshold": THRESHOLD,
         "pairs": 0,
         "test_pictures": 0,
+        "compared": 1.0,
         **{f"{model}_accuracy": evaluation[model]["accuracy"] for model in ("head", "finetuned")},
     }
 
