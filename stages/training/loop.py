@@ -280,8 +280,9 @@ class Trainer:
             progress.set_postfix_str(results)
         if not sys.stderr.isatty():
             seconds = time.monotonic() - started
-            left = seconds * (phase.epochs - number)
-            print(f"{title}  {results}  {seconds:.1f} s, at most {left:.0f} s left", flush=True)
+            ahead = phase.epochs - number
+            left = f", at most {ahead * seconds:.0f} s left" * (ahead > 0)
+            print(f"{title}  {results}  {seconds:.1f} s{left}", flush=True)
         return Epoch(number, training.loss, training.accuracy, scores.loss, scores.accuracy, scores.temperature)
 
     def _forward(self, inputs: Tensor, network: nn.Module) -> Tensor:
