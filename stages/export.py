@@ -8,10 +8,10 @@ from pathlib import Path
 from stages.common.cli import StageError, run
 from stages.common.files import replaced_files, sha256_of, write_json, write_text
 from stages.common.memory import reuse_freed_memory
-from stages.common.params import load_params
+from stages.common.params import flatten, load_params
 from stages.common.seeds import make_deterministic
 from stages.deploy.agreement import require_same
-from stages.deploy.card import compose_card, flatten
+from stages.deploy.card import compose_card
 from stages.deploy.onnx import require_packages, write_onnx
 from stages.images.index import read_index
 from stages.images.summary import read_summary

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from stages.compare import merge, parse
+from stages.common.leaderboard import merge, parse
 
 # The validation loss is that of the rate, the accuracy that of the seed, which also decides about the test part.
 MAKE = """

@@ -1,22 +1,53 @@
-"""Files as the last commits have them."""
+"""What git knows: the present commit, and files as the last commits have them."""
 
 import subprocess
 from pathlib import Path
 
+from stages.common.cli import StageError
 
-def read_versions(folder: Path, *names: str) -> list[list[bytes]]:
+
+def git(*arguments: str, folder: Path | None = None, why: str = "experiments need a git repository") -> str:
+    """Return what a command of git prints; bytes that are no UTF-8 become surrogates.
+
+    Args:
+        arguments: of git.
+        folder: where to run it; `None`: here.
+        why: what it is needed for, for the message.
+
+    Raises:
+        StageError: it fails; with git's own reason.
+    """
+    try:
+        process = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        output = getattr(error, "stderr", None)
+        said = (output.decode(errors="replace") if output else str(error)).strip().partition("\n")[0]
+        raise StageError(f"git {arguments[0]} failed: {why} ({said})") from error
+    return process.stdout.decode(errors="surrogateescape")
+
+
+def find_commit() -> str:
+    """Return the commit that the working tree is based on.
+
+    Raises:
+        StageError: there is none, or no git.
+    """
+    return git("rev-parse", "HEAD", why="experiments need git with a commit").strip()
+
+
+def read_versions(folder: Path, *names: str) -> list[list[str]]:
     """Return the content of files in the last two commits that changed one of them, the later first; none without git.
 
     Args:
         folder: where they are.
         names: of the files; the content of one that a commit lacks is empty.
     """
-    commits = _git(folder, "log", "-n", "2", "--format=%H", "--", *names).decode().split()
-    return [[_git(folder, "show", f"{commit}:./{name}") for name in names] for commit in commits]
 
+    def ask(*arguments: str) -> str:
+        try:
+            return git(*arguments, folder=folder)
+        except StageError:
+            return ""
 
-def _git(folder: Path, *arguments: str) -> bytes:
-    try:
-        return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return b""
+    commits = ask("log", "-n", "2", "--format=%H", "--", *names).split()
+    return [[ask("show", f"{commit}:./{name}") for name in names] for commit in commits]

@@ -10,21 +10,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from stages.common.cli import StageError
+from stages.common.commits import find_commit, git
 from stages.common.params import Params
 
 Read = TypeVar("Read")
 
 # What a run writes, and so no sign of another run.
 _WRITTEN = (":!metrics", ":!dvc.lock", ":!data/dvc.lock")
-
-
-def find_commit() -> str:
-    """Return the commit that the working tree is based on.
-
-    Raises:
-        StageError: there is none, or no git.
-    """
-    return git("rev-parse", "HEAD", why="experiments need git with a commit").strip()
 
 
 def fingerprint(settings: str, inputs: Iterable[Path]) -> str:
@@ -34,7 +26,9 @@ def fingerprint(settings: str, inputs: Iterable[Path]) -> str:
         settings: text.
         inputs: files, and folders with all that is in them.
     """
-    digest = hashlib.sha256(f"{find_commit()}\n{git('diff', 'HEAD', '--', '.', *_WRITTEN)}\n{settings}\n".encode())
+    digest = hashlib.sha256(
+        f"{find_commit()}\n{git('diff', 'HEAD', '--', '.', *_WRITTEN)}\n{settings}\n".encode(errors="surrogateescape")
+    )
     for path in inputs:
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         for file in files:
@@ -111,13 +105,3 @@ def read_files(commit: str, reader: Callable[..., Read], *names: str) -> Read:
         for name, file in zip(names, files, strict=True):
             file.write_bytes(read_result(commit, name))
         return reader(*files)
-
-
-def git(*arguments: str, why: str = "experiments need a git repository") -> str:
-    """Return what a command of git prints; a `StageError` says why where it fails."""
-    try:
-        process = subprocess.run(["git", *arguments], capture_output=True, text=True, errors="replace", check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip().partition("\n")[0]
-        raise StageError(f"git {arguments[0]} failed: {why} ({said})") from error
-    return process.stdout

@@ -265,3 +265,12 @@ def _known_keys(location: tuple[int | str, ...], kind: type[Section]) -> tuple[s
         inner = section.model_fields[str(key)].annotation if key in fields else None
         section = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
     return ".".join(keys), fields
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested dictionaries as one, with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        flat |= inner
+    return flat

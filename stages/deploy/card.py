@@ -42,15 +42,6 @@ class Standardize(torch.nn.Module):
 """
 
 
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested dictionaries as one, with dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        inner = flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-        flat |= inner
-    return flat
-
-
 def compose_card(
     network: Network,
     description: Description,

@@ -11,13 +11,11 @@ import yaml
 
 from stages.common.commits import read_versions
 from stages.common.format import plural
-from stages.common.params import Params
+from stages.common.params import Params, Split
 from stages.images.index import PARTS, Entry
 
-# Of `split`: what the division depends on, with what it is where a key is absent.
-_DIVISION = {
-    "test_size": None, "val_size": None, "given": "auto", "near_duplicates": "together", "group": None, "folds": None,
-}  # fmt: skip
+# Of `split`, what the division does not depend on.
+_BESIDE = {"rejected_limit", "seed"}
 
 
 @dataclass(frozen=True)
@@ -46,14 +44,16 @@ def find_kept(index: Path, params: Path, settings: Params) -> dict[str, str]:
         return {}
     try:
         values: dict[str, Any] = yaml.safe_load(committed[0][0])
-        split, seed = values["split"], values["split"].get("seed")
-        before = [values["seed"] if seed is None else seed, *(split.get(*item) for item in _DIVISION.items())]
-    except (yaml.YAMLError, TypeError, KeyError, AttributeError):
+        before = _division(Split(**values["split"]), values["seed"])
+    except (yaml.YAMLError, ValueError, TypeError, KeyError):
         return {}
-    own = settings.split.model_dump()
-    now = [settings.seed if own["seed"] is None else own["seed"], *(own[key] for key in _DIVISION)]
     versions = _read_indices(index)
-    return {digest: image.part for digest, image in versions[0].items()} if versions and before == now else {}
+    same = before == _division(settings.split, settings.seed)
+    return {digest: image.part for digest, image in versions[0].items()} if versions and same else {}
+
+
+def _division(split: Split, seed: int) -> tuple[int, dict[str, Any]]:
+    return seed if split.seed is None else split.seed, split.model_dump(exclude=_BESIDE)
 
 
 def describe_changes(index: Path, parts: dict[str, list[Entry]]) -> dict[str, int]:
@@ -91,7 +91,7 @@ def _read_indices(folder: Path) -> list[Index]:
     for contents in read_versions(folder, *(f"{part}.csv" for part in PARTS)):
         rows = []
         for part, content in zip(PARTS, contents, strict=True):
-            text = io.StringIO(content.decode(errors="surrogateescape"), newline="")
+            text = io.StringIO(content, newline="")
             rows += [(part, row["sha256"], row["class"]) for row in csv.DictReader(text)]
         indices.append(_by_bytes(rows))
     return indices

@@ -38,9 +38,9 @@ def compare_with_committed(table: Path, predictions: Predictions) -> str | None:
     )
 
 
-def _read(content: bytes) -> dict[str, bool]:
+def _read(content: str) -> dict[str, bool]:
     """Return path -> whether the fine-tuned network was right; nothing of what is no table of predictions."""
-    (header, *rows) = list(csv.reader(io.StringIO(content.decode(errors="surrogateescape"), newline=""))) or [[]]
+    (header, *rows) = list(csv.reader(io.StringIO(content, newline=""))) or [[]]
     try:
         if "finetuned_prediction" in header:
             place = header.index("finetuned_prediction")
