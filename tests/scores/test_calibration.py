@@ -137,6 +137,16 @@ def test_what_is_promised_of_mistakes_holds_for_a_calibrated_network() -> None:
     assert held >= 88
 
 
+def test_the_threshold_is_that_of_the_validation_images_not_of_the_test() -> None:
+    labels, probabilities = coverage_of([0.9] * 50 + [0.8] * 50, set())
+    predictions = Predictions([""] * 100, labels, ["cat", "dog"], probabilities, probabilities)
+    validation = coverage_of([0.95] * 20 + [0.85] * 20, {30})
+    coverage = measure_calibrations(predictions, (1.0, 1.0), ("a", "b"), validation).coverage
+    assert (coverage.threshold, coverage.validation, coverage.answered) == (0.95, 40, 0)
+    nothing = measure_calibrations(predictions, (1.0, 1.0), ("a", "b"), (labels[:0], probabilities[:0])).coverage
+    assert (nothing.threshold, nothing.validation) == (None, 0)
+
+
 def test_where_there_is_no_threshold_the_sentence_says_so_and_names_no_command() -> None:
     test = coverage_of([0.9] * 10, {3})
     assert choose_threshold(*test) is None
