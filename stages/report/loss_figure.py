@@ -79,9 +79,9 @@ def _draw_shares(axes: Axes, losses: dict[str, _Floats]) -> None:
             zorder=look.layer,
             label=look.title,
         )
-    axes.set_title("How much of the sum the heaviest carry")
+    axes.set_title("Share of the loss in the highest-loss pictures")
     use_log_axis(axes, "x")
-    axes.set(xlabel="the heaviest ... pictures", ylabel="share of the total loss", ylim=(0, 1.02))
+    axes.set(xlabel="number of highest-loss pictures", ylabel="share of the total loss", ylim=(0, 1.02))
     axes.set_xlim(0.9, 1.1 * max(pictures, 2))
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     axes.legend(loc="lower right", fontsize=8)

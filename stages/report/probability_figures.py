@@ -46,7 +46,7 @@ def draw_reliability(predictions: Predictions, calibrations: Calibrations) -> Fi
             right = predicted_labels(values) == predictions.labels
             _draw_rates(upper, values.max(axis=1), right, model)
             _draw_counts(lower, values.max(axis=1), model, offset)
-        upper.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="as often right as it says")
+        upper.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="perfectly calibrated")
         upper.set_title(title)
         upper.legend(fontsize=8, loc="lower right")
         lower.set_xlabel("probability of the predicted class")
