@@ -11,24 +11,25 @@ from stages.common.cli import run
 from stages.common.files import sha256_of
 from stages.common.memory import reuse_freed_memory
 from stages.common.params import load_params
+from stages.common.records import read_table, write_record, write_table
 from stages.common.seeds import make_deterministic
 from stages.images.index import read_index
-from stages.images.near_duplicates import read_leaks
+from stages.images.near_duplicates import Leak
 from stages.images.summary import read_summary
 from stages.network.checkpoint import load_checkpoint, require_classes
 from stages.network.layer_table import write_layers
 from stages.network.network import set_trainable
 from stages.network.objective import probabilities
 from stages.scores.bootstrap import number_groups
-from stages.scores.calibration import measure_calibrations, write_calibrations
-from stages.scores.classes import score_classes, write_classes
+from stages.scores.calibration import measure_calibrations
+from stages.scores.classes import ClassScores, score_classes
 from stages.scores.committed import compare_with_committed
 from stages.scores.evaluation import Evaluation, describe, write_evaluation
 from stages.scores.metrics import score
 from stages.scores.near_duplicates import describe_near_duplicates, summarize
 from stages.scores.predictions import Predictions, count_once, write_predictions, write_probabilities
 from stages.scores.remarks import compare_balanced, find_remarks
-from stages.scores.suspects import find_suspects, judge_all, write_suspects
+from stages.scores.suspects import Suspect, find_suspects, judge_all
 from stages.scores.verdict import compare
 from stages.training.inference import predict_with_both
 
@@ -80,7 +81,7 @@ def main() -> None:
         compare(
             predictions.labels, predictions.head, predictions.finetuned, groups, identical=identical, watched=not val
         ),
-        summarize(read_leaks(metrics / "near_duplicates.csv"), predictions, 1 - split.get("flat", 0.0)),
+        summarize(read_table(metrics / "near_duplicates.csv", Leak, "split"), predictions, 1 - split.get("flat", 0.0)),
         balanced,
         find_remarks(classes, balanced, split, len(test) - len(different)),
     )
@@ -89,12 +90,12 @@ def main() -> None:
     write_layers(metrics / "layers" / "finetune", finetuned, description.preprocessing.crop)
     write_probabilities(arguments.probabilities, predictions)
     write_predictions(metrics / "predictions.csv", predictions)
-    write_classes(metrics / "classes.csv", classes)
+    write_table(metrics / "classes.csv", ClassScores, classes)
     judged = judge_all(predictions, arguments.out_of_fold)
     suspects = find_suspects(judged.paths, judged.labels, judged.probabilities, predictions.classes)
-    write_suspects(metrics / "suspects.csv", suspects)
+    write_table(metrics / "suspects.csv", Suspect, suspects)
     calibrations = measure_calibrations(predictions, temperatures, checkpoints, validation)
-    write_calibrations(metrics / "calibration.json", calibrations)
+    write_record(metrics / "calibration.json", calibrations)
     write_evaluation(metrics, evaluation)
     print(describe(evaluation))
     if compared := compare_with_committed(metrics / "predictions.csv", predictions):

@@ -9,6 +9,7 @@ from stages.common.cli import StageError, run
 from stages.common.files import replaced_files, sha256_of, write_json, write_text
 from stages.common.memory import reuse_freed_memory
 from stages.common.params import flatten, load_params
+from stages.common.records import read_record
 from stages.common.seeds import make_deterministic
 from stages.deploy.agreement import require_same
 from stages.deploy.card import compose_card
@@ -17,7 +18,7 @@ from stages.images.index import read_index
 from stages.images.summary import read_summary
 from stages.network.backbones import cut_into_blocks, names_in_torchvision, stock_shapes
 from stages.network.checkpoint import load_checkpoint, require_classes
-from stages.scores.calibration import read_calibrations
+from stages.scores.calibration import Calibrations
 from stages.scores.evaluation import read_evaluation
 from stages.scores.predictions import count_once
 from stages.training.reference import read_reference
@@ -42,7 +43,10 @@ def main() -> None:
     test = count_once(read_index(arguments.index / "test.csv"))
     require_classes(arguments.checkpoint, description, test)
     evaluation, split = read_evaluation(arguments.metrics), read_summary(arguments.metrics / "split.json")
-    sha256, tested = sha256_of(arguments.checkpoint), read_calibrations(arguments.metrics / "calibration.json")
+    sha256, tested = (
+        sha256_of(arguments.checkpoint),
+        read_record(arguments.metrics / "calibration.json", Calibrations, "evaluate"),
+    )
     if tested.finetuned.checkpoint != sha256:
         raise StageError(f"{arguments.metrics}: the scores are not those of {arguments.checkpoint}; run `dvc repro`")
     root, reference = Path(params.data.path), read_reference(arguments.checkpoint)

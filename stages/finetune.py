@@ -7,12 +7,13 @@ from pathlib import Path
 from stages.common import ranks
 from stages.common.cli import run
 from stages.common.params import load_params
+from stages.common.records import write_table
 from stages.network.network import cut, describe_untrained, set_trainable
 from stages.network.objective import weigh_classes
 from stages.training.batches import open_batches
 from stages.training.features import keep
 from stages.training.history import History
-from stages.training.line import write_line
+from stages.training.line import Point
 from stages.training.loop import Trainer
 from stages.training.phase import add_arguments, finish, load, open_prefix, open_state, prepare, require_enough
 from stages.training.reference import measure_unlike, write_reference
@@ -50,7 +51,7 @@ def main() -> None:
     unlike = measure_unlike(tail, prefix, kept, entries, phase.batch_size, params.precision, params.seed)
 
     ranks.leave()
-    write_line(arguments.history / "line.csv", fit.line)
+    write_table(arguments.history / "line.csv", Point, fit.line)
     recipe = description.recipe | {"finetune": params.finetune.model_dump()}
     description = replace(description, recipe=recipe)
     finish(arguments.output, network, description, fit, entries, history, state, calibrated=True)

@@ -7,6 +7,7 @@ from stages.common.cli import StageError, run
 from stages.common.experiments import read_files, run_missing
 from stages.common.files import write_text
 from stages.common.params import load_params
+from stages.common.records import write_record, write_table
 from stages.images.index import PARTS, read_index
 from stages.images.summary import class_counts, read_summary
 from stages.report.folds import compose_page, draw_runs, draw_suspects
@@ -19,10 +20,9 @@ from stages.scores.folds import (
     describe_folds,
     describe_seeds,
     join,
-    write_together,
 )
 from stages.scores.predictions import Predictions, count_once, read_predictions
-from stages.scores.suspects import estimate_wrong_labels, find_suspects, write_suspects
+from stages.scores.suspects import Suspect, estimate_wrong_labels, find_suspects
 
 FOLDS = 5
 PREDICTIONS = ("metrics/predictions.csv", "data/predictions.npz")
@@ -52,7 +52,7 @@ def main() -> None:
         pooled = join(list(runs.values()))
         wrong = estimate_wrong_labels(pooled.labels, pooled.finetuned)
         suspects = find_suspects(pooled.paths, pooled.labels, pooled.finetuned, pooled.classes)
-        write_suspects(arguments.output / "suspects.csv", suspects)
+        write_table(arguments.output / "suspects.csv", Suspect, suspects)
         save_figure(arguments.output / "suspects.png", draw_suspects(suspects, Path(params.data.path)))
         print(f"about {wrong:.0f} of {len(pooled.paths):,} labels may be wrong: {arguments.output}/suspects.csv")
         page = compose_page("folds", together, describe_folds(together), wrong, suspects)
@@ -65,7 +65,7 @@ def main() -> None:
         )
         print(describe_seeds(together))
         page = compose_page("seeds", together, describe_seeds(together), None, [])
-    write_together(arguments.output.with_suffix(".json"), together)
+    write_record(arguments.output.with_suffix(".json"), together)
     save_figure(arguments.output / "gain.png", draw_runs("folds" if arguments.seeds is None else "seeds", together))
     write_text(arguments.output / "README.md", page)
     print(f"written to {arguments.output}.json and {arguments.output}/")

@@ -8,9 +8,10 @@ from typing import Any
 from stages.common.cli import StageError, run
 from stages.common.files import write_text
 from stages.common.params import Params, load_params
+from stages.common.records import read_record, read_table
 from stages.common.seeds import make_deterministic
 from stages.images.index import PARTS, read_index
-from stages.images.near_duplicates import read_leaks
+from stages.images.near_duplicates import Leak
 from stages.images.summary import class_counts, read_summary
 from stages.network.checkpoint import load_checkpoint, require_classes
 from stages.report.figures import draw_numbers
@@ -19,15 +20,15 @@ from stages.report.loss_figure import describe_losses
 from stages.report.page import Results, compose_report, describe_suspects, describe_training
 from stages.report.probabilities import describe_probabilities
 from stages.report.style import save_figure
-from stages.scores.calibration import read_calibrations
-from stages.scores.classes import read_classes
+from stages.scores.calibration import Calibrations
+from stages.scores.classes import ClassScores
 from stages.scores.curves import write_curves
 from stages.scores.evaluation import describe, read_evaluation
 from stages.scores.predictions import count_once, read_predictions
-from stages.scores.suspects import judge_all, read_suspects
+from stages.scores.suspects import Suspect, judge_all
 from stages.training.history import read_history, read_kept
-from stages.training.line import read_line
-from stages.training.search import read_candidates
+from stages.training.line import Point
+from stages.training.search import Candidate
 
 
 def main() -> None:
@@ -46,20 +47,21 @@ def main() -> None:
     entries = count_once(test)
     if [entry.path for entry in entries] != predictions.paths:
         raise StageError(f"{metrics / 'predictions.csv'}: not the images of {index}; `dvc repro` makes both again")
-    evaluation, classes = read_evaluation(metrics), read_classes(metrics / "classes.csv")
-    pairs = read_leaks(metrics / "near_duplicates.csv")
+    evaluation, classes = read_evaluation(metrics), read_table(metrics / "classes.csv", ClassScores, "evaluate")
+    pairs = read_table(metrics / "near_duplicates.csv", Leak, "split")
     split = read_summary(metrics / "split.json")
     histories = (metrics / "train_head", metrics / "finetune")
     head, finetune = map(read_history, histories)
     (selected_head, _), (selected_finetune, alpha) = map(read_kept, histories, (head, finetune))
     selected = (selected_head, selected_finetune)
-    candidates, line = read_candidates(histories[0] / "candidates.csv"), read_line(histories[1] / "line.csv")
+    candidates = read_table(histories[0] / "candidates.csv", Candidate, "train_head")
+    line = read_table(histories[1] / "line.csv", Point, "finetune")
 
     make_deterministic(params.seed)
     network, description = load_checkpoint(arguments.finetuned)
     require_classes(arguments.finetuned, description, entries)
     album = Album(Path(params.data.path), entries, description.preprocessing)
-    calibrations = read_calibrations(metrics / "calibration.json")
+    calibrations = read_record(metrics / "calibration.json", Calibrations, "evaluate")
     identical = evaluation.gain.identical
     drawn = replace(predictions, identical=identical)
     figures = draw_numbers(drawn, evaluation.scores, (head, finetune), selected, calibrations, (line, alpha))
@@ -72,7 +74,8 @@ def main() -> None:
     training = describe_training(head, finetune, selected, params, candidates, line, alpha, parts["train"])
     copies = len(test) - len(entries)
     judged = judge_all(predictions, arguments.out_of_fold)
-    suspects = describe_suspects(read_suspects(metrics / "suspects.csv"), judged, predictions.classes, split)
+    found = read_table(metrics / "suspects.csv", Suspect, "evaluate")
+    suspects = describe_suspects(found, judged, predictions.classes, split)
     out_of_fold = len(judged.paths) - len(entries)
     probabilities = describe_probabilities(calibrations, parts["val"], out_of_fold, identical)
     results = Results(evaluation, classes, copies, split, list_recipe(params), pairs, suspects, probabilities, training)

@@ -8,6 +8,7 @@ from pathlib import Path
 from stages.common.cli import run
 from stages.common.files import write_json
 from stages.common.params import load_params
+from stages.common.records import write_table
 from stages.common.workers import resolve_workers
 from stages.images.check import check_pictures, require_no_masks, require_usable
 from stages.images.collection import require_classes, set_groups
@@ -15,7 +16,7 @@ from stages.images.corrections import correct, read_corrections
 from stages.images.division import divide, find_copies, find_overlap, join_groups
 from stages.images.folders import read_folders
 from stages.images.index import Entry, write_index
-from stages.images.near_duplicates import count_flat, find_leaks, find_pairs, form_groups, write_leaks
+from stages.images.near_duplicates import Leak, count_flat, find_leaks, find_pairs, form_groups
 from stages.images.previous import describe_changes, find_kept, say_changes
 from stages.images.scan import is_untracked
 from stages.images.shortcuts import find_forms, find_shortcuts
@@ -27,7 +28,7 @@ from stages.images.summary import (
     last_line,
     summarize,
 )
-from stages.images.table import read_table
+from stages.images.table import read_labels
 
 
 def main() -> None:
@@ -44,7 +45,7 @@ def main() -> None:
     if params.data.labels is None:
         found = read_folders(root, split.given)
     else:
-        found = read_table(root, Path(params.data.labels), split.given)
+        found = read_labels(root, Path(params.data.labels), split.given)
     if params.data.corrections is not None:
         table = Path(params.data.corrections)
         correct(found, read_corrections(table), table)
@@ -83,7 +84,7 @@ def main() -> None:
     for part, chosen in parts.items():
         write_index(arguments.index / f"{part}.csv", chosen, grouped=split.group is not None or bool(together))
     leaks = find_leaks(near, different, {entry.path: part for part, chosen in parts.items() for entry in chosen})
-    write_leaks(arguments.near_duplicates, leaks)
+    write_table(arguments.near_duplicates, Leak, leaks)
     facts = [checked[entry.path] for entry in entries]
     report = summarize(found, parts, part_of, rejected, duplicates, overlap)
     report |= {

@@ -8,6 +8,7 @@ from pathlib import Path
 from stages.common import ranks
 from stages.common.cli import run
 from stages.common.params import load_params
+from stages.common.records import write_table
 from stages.network.network import cut, set_trainable
 from stages.network.objective import weigh_classes
 from stages.training.batches import READ_AT_ONCE, open_batches, read_all
@@ -15,7 +16,7 @@ from stages.training.features import keep
 from stages.training.history import History, still_falling
 from stages.training.loop import Fit, Trainer
 from stages.training.phase import add_arguments, finish, load, open_prefix, open_state, prepare, require_enough
-from stages.training.search import Found, describe_search, find_head, write_candidates, write_out_of_fold
+from stages.training.search import Candidate, Found, describe_search, find_head, write_out_of_fold
 
 
 def main() -> None:
@@ -62,7 +63,7 @@ def main() -> None:
         fit = trainer.fit(train, watched, phase, history.add, state, keep_start=found is not None)
 
     ranks.leave()
-    write_candidates(arguments.history / "candidates.csv", found.candidates if found else [])
+    write_table(arguments.history / "candidates.csv", Candidate, found.candidates if found else [])
     write_out_of_fold(arguments.out_of_fold, found)
     recipe = {"precision": params.precision, "class_weights": params.class_weights, "train_head": phase.model_dump()}
     description = replace(description, recipe=description.recipe | recipe)

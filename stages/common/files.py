@@ -105,16 +105,3 @@ def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
         except csv.Error as error:
             raise ValueError(str(error)) from error
     return header, rows
-
-
-def read_rows(path: Path, columns: list[str]) -> list[list[str]]:
-    """Return the rows of a table that has these columns and no others.
-
-    Raises:
-        OSError: it is not there.
-        ValueError: not such a table.
-    """
-    header, rows = read_csv(path)
-    if header != columns:
-        raise ValueError("unexpected columns")
-    return rows

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from stages.images.decode import ImageError, decode
+from stages.images.decode import ImageError, decode_with_facts
 from stages.images.preprocessing import make_transform
 from stages.network.checkpoint import Description
 from stages.network.network import Network
@@ -103,7 +103,9 @@ def _make_explain(
     block = find_block(network, preprocessing.crop)
 
     def explain(content: bytes) -> dict[str, Any]:
-        images = transform(decode(content, preprocessing.grey_max, preprocessing.least("none")))[None]
+        images = transform(decode_with_facts(content, preprocessing.grey_max, preprocessing.least("none")).picture)[
+            None
+        ]
         with torch.inference_mode():
             activations = network.backbone(images)
             novelty = None if unlike is None else float(unlike(features(activations)))

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from stages.common.cli import StageError, stop_if_interrupted
 from stages.images.batches import leave_interrupts_to_the_main_process, loaded
 from stages.images.collection import Collection
-from stages.images.decode import ImageError, decode, read_picture
+from stages.images.decode import ImageError, decode_with_facts, read_picture
 from stages.images.preprocessing import Preprocessing
 from stages.images.scan import reason, walk
 
@@ -67,7 +67,7 @@ class _Pictures(Dataset[tuple[Tensor | None, str | None]]):
     def __getitem__(self, position: int) -> tuple[Tensor | None, str | None]:
         try:
             content = read_picture(Path(self.paths[position]))
-            return self.transform(decode(content, self.grey_max, self.least)), None
+            return self.transform(decode_with_facts(content, self.grey_max, self.least).picture), None
         except FileNotFoundError:
             return None, "no such file"
         except OSError as error:

@@ -13,6 +13,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+import simplejpeg
 from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
@@ -25,7 +26,6 @@ from stages.images.colour import (
     to_rgb,
     without_false_alpha,
 )
-from stages.images.jpeg import find_damage
 
 _HEIF = find_spec("pillow_heif") is not None
 
@@ -46,6 +46,8 @@ _FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "WEBP", 
 _TIFF_SIGNS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ADOBE = rb"\xff\xee..Adobe.{7}"  # how the colours of a JPEG are stored
+# How libjpeg's warnings begin that mean damage.
+_DAMAGE = ("Corrupt JPEG data", "Premature end", "Inconsistent progression")
 _PAGED = ("TIFF", "GIF", "WEBP", "PNG", "AVIF")
 
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -106,17 +108,39 @@ def decode(content: bytes, grey_max: int | None = None, least: int | None = None
         content: of the file.
         grey_max: the value of 16-bit grey that is white; `None`: 65535.
         least: a JPEG may be decoded at a half, a quarter or an eighth of its size, as long as both sides keep so many
-            pixels. All of the file is read all the same, and damage is found. `None`: at its full size.
+            pixels; `None`: at its full size.
 
     Raises:
         ImageError: `content` is empty, truncated, not a picture, above `MAX_PIXELS`, thinner than 1:`MAX_ASPECT`, or
             of a kind that has no stated range (32-bit float).
     """
-    return decode_with_facts(content, grey_max, least).picture
+    return _decode_or_spare(content, grey_max, least).picture
 
 
 def decode_with_facts(content: bytes, grey_max: int | None = None, least: int | None = None) -> Decoded:
-    """Decode a picture as `decode` does; also return what the file holds."""
+    """Decode a picture as `decode` does, but refuse a JPEG with a hole; also return what the file holds."""
+    decoded = _decode_or_spare(content, grey_max, least)
+    if decoded.storage[0] == "JPEG":
+        _require_whole_jpeg(content)
+    return decoded
+
+
+def _require_whole_jpeg(content: bytes) -> None:
+    """Refuse JPEG data with a hole: libjpeg paints what is missing grey, with a warning that Pillow does not pass on.
+
+    Some cameras fill up with zeros before the end, and some programs leave a byte there.
+    """
+    try:
+        simplejpeg.decode_jpeg(content, "GRAY", min_height=1, min_width=1)
+    except ValueError as error:
+        message = str(error)
+        padding = re.search(r"(\d+) extraneous bytes before marker 0xd9", message)
+        harmless = padding and (int(padding[1]) < 3 or bytes(int(padding[1])) + b"\xff\xd9" in content)
+        if message.startswith(_DAMAGE) and not harmless:
+            raise ImageError(f"damaged: {message}") from None
+
+
+def _decode_or_spare(content: bytes, grey_max: int | None, least: int | None) -> Decoded:
     if not content:
         raise ImageError("empty file")
     try:
@@ -178,9 +202,6 @@ def _decode(content: bytes, grey_max: int | None, least: int | None) -> Decoded:
                     if least is not None:
                         picture.draft(None, (least, least))
                     picture.load()
-                    corner = picture.getpixel((picture.width - 1, picture.height - 1))
-                    if damage := find_damage(content, corner):
-                        raise ImageError(f"damaged: {damage}")
                 else:
                     shown, orientation, camera, highest, remarks = _load(picture)
                     size = picture.size

@@ -2,15 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stages.common.cli import StageError
-from stages.common.files import read_rows, write_csv
 from stages.images.index import NEAR, Entry
 
 Floats = NDArray[np.float32]
@@ -37,7 +34,7 @@ _WEIGHTS = np.where(_FREQUENCY <= _HIGHEST, _FREQUENCY**_POWER, 0) * np.sqrt((1 
 _USED = np.nonzero(_WEIGHTS)
 _TRANSPOSED = np.lexsort((_USED[0], _USED[1]))
 
-_DECIMALS, _COLUMNS = 4, ["test", "train", "cosine"]
+_DECIMALS = 4
 
 
 class Pair(NamedTuple):
@@ -121,26 +118,6 @@ def find_leaks(pairs: list[Pair], images: list[Entry], part_of: dict[str, str]) 
         if part_of[one] == "test" != part_of[other]:
             leaks.append(Leak(one, other, round(pair.cosine, _DECIMALS)))
     return sorted(leaks, key=lambda leak: (-leak.cosine, leak.test, leak.train))
-
-
-def write_leaks(path: Path, leaks: list[Leak]) -> None:
-    """Write `test,train,cosine`, whole or not at all; the header alone if there is none."""
-    write_csv(path, _COLUMNS, ([leak.test, leak.train, f"{leak.cosine:.{_DECIMALS}f}"] for leak in leaks))
-
-
-def read_leaks(path: Path) -> list[Leak]:
-    """Read what `write_leaks` wrote.
-
-    Raises:
-        StageError: not such a file.
-        OSError: not there.
-    """
-    try:
-        return [Leak(test, train, float(cosine)) for test, train, cosine in read_rows(path, _COLUMNS)]
-    except ValueError as error:
-        raise StageError(
-            f"{path}: not a file of near-duplicates ({error}); `dvc repro split` writes it again"
-        ) from error
 
 
 def _weigh(small: list[bytes]) -> tuple[Floats, NDArray[np.int64]]:

@@ -31,7 +31,7 @@ class _Row:
     group: str
 
 
-def read_table(root: Path, table: Path, given: Given) -> Collection:
+def read_labels(root: Path, table: Path, given: Given) -> Collection:
     """List the pictures of a table with the columns `path` (below `root`) and `label`, perhaps `split` and `group`.
 
     The table is UTF-8; commas, semicolons or tabs separate its cells. A file that is not there, one without a label and

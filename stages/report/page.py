@@ -407,7 +407,7 @@ def _classes(classes: list[ClassScores], titles: dict[str, str]) -> str:
     columns = [(name, model) for name in ("precision", "recall") for model in titles]
     rows = [
         [
-            cell(scores.name),
+            cell(scores.class_name),
             f"{scores.support:,}",
             *(_or_undefined(getattr(scores, f"{model}_{name}"), percent) for name, model in columns),
         ]

@@ -3,17 +3,12 @@
 `calibration.json` has both.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.common.cli import StageError
-from stages.common.files import write_json
 from stages.scores.bootstrap import draw_counts
 from stages.scores.coverage import Coverage, choose_threshold, measure_coverage
 from stages.scores.metrics import Labels, Probabilities, calibration_gaps, predicted_labels, squared_errors
@@ -151,34 +146,3 @@ def _quality(values: _Values, drawn: _Values) -> Quality:
     intervals = np.percentile(drawn[:2], [2.5, 97.5], axis=1).T.tolist()
     loss, brier = (Estimate(value, *interval) for value, interval in zip(values[:2].tolist(), intervals, strict=True))
     return Quality(loss, brier, float(values[2]))
-
-
-def write_calibrations(path: Path, calibrations: Calibrations) -> None:
-    """Write JSON, whole or not at all."""
-    write_json(path, asdict(calibrations))
-
-
-def read_calibrations(path: Path) -> Calibrations:
-    """Read what `write_calibrations` wrote.
-
-    Raises:
-        StageError: it is damaged, or of another version of this project.
-        OSError: it is not there.
-    """
-
-    def quality(values: dict[str, Any]) -> Quality:
-        return Quality(Estimate(**values["loss"]), Estimate(**values["brier"]), float(values["ece"]))
-
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        head, finetuned = (
-            Calibration(
-                values[model]["checkpoint"],
-                values[model]["temperature"],
-                *(quality(values[model][side]) for side in ("before", "after", "change")),
-            )
-            for model in ("head", "finetuned")
-        )
-        return Calibrations(head, finetuned, Coverage(**values["coverage"]))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise StageError(f"{path}: not of probabilities ({error}); `dvc repro evaluate` writes it again") from error

@@ -4,13 +4,13 @@
 """
 
 import argparse
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from stages.common.cli import StageError, run
+from stages.common.cli import run
 from stages.common.files import write_json
 from stages.common.format import number, percent, percent_range, points, points_range, signed
+from stages.common.records import read_record, write_record
 from stages.scores.metrics import Scores
 from stages.scores.near_duplicates import NearDuplicates
 from stages.scores.remarks import BalancedGain
@@ -48,28 +48,15 @@ _COMPARED = {
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> None:
     """Write `scores.json` and, of it, `evaluation.json` for DVC; a number that is undefined is null."""
+    write_record(folder / "scores.json", evaluation)
     values = asdict(evaluation)
-    write_json(folder / "scores.json", values)
     compared = {part: {name: values[part][name] for name in names} for part, names in _COMPARED.items()}
     write_json(folder / "evaluation.json", compared)
 
 
 def read_evaluation(folder: Path) -> Evaluation:
-    """Read `scores.json`, as `write_evaluation` wrote it.
-
-    Raises:
-        StageError: it is damaged, or of another version of this project.
-        OSError: it is not there.
-    """
-    path = folder / "scores.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        head, finetuned = (Scores(**values[model]) for model in ("head", "finetuned"))
-        balanced = None if values["balanced"] is None else BalancedGain(**values["balanced"])
-        gain, near_duplicates = Gain(**values["gain"]), NearDuplicates(**values["near_duplicates"])
-        return Evaluation(head, finetuned, gain, near_duplicates, balanced, list(values["remarks"]))
-    except (ValueError, TypeError, KeyError) as error:
-        raise StageError(f"{path}: not an evaluation ({error}); `dvc repro evaluate` writes it again") from error
+    """Read `scores.json`, as `write_evaluation` wrote it; raises what `read_record` does."""
+    return read_record(folder / "scores.json", Evaluation, "evaluate")
 
 
 def describe(evaluation: Evaluation) -> str:

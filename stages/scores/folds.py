@@ -2,13 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from stages.common.cli import StageError
-from stages.common.files import write_json
 from stages.common.format import percent, percent_range, plural, points, points_range, signed
 from stages.scores.bootstrap import CONFIDENCE, Groups
 from stages.scores.metrics import predicted_labels, score
@@ -160,11 +158,6 @@ def join(predictions: Sequence[Predictions]) -> Predictions:
         np.concatenate([run.head for run in predictions]),
         np.concatenate([run.finetuned for run in predictions]),
     )
-
-
-def write_together(path: Path, together: Together) -> None:
-    """Write JSON, whole or not at all."""
-    write_json(path, asdict(together))
 
 
 def describe_folds(together: Together) -> str:

@@ -78,13 +78,13 @@ def find_remarks(
         remarks.append(
             f"The classes are unequal, {most:,} test pictures to {least:,}: look at the balanced accuracy, {values}."
         )
-    if never := [scores.name for scores in tested if scores.finetuned_precision is None]:
+    if never := [scores.class_name for scores in tested if scores.finetuned_precision is None]:
         remarks.append(f"Never predicted by the fine-tuned network: {enumerate_names(never, _MOST_NAMED)}.")
-    if few := [scores.name for scores in tested if scores.support < _FEW]:
+    if few := [scores.class_name for scores in tested if scores.support < _FEW]:
         remarks.append(
             f"Fewer than {_FEW} test pictures, which say little of a class: {enumerate_names(few, _MOST_NAMED)}."
         )
-    if untested := [scores.name for scores in classes if not scores.support]:
+    if untested := [scores.class_name for scores in classes if not scores.support]:
         remarks.append(f"Without test pictures: {enumerate_names(untested, _MOST_NAMED)}.")
     if copies:
         remarks.append(f"{plural(copies, 'test picture')} not counted: the bytes are those of another.")

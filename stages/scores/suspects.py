@@ -11,11 +11,9 @@ from zipfile import BadZipFile
 import numpy as np
 
 from stages.common.cli import StageError
-from stages.common.files import read_rows, write_csv
 from stages.scores.metrics import Labels, Probabilities
 from stages.scores.predictions import Predictions
 
-_COLUMNS = ["path", "label", "label_probability", "suggestion", "suggestion_probability", "correction"]
 _MOST_LISTED = 1000
 _DECIMALS = 4
 # Two classes that are told apart in fewer cases than this (half of them by tossing a coin), with so many pictures each.
@@ -77,13 +75,17 @@ def find_inseparable(judged: Judged, classes: Sequence[str]) -> list[tuple[str, 
 
 @dataclass(frozen=True)
 class Suspect:
-    """A picture whose label is hardly believed, with the class that is believed instead; both with probabilities."""
+    """A picture whose label is hardly believed, with the class that is believed instead; both with probabilities.
+
+    `correction` is for who goes through them: filled in, their table is one for `data.corrections`.
+    """
 
     path: str
     label: str
     label_probability: float
     suggestion: str
     suggestion_probability: float
+    correction: str | None = None
 
 
 def find_suspects(
@@ -109,9 +111,9 @@ def find_suspects(
         Suspect(
             paths[position],
             classes[labels[position]],
-            float(probabilities[position, labels[position]]),
+            round(float(probabilities[position, labels[position]]), _DECIMALS),
             classes[suggestions[position]],
-            float(probabilities[position, suggestions[position]]),
+            round(float(probabilities[position, suggestions[position]]), _DECIMALS),
         )
         for position in order[:_MOST_LISTED]
     ]
@@ -140,35 +142,3 @@ def estimate_wrong_labels(labels: Labels, probabilities: Probabilities) -> float
     sizes = np.bincount(labels, minlength=count)
     wrong = np.where(rows > 0, (rows - joint.diagonal()) / np.maximum(rows, 1), 0.0)
     return float((wrong * sizes).sum())
-
-
-def write_suspects(path: Path, suspects: list[Suspect]) -> None:
-    """Write `path,label,label_probability,suggestion,suggestion_probability`, whole or not at all.
-
-    A last column, `correction`, is for who goes through them: filled in, the table is one for `data.corrections`.
-    """
-    write_csv(
-        path,
-        _COLUMNS,
-        (
-            [one.path, one.label, f"{one.label_probability:.{_DECIMALS}f}",
-             one.suggestion, f"{one.suggestion_probability:.{_DECIMALS}f}", ""]
-            for one in suspects
-        ),
-    )  # fmt: skip
-
-
-def read_suspects(path: Path) -> list[Suspect]:
-    """Read what `write_suspects` wrote.
-
-    Raises:
-        StageError: not such a file.
-        OSError: not there.
-    """
-    try:
-        return [
-            Suspect(name, label, float(believed), suggestion, float(probability))
-            for name, label, believed, suggestion, probability, _ in read_rows(path, _COLUMNS)
-        ]
-    except ValueError as error:
-        raise StageError(f"{path}: not a table of suspects ({error}); `dvc repro evaluate` writes it again") from error

@@ -7,14 +7,10 @@ statistics.
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-from stages.common.cli import StageError
-from stages.common.files import read_rows, write_csv
 
 # Fractions of the change to measure, from the start to the end.
 ALPHAS = tuple(step / 10 for step in range(11))
@@ -53,24 +49,3 @@ def choose(losses: Sequence[NDArray[np.float64]]) -> int:
         if position == lowest or excess.mean() < excess.std() / math.sqrt(len(excess)):
             near.append(position)
     return min(near, key=lambda position: (abs(ALPHAS[position] - 0.5), -position))
-
-
-_COLUMNS = [field.name for field in fields(Point)]
-
-
-def write_line(path: Path, points: Sequence[Point]) -> None:
-    """Write a table of the points, whole or not at all."""
-    write_csv(path, _COLUMNS, map(astuple, points))
-
-
-def read_line(path: Path) -> list[Point]:
-    """Read what `write_line` wrote.
-
-    Raises:
-        StageError: not such a file.
-        OSError: not there.
-    """
-    try:
-        return [Point(*map(float, row)) for row in read_rows(path, _COLUMNS)]
-    except (ValueError, TypeError) as error:
-        raise StageError(f"{path}: not a table of points ({error}); `dvc repro finetune` writes it again") from error

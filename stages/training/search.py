@@ -11,7 +11,7 @@ import io
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stages.common import ranks
-from stages.common.cli import StageError
-from stages.common.files import read_rows, write_bytes, write_csv
+from stages.common.files import write_bytes
 from stages.common.params import TrainHead
 from stages.common.seeds import generator_for
 from stages.images.division import order_units
@@ -401,30 +400,6 @@ def describe_search(found: Found) -> str:
     sample += f" and trained on one of {MOST:,}" if len(found.entries) > MOST else ""
     tried = f"{len(found.candidates)} heads tried by {FOLDS} folds of {len(found.entries):,} images{sample}"
     return "\n".join([*lines, f"{tried}: kept {kept}"])
-
-
-_COLUMNS = [field.name for field in fields(Candidate)]
-
-
-def write_candidates(path: Path, candidates: Sequence[Candidate]) -> None:
-    """Write a table of the candidates, whole or not at all; what one does not have is an empty cell."""
-    write_csv(path, _COLUMNS, (["" if value is None else value for value in astuple(one)] for one in candidates))
-
-
-def read_candidates(path: Path) -> list[Candidate]:
-    """Read what `write_candidates` wrote; none where the head was not searched for.
-
-    Raises:
-        StageError: not such a file.
-        OSError: not there.
-    """
-    try:
-        return [
-            Candidate(float(penalty) if penalty else None, float(lr) if lr else None, *map(float, scores))
-            for penalty, lr, *scores in read_rows(path, _COLUMNS)
-        ]
-    except (ValueError, TypeError) as error:
-        raise StageError(f"{path}: not a table of heads ({error}); `dvc repro train_head` writes it again") from error
 
 
 def write_out_of_fold(path: Path, found: Found | None) -> None:

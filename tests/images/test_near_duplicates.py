@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT, Project, make_pictures
 from PIL import Image, ImageDraw, ImageEnhance
 
+from stages.common.records import write_table
 from stages.images import near_duplicates
 from stages.images.decode import decode_with_facts
 from stages.images.index import Entry
@@ -196,7 +197,7 @@ def test_evaluate_scores_without_the_pairs_that_remain(project: Project, capsys:
     assert project.run("train_head", "finetune") == 0
     test, train = (project.parts()[part] for part in ("test", "train"))
     leaks = [near_duplicates.Leak(test[0].path, train[0].path, 0.99), near_duplicates.Leak(test[0].path, "b", 0.98)]
-    near_duplicates.write_leaks(project.path("metrics/near_duplicates.csv"), leaks)
+    write_table(project.path("metrics/near_duplicates.csv"), near_duplicates.Leak, leaks)
     assert project.run("evaluate") == 0
     summary = json.loads(project.path("metrics/scores.json").read_text())["near_duplicates"]
     assert (summary["pairs"], summary["test_pictures"]) == (2, 1)

@@ -15,9 +15,10 @@ from sklearn.metrics import log_loss
 from torch import Tensor
 
 from stages.common.cli import StageError
+from stages.common.records import read_table
 from stages.images.index import Entry
 from stages.network import objective
-from stages.scores.classes import read_classes
+from stages.scores.classes import ClassScores
 from stages.training.history import read_history
 
 
@@ -148,7 +149,11 @@ def test_a_rare_class_is_found_more_often_when_the_classes_weigh_the_same(
     for weights in (None, "balanced"):
         rare.set("class_weights", weights)
         assert rare.run("train_head", "finetune", "evaluate", "plot") == 0
-        (cat,) = (scores for scores in read_classes(rare.path("metrics/classes.csv")) if scores.name == "cat")
+        (cat,) = (
+            scores
+            for scores in read_table(rare.path("metrics/classes.csv"), ClassScores, "evaluate")
+            if scores.class_name == "cat"
+        )
         recalls[weights] = cat.finetuned_recall
         said = "Training and validation losses are weighted by class (`class_weights`: `balanced`)"
         assert (said in rare.path("metrics/report.md").read_text()) is (weights == "balanced")

@@ -2,14 +2,13 @@
 
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from stages.images.division import CONFLICT
-from stages.images.near_duplicates import Leak, read_leaks, write_leaks
+from stages.images.near_duplicates import Leak
 from stages.report.page import FIGURES, Results, compose_report, describe_suspects
 from stages.scores.classes import ClassScores
 from stages.scores.evaluation import Evaluation
@@ -191,11 +190,10 @@ def test_names_break_no_table() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 20, 21, 500])
-def test_at_most_twenty_near_duplicates_are_listed(count: int, tmp_path: Path) -> None:
+def test_at_most_twenty_near_duplicates_are_listed(count: int) -> None:
     pairs = [Leak(f"cat/{number}.jpg", f"cat/_{number}.jpg", 0.99) for number in range(count)]
-    write_leaks(tmp_path / "pairs.csv", pairs)
     found = evaluation(near_duplicates=NearDuplicates(0.9, count, count, 0.88, None))
-    text = report(found, read_leaks(tmp_path / "pairs.csv"))
+    text = report(found, pairs)
     assert text.count("\n| cat/") == min(count, 20)
     assert (f"{count - 20} more" in text) == (count > 20)
     assert row(text, "all test pictures") == ["all test pictures", "90.00%", "93.00%"]

@@ -1,8 +1,5 @@
 """Temperatures, and what they and leaving pictures to a person are worth, against planted answers."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -11,14 +8,11 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 
-from stages.common.cli import StageError
 from stages.network import objective
 from stages.scores.calibration import (
     measure_calibration,
     measure_calibrations,
-    read_calibrations,
     without_temperature,
-    write_calibrations,
 )
 from stages.scores.coverage import choose_threshold, describe_coverage, measure_coverage, risk_curve
 from stages.scores.metrics import predicted_labels, score
@@ -154,17 +148,3 @@ def test_where_there_is_no_threshold_the_sentence_says_so_and_names_no_command()
         said = describe_coverage(measure_coverage(*test, None, validation))
         assert expected in said
         assert "--reject" not in said
-
-
-def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
-    labels, probabilities = coverage_of([0.9] * 10 + [0.7], {10})
-    predictions = Predictions([""] * 11, labels, ["cat", "dog"], probabilities, probabilities)
-    calibrations = measure_calibrations(predictions, (1.0, 1.3), ("a", "b"), (labels, probabilities))
-    path = tmp_path / "calibration.json"
-    write_calibrations(path, calibrations)
-    assert read_calibrations(path) == calibrations
-    values = json.loads(path.read_text())
-    for damaged in ("", "[]", json.dumps(values | {"head": 3}), json.dumps(values | {"coverage": {}})):
-        path.write_text(damaged)
-        with pytest.raises(StageError, match=r"calibration\.json: .*`dvc repro evaluate` writes it again"):
-            read_calibrations(path)

@@ -20,13 +20,11 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from stages.common.cli import StageError
 from stages.images.index import Entry
 from stages.scores import bootstrap, evaluation, metrics, verdict
-from stages.scores.classes import ClassScores, read_classes, score_classes, write_classes
+from stages.scores.classes import ClassScores, score_classes
 from stages.scores.near_duplicates import NearDuplicates
 from stages.scores.predictions import Predictions, read_predictions, write_predictions, write_probabilities
-from stages.scores.remarks import BalancedGain
 
 NAMES = ("ant", "bee", "cat", "dog")
 
@@ -256,37 +254,22 @@ def test_shuffled_labels_score_as_chance() -> None:
     assert scores.accuracy_low < 0.5 < scores.accuracy_high
 
 
-def test_what_is_undefined_is_null_and_never_zero_or_nan(tmp_path: Path) -> None:
+def test_what_is_undefined_is_null_and_never_zero_or_nan() -> None:
     # bee is not in the test set, cat is never predicted, dog is neither; the means go over what is defined.
     labels = np.array([0, 0, 2])
     values = certain([0, 1, 0], 4) * 0.7 + 0.075
     scores = metrics.score(labels, values)
     assert json.loads(json.dumps(asdict(scores), allow_nan=False)) == asdict(scores)
     classes = scores_of_classes(labels, values)
-    assert [(scores.name, scores.head_precision, scores.head_recall, scores.support) for scores in classes] == [
+    assert [(scores.class_name, scores.head_precision, scores.head_recall, scores.support) for scores in classes] == [
         ("ant", 0.5, 0.5, 2),
         ("bee", 0.0, None, 0),
         ("cat", None, 0.0, 1),
         ("dog", None, None, 0),
     ]
-    write_classes(tmp_path / "classes.csv", classes)
-    assert (tmp_path / "classes.csv").read_text().splitlines()[1:3] == [
-        f"0,ant,2,0.5,0.5,{2 / 3},1.0",
-        "1,bee,0,0.0,,,",
-    ]
-    assert read_classes(tmp_path / "classes.csv") == classes
     assert scores.balanced_accuracy == pytest.approx((0.5 + 0) / 2)
     assert scores.f1_macro == pytest.approx((0.5 + 0 + 0) / 3)
     assert scores.auroc == pytest.approx(np.mean([roc_auc_score([1, 1, 0], [1, 0, 1]), 0.5]))
-
-
-@pytest.mark.parametrize("text", ["", "label,class\n", "label,class,support,head_precision,head_recall,"
-                                  "finetuned_precision,finetuned_recall\n0,cat,many,,,,\n"])  # fmt: skip
-def test_what_is_no_table_of_classes_is_refused(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "classes.csv"
-    path.write_text(text)
-    with pytest.raises(StageError, match=r"classes\.csv: not a table of classes .*dvc repro evaluate"):
-        read_classes(path)
 
 
 @pytest.mark.parametrize("classes", [2, 4])
@@ -428,13 +411,3 @@ def test_the_same_network_has_one_line_of_scores_and_one_of_advice() -> None:
     _, scores, advice = evaluation.describe(same).splitlines()
     assert scores.startswith(f"both  Test accuracy: {result.finetuned.accuracy:.2%}")
     assert advice == verdict.describe_gain(same.gain)
-
-
-def test_an_evaluation_is_read_as_it_was_written(tmp_path: Path) -> None:
-    balanced = BalancedGain(0.5, 0.6, 0.1, -0.1, 0.3)
-    for made_up in (made_up_evaluation(), replace(made_up_evaluation(), balanced=balanced, remarks=["Never: owl."])):
-        evaluation.write_evaluation(tmp_path, made_up)
-        assert evaluation.read_evaluation(tmp_path) == made_up
-    assert list(json.loads((tmp_path / "scores.json").read_text())) == [
-        "head", "finetuned", "gain", "near_duplicates", "balanced", "remarks"
-    ]  # fmt: skip

@@ -1,7 +1,5 @@
 """Back along the line from the end of fine-tuning: which point is kept, and that it is one on the line."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -9,10 +7,10 @@ from conftest import Project
 from safetensors.torch import load_file
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stages.common.cli import StageError
+from stages.common.records import read_table
 from stages.network.checkpoint import load_checkpoint
 from stages.training.history import read_history, read_kept
-from stages.training.line import ALPHAS, Point, choose, read_line, write_line
+from stages.training.line import ALPHAS, Point, choose
 
 
 def losses(best: float, depth: float, noise: float = 0.02, images: int = 200) -> list[np.ndarray]:
@@ -48,15 +46,6 @@ def test_points_that_are_not_finite_are_ruled_out() -> None:
     every = losses(1.0, depth=10.0)
     every[7:] = [np.full(200, np.inf)] * 4
     assert choose(every) == 6
-
-
-def test_the_table_is_read_as_it_was_written(tmp_path: Path) -> None:
-    points = [Point(0.0, 0.3, 0.9, 1.1), Point(0.1, float("inf"), 0.5, 1.0)]
-    write_line(tmp_path / "line.csv", points)
-    assert read_line(tmp_path / "line.csv") == points
-    (tmp_path / "line.csv").write_text("a,b\n")
-    with pytest.raises(StageError, match="not a table of points"):
-        read_line(tmp_path / "line.csv")
 
 
 @pytest.fixture
@@ -98,7 +87,7 @@ def test_the_checkpoint_lies_on_the_line_and_nothing_frozen_has_moved(tuned: Pro
 def test_the_history_says_what_was_kept(tuned: Project, capsys: pytest.CaptureFixture[str]) -> None:
     assert tuned.run("finetune") == 0
     folder = tuned.path("metrics/finetune")
-    alpha, points, epochs = alpha_of(tuned), read_line(folder / "line.csv"), read_history(folder)
+    alpha, points, epochs = alpha_of(tuned), read_table(folder / "line.csv", Point, "finetune"), read_history(folder)
     assert [point.alpha for point in points] == list(ALPHAS)
     assert points[0].val_loss == pytest.approx(epochs[0].val_loss, abs=1e-6)
     assert points[-1].val_loss == pytest.approx(epochs[-1].val_loss, abs=1e-6)
@@ -116,7 +105,10 @@ def test_the_temperature_changes_as_the_validation_images_ask_for(project: Proje
     project.build()
     assert project.run("train_head", "finetune") == 0
     before, kept = (load_checkpoint(project.checkpoint(name))[1].temperature for name in ("head", "finetuned"))
-    points = {point.alpha: point.temperature for point in read_line(project.path("metrics/finetune/line.csv"))}
+    points = {
+        point.alpha: point.temperature
+        for point in read_table(project.path("metrics/finetune/line.csv"), Point, "finetune")
+    }
     # That of a head that was found is fitted to more images than these.
     assert (before == pytest.approx(points[0.0], rel=1e-3)) == (head == "flatten")
     assert kept == pytest.approx(before * points[alpha_of(project)] / points[0.0], rel=1e-9)
@@ -129,5 +121,5 @@ def test_without_validation_images_the_end_is_kept_and_said(
     project.build()
     assert project.run("train_head", "finetune") == 0
     assert "no validation images: the end of the schedule is kept" in capsys.readouterr().out
-    assert read_line(project.path("metrics/finetune/line.csv")) == []
+    assert read_table(project.path("metrics/finetune/line.csv"), Point, "finetune") == []
     assert alpha_of(project) == 1

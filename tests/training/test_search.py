@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +11,8 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from stages.common.cli import StageError
 from stages.common.params import TrainHead, load_params
+from stages.common.records import read_table
 from stages.images.index import Entry
 from stages.network.checkpoint import load_checkpoint
 from stages.scores.suspects import find_suspects
@@ -24,10 +23,8 @@ from stages.training.search import (
     Data,
     assign_folds,
     find_head,
-    read_candidates,
     train_hidden,
     train_linear,
-    write_candidates,
 )
 
 
@@ -150,15 +147,6 @@ def test_the_folds_are_even_in_each_class_and_keep_copies_and_groups_together() 
     assert not torch.equal(folds, assign_folds(entries, 1))
 
 
-def test_the_table_is_read_as_it_was_written(tmp_path: Path) -> None:
-    candidates = [Candidate(1.0, None, 0.3, 0.9), Candidate(None, 2e-3, 0.4, 0.8)]
-    write_candidates(tmp_path / "candidates.csv", candidates)
-    assert read_candidates(tmp_path / "candidates.csv") == candidates
-    (tmp_path / "candidates.csv").write_text("a\n")
-    with pytest.raises(StageError, match="not a table of heads"):
-        read_candidates(tmp_path / "candidates.csv")
-
-
 @pytest.fixture
 def searching(project: Project) -> Project:
     project.set("model.head", "pooled")
@@ -168,7 +156,7 @@ def searching(project: Project) -> Project:
 
 def test_the_head_that_was_found_is_what_the_checkpoint_has_and_what_is_fine_tuned(searching: Project) -> None:
     assert searching.run("train_head", "finetune", "evaluate", "plot") == 0
-    best = read_candidates(searching.path("metrics/train_head/candidates.csv"))[0]
+    best = read_table(searching.path("metrics/train_head/candidates.csv"), Candidate, "train_head")[0]
     initial, head = (load_file(searching.checkpoint(name)) for name in ("initial", "head"))
     assert all(torch.equal(tensor, head[key]) for key, tensor in initial.items() if key.startswith("backbone."))
     _, description = load_checkpoint(searching.checkpoint("head"))
@@ -198,7 +186,7 @@ def test_another_head_or_the_switch_trains_what_the_parameters_say(project: Proj
     project.set(key, value)
     project.build()
     assert project.run("train_head") == 0
-    assert read_candidates(project.path("metrics/train_head/candidates.csv")) == []
+    assert read_table(project.path("metrics/train_head/candidates.csv"), Candidate, "train_head") == []
     _, description = load_checkpoint(project.checkpoint("head"))
     assert (description.hidden, description.standardized) == (8, False)
 
