@@ -18,7 +18,7 @@ from stages.network.network import build_network, calibrate_batchnorm, require_b
 from stages.network.objective import outputs_for
 from stages.network.weights import find_weights, load_into
 
-# More pictures change the statistics of a random network hardly any more.
+# More images change the statistics of a random network hardly any more.
 CALIBRATION_BATCHES, CALIBRATION_BATCH = 16, 64
 
 
@@ -65,8 +65,8 @@ def main() -> None:
     if weights.source is None:
         root, workers = Path(params.data.path), resolve_workers(params.workers)
         order = Order(len(entries), params.seed)
-        pictures = Batches(root, entries, preprocessing, CALIBRATION_BATCH, workers, order=order)
-        images = (images for images, _ in islice(pictures, CALIBRATION_BATCHES) if len(images) > 1)
+        batches = Batches(root, entries, preprocessing, CALIBRATION_BATCH, workers, order=order)
+        images = (images for images, _ in islice(batches, CALIBRATION_BATCHES) if len(images) > 1)
         calibrate_batchnorm(network, images)
     set_trainable(network, 0)
     write_layers(arguments.layers, network, preprocessing.crop)

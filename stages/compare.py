@@ -26,7 +26,7 @@ COLUMNS: dict[str, Callable[[Any], str]] = {
 
 
 def main() -> None:
-    """Print the table, and how often the same test pictures were looked at."""
+    """Print the table, and how often the same test images were looked at."""
     parser = argparse.ArgumentParser(prog="python -m stages.compare", description=__doc__)
     parser.add_argument("--csv", action="store_true", help="as CSV, with a column for each parameter that differs")
     arguments = parser.parse_args()
@@ -70,7 +70,7 @@ def describe(one: Experiment) -> list[Any]:
 
 
 def warn(experiments: list[Experiment]) -> list[str]:
-    """Say how many different results the same test pictures gave, and whether all are of the same ones."""
+    """Say how many different results the same test images gave, and whether all are of the same ones."""
     results: dict[str, set[str]] = {}
     for one in experiments:
         if one.evaluation and one.test is not None:
@@ -81,8 +81,8 @@ def warn(experiments: list[Experiment]) -> list[str]:
     most = max(map(len, results.values()), default=0)
     if most > 1:
         lines.append(
-            f"{most} different results on the same test pictures: a test part looked at fifty times is a validation "
-            "part. Choose by the validation log-loss; test on new pictures what you choose."
+            f"{most} different results on the same test images: a test part looked at fifty times is a validation "
+            "part. Choose by the validation log-loss; test on new images what you choose."
         )
     return lines
 

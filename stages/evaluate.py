@@ -1,4 +1,4 @@
-"""Step 5: both checkpoints -> their scores on the test pictures, every prediction, and whether the test is clean."""
+"""Step 5: both checkpoints -> their scores on the test images, every prediction, and whether the test is clean."""
 
 import argparse
 from pathlib import Path
@@ -35,7 +35,7 @@ from stages.training.inference import predict_with_both
 
 
 def main() -> None:
-    """Score the head and the fine-tuned checkpoint on the pictures that neither has seen."""
+    """Score the head and the fine-tuned checkpoint on the images that neither has seen."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--params", type=Path, required=True)
     parser.add_argument("--index", type=Path, required=True, help="folder with train.csv, val.csv and test.csv")

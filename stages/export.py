@@ -25,7 +25,7 @@ from stages.training.reference import read_reference
 
 
 def main() -> None:
-    """Export the network, and make sure on the test pictures that it is still the same."""
+    """Export the network, and make sure on the test images that it is still the same."""
     parser = argparse.ArgumentParser(prog="python -m stages.export", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("exported"), help="folder; default: exported")
     parser.add_argument("--checkpoint", type=Path, default=Path("data/checkpoints/finetuned.safetensors"))
@@ -58,7 +58,7 @@ def main() -> None:
         stock = stock_shapes(description.arch, description.preprocessing.crop)
         write_json(folder / "torchvision_names.json", names_in_torchvision(cut_into_blocks(stock), stock))
         write_text(folder / "labels.txt", name_lines(description.classes))
-        compared = "not compared with the checkpoint: the test pictures are not on the machine that exported it"
+        compared = "not compared with the checkpoint: the test images are not on the machine that exported it"
         if root.is_dir():
             compared = require_same(arguments.checkpoint, folder / "model.onnx", root, test, params)
         tells = reference is not None

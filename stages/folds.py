@@ -1,4 +1,4 @@
-"""All folds of the pictures, or several seeds, as experiments of DVC: does fine-tuning help, over all of them?"""
+"""All folds of the images, or several seeds, as experiments of DVC: does fine-tuning help, over all of them?"""
 
 import argparse
 from pathlib import Path
@@ -89,7 +89,7 @@ def combine(runs: dict[str, Predictions], commits: list[str], grouped: bool) -> 
     Args:
         runs: by the fold's name.
         commits: of their experiments, in the same order.
-        grouped: whether the pictures come in groups.
+        grouped: whether the images come in groups.
     """
     counts = [each for commit in commits for each in class_counts(read_files(commit, read_summary, SPLIT)).values()]
     train, val, test = (sum(each[part] for each in counts) for part in PARTS)

@@ -1,4 +1,4 @@
-"""Step 6: histories, predictions and test pictures -> figures, tables for DVC's plots, and the report."""
+"""Step 6: histories, predictions and test images -> figures, tables for DVC's plots, and the report."""
 
 import argparse
 from dataclasses import replace
@@ -15,7 +15,7 @@ from stages.images.near_duplicates import Leak
 from stages.images.summary import class_counts, read_summary
 from stages.network.checkpoint import load_checkpoint, require_classes
 from stages.report.figures import draw_numbers
-from stages.report.galleries import Album, draw_pictures
+from stages.report.galleries import Album, draw_images
 from stages.report.loss_figure import describe_losses
 from stages.report.page import Results, compose_report, describe_suspects, describe_training
 from stages.report.probabilities import describe_probabilities
@@ -32,7 +32,7 @@ from stages.training.search import Candidate
 
 
 def main() -> None:
-    """Draw what `evaluate` found and what the pictures show, and put it all on one page."""
+    """Draw what `evaluate` found and what the images show, and put it all on one page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--params", type=Path, required=True)
     parser.add_argument("--index", type=Path, required=True, help="folder with test.csv")
@@ -65,7 +65,7 @@ def main() -> None:
     identical = evaluation.gain.identical
     drawn = replace(predictions, identical=identical)
     figures = draw_numbers(drawn, evaluation.scores, (head, finetune), selected, calibrations, (line, alpha))
-    figures |= draw_pictures(drawn, album, network)
+    figures |= draw_images(drawn, album, network)
     for name, figure in figures.items():
         save_figure(metrics / "figures" / f"{name}.png", figure)
     write_curves(metrics / "curves", predictions)

@@ -1,4 +1,4 @@
-"""What the finished network says of new pictures: files and folders -> a table of predictions."""
+"""What the finished network says of new images: files and folders -> a table of predictions."""
 
 import argparse
 import sys
@@ -25,9 +25,9 @@ _REJECT = (
 
 
 def main() -> None:
-    """Predict the class of each picture; a picture that cannot be read has a row that says why."""
+    """Predict the class of each image; an image that cannot be read has a row that says why."""
     parser = argparse.ArgumentParser(prog="python -m stages.predict", description=__doc__)
-    parser.add_argument("pictures", type=Path, nargs="+", help="files, and folders at any depth")
+    parser.add_argument("images", type=Path, nargs="+", help="files, and folders at any depth")
     parser.add_argument("--output", default="predictions.csv", help=".csv or .jsonl; - for the standard output")
     parser.add_argument(
         "--checkpoint",
@@ -52,7 +52,7 @@ def main() -> None:
     if not (folder := Path(arguments.output).parent).is_dir():
         raise StageError(f"--output: there is no folder {folder}; make it first")
 
-    paths, others = find_files(arguments.pictures)
+    paths, others = find_files(arguments.images)
     make_deterministic(0)
     reuse_freed_memory()
     # "auto" may be a GPU, which is not for ONNX files.
@@ -64,7 +64,7 @@ def main() -> None:
     top, unreadable = None if arguments.all else arguments.top, 0
     with (
         open_table(arguments.output, classifier.classes, top, arguments.reject, classifier.tells_unlike) as write,
-        tqdm(total=len(paths), desc="predicting", unit=" pictures", disable=None) as progress,
+        tqdm(total=len(paths), desc="predicting", unit=" images", disable=None) as progress,
     ):
         for some in load(paths, classifier.transform, classifier.preprocessing, arguments.batch_size, workers):
             values, unlike = classifier.predict(some.images) if len(some.images) else ((), None)
@@ -77,7 +77,7 @@ def main() -> None:
     print(f"{plural(len(paths) - unreadable, 'image')} predicted{left}", file=sys.stderr)
     if unreadable:
         raise StageError(
-            f"{unreadable} of {len(paths)} pictures cannot be read; `problem` in {arguments.output} says why"
+            f"{unreadable} of {len(paths)} images cannot be read; `problem` in {arguments.output} says why"
         )
 
 

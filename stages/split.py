@@ -1,4 +1,4 @@
-"""Step 1: a folder of labelled pictures -> the index files of train, validation and test."""
+"""Step 1: a folder of labelled images -> the index files of train, validation and test."""
 
 import argparse
 import shlex
@@ -10,7 +10,7 @@ from stages.common.files import write_json
 from stages.common.params import load_params
 from stages.common.records import write_table
 from stages.common.workers import resolve_workers
-from stages.images.check import check_pictures, require_no_masks, require_usable
+from stages.images.check import check_images, require_no_masks, require_usable
 from stages.images.collection import require_classes, set_groups
 from stages.images.corrections import correct, read_corrections
 from stages.images.division import divide, find_copies, find_overlap, join_groups
@@ -32,7 +32,7 @@ from stages.images.table import read_labels
 
 
 def main() -> None:
-    """Check every picture once, divide the good ones, and report the bad ones."""
+    """Check every image once, divide the good ones, and report the bad ones."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--params", type=Path, required=True)
     parser.add_argument("--index", type=Path, required=True, help="folder for train.csv, val.csv and test.csv")
@@ -52,22 +52,22 @@ def main() -> None:
     require_classes(found, root, table=params.data.labels is not None)
     set_groups(found, split.group)
 
-    to_check = [picture.path for picture in found.pictures if picture.path not in found.rejected]
-    checked = check_pictures(root, to_check, params.data.grey_max, resolve_workers(params.workers))
+    to_check = [image.path for image in found.samples if image.path not in found.rejected]
+    checked = check_images(root, to_check, params.data.grey_max, resolve_workers(params.workers))
     damaged = {path: result.problem for path, result in checked.items() if result.problem is not None}
     hashes = {path: result.sha256 for path, result in checked.items() if result.problem is None}
-    duplicates, contradictions = find_copies(hashes, {picture.path: picture.class_name for picture in found.pictures})
+    duplicates, contradictions = find_copies(hashes, {image.path: image.class_name for image in found.samples})
     rejected = dict(sorted({**found.rejected, **damaged, **contradictions}.items()))
     require_usable(root, found, rejected, split.rejected_limit)
     if params.data.labels is None and split.given == "auto":
         require_no_masks(root, found, checked)
 
-    part_of = {picture.path: picture.part for picture in found.pictures}
+    part_of = {image.path: image.part for image in found.samples}
     overlap = find_overlap(hashes, part_of, rejected)
     label_of = {name: label for label, name in enumerate(found.by_class())}
     entries = [
         Entry(one.path, label_of[one.class_name], one.class_name, hashes[one.path], one.group)
-        for one in found.pictures
+        for one in found.samples
         if one.path not in rejected and one.path not in overlap
     ]
     firsts: dict[str, Entry] = {}
@@ -108,7 +108,7 @@ def main() -> None:
     if is_untracked(root):
         print(
             f"warning: data.path: {root} is in the repository, but neither ignored by git nor tracked by DVC: `dvc exp "
-            f"run` commits all pictures to git; move them out of it, or run `dvc add {shlex.quote(str(root))}`",
+            f"run` commits all images to git; move them out of it, or run `dvc add {shlex.quote(str(root))}`",
             file=sys.stderr,
         )
 

@@ -82,7 +82,7 @@ def randomize_batchnorm(model: nn.Module, least_variance: float = 0.5) -> None:
             nn.init.uniform_(module.running_var, least_variance, 1.5)
 
 
-def make_pictures(root: Path, classes: tuple[str, ...] = ("cat", "dog"), count: int = 20, size: int = 40) -> Path:
+def make_images(root: Path, classes: tuple[str, ...] = ("cat", "dog"), count: int = 20, size: int = 40) -> Path:
     """Noise in another colour for each class: quick to make, easy to tell apart."""
     noise = np.random.default_rng(0)
     for label, name in enumerate(classes):
@@ -101,12 +101,12 @@ def pipeline() -> dict[str, Any]:
 
 
 class Project:
-    """A folder in which the stages run as `dvc.yaml` says, on small pictures."""
+    """A folder in which the stages run as `dvc.yaml` says, on small images."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
-        self.set("data.path", "pictures")
+        self.set("data.path", "images")
         self.set("model.arch", "mobilenet_v3_small")
         self.set("model.weights", None)
         self.set("model.image_size", 32)
@@ -155,11 +155,11 @@ class Project:
         return rest
 
     def build(self) -> None:
-        """Run the first two stages; what they once wrote for the same parameters and pictures is taken again."""
+        """Run the first two stages; what they once wrote for the same parameters and images is taken again."""
         later = ("workers", "processes", "cache", "train_head", "finetune", "evaluate")
         about = hashlib.sha256(json.dumps({**self.params, **dict.fromkeys(later)}, sort_keys=True).encode())
-        for picture in sorted(self.path("pictures").rglob("*.*")):
-            about.update(f"{picture.relative_to(self.folder)}".encode() + picture.read_bytes())
+        for image in sorted(self.path("images").rglob("*.*")):
+            about.update(f"{image.relative_to(self.folder)}".encode() + image.read_bytes())
         kept = Path(BUILT.name) / about.hexdigest()
         if not kept.exists():
             assert self.run("split", "build_model") == 0
@@ -215,7 +215,7 @@ def cold_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    make_pictures(tmp_path / "pictures")
+    make_images(tmp_path / "images")
     return Project(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""`make bench`, from end to end on a few small pictures."""
+"""`make bench`, from end to end on a few small images."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, make_pictures
+from conftest import ROOT, make_images
 
 from tests.bench.bench import gather
 from tests.bench.simulate import MEASUREMENTS
@@ -39,8 +39,8 @@ def cells(output: str) -> dict[str, list[str]]:
 
 @pytest.mark.slow
 def test_the_bench_compares_every_phase_and_leaves_nothing_behind(tmp_path: Path, scratch: Path) -> None:
-    pictures = make_pictures(tmp_path / "pictures", count=12)
-    command = [*BENCH, "--data", str(pictures), *TINY, "--limit", "12", "--scale"]
+    images = make_images(tmp_path / "images", count=12)
+    command = [*BENCH, "--data", str(images), *TINY, "--limit", "12", "--scale"]
     bench = subprocess.run(command, env=environment_for(scratch), capture_output=True, text=True)
     assert bench.returncode == 0, bench.stderr
     rows = cells(bench.stdout)
@@ -68,12 +68,12 @@ def test_the_bench_compares_every_phase_and_leaves_nothing_behind(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_the_simulation_measures_every_rule_without_pictures_and_leaves_nothing_behind(scratch: Path) -> None:
+def test_the_simulation_measures_every_rule_without_images_and_leaves_nothing_behind(scratch: Path) -> None:
     command = [*BENCH, "--simulate", "500"]
     bench = subprocess.run(command, env=environment_for(scratch), capture_output=True, text=True)
     assert bench.returncode == 0, bench.stderr
     rows = cells(bench.stdout)
-    assert bench.stdout.startswith("| | 500 pictures |\n")
+    assert bench.stdout.startswith("| | 500 images |\n")
     titles = list(rows)
     measurements = [title for title, *_ in MEASUREMENTS.values()]
     assert titles[1 : 1 + len(measurements)] == measurements
@@ -90,8 +90,8 @@ def test_the_simulation_measures_every_rule_without_pictures_and_leaves_nothing_
     assert not list(scratch.iterdir())
 
 
-def test_more_pictures_are_others_first_and_then_made_and_no_file_is_like_another(tmp_path: Path) -> None:
-    data = make_pictures(tmp_path / "pictures", count=5)
+def test_more_images_are_others_first_and_then_made_and_no_file_is_like_another(tmp_path: Path) -> None:
+    data = make_images(tmp_path / "images", count=5)
     assert gather(data, tmp_path / "enough", limit=2, factor=2) == 0
     assert gather(data, tmp_path / "more", limit=2, factor=6) == 2 * (12 - 5)
     for folder, count in (("enough", 8), ("more", 24)):
@@ -100,8 +100,8 @@ def test_more_pictures_are_others_first_and_then_made_and_no_file_is_like_anothe
 
 
 def test_ctrl_c_ends_what_the_bench_started_and_removes_its_folder(tmp_path: Path, scratch: Path) -> None:
-    pictures = make_pictures(tmp_path / "pictures", count=6)
-    command = [*BENCH, "--data", str(pictures), *TINY]
+    images = make_images(tmp_path / "images", count=6)
+    command = [*BENCH, "--data", str(images), *TINY]
     bench = subprocess.Popen(command, env=environment_for(scratch), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not list(scratch.glob("*/project/data/index/test.csv")):

@@ -88,7 +88,7 @@ def test_the_lowest_validation_loss_comes_first_with_only_what_differs(repositor
     assert by_name["waiting"].split()[1] == "queued"
     assert "split.test_size" not in header + "".join(rows)
     assert parts.startswith("2 different test parts")
-    assert warning.startswith("3 different results on the same test pictures")
+    assert warning.startswith("3 different results on the same test images")
 
 
 def test_csv_has_all_digits_and_a_column_for_each_parameter_that_differs(repository: Path) -> None:

@@ -11,19 +11,19 @@ from sklearn.datasets import load_digits
 from data.digits import make
 
 
-def test_every_digit_becomes_one_picture_in_the_folder_of_its_parity(
+def test_every_digit_becomes_one_image_in_the_folder_of_its_parity(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["make.py", "--output", str(tmp_path / "images")])
     make.main()
-    pictures = sorted((tmp_path / "images").rglob("*.png"), key=lambda path: path.name)
+    images = sorted((tmp_path / "images").rglob("*.png"), key=lambda path: path.name)
     digits = load_digits().target.tolist()
-    assert [int(path.stem.partition("_")[2]) for path in pictures] == digits
-    assert [path.parent.name for path in pictures] == ["odd" if digit % 2 else "even" for digit in digits]
-    assert all(Image.open(path).mode == "RGB" and Image.open(path).size == (make.SIZE,) * 2 for path in pictures)
+    assert [int(path.stem.partition("_")[2]) for path in images] == digits
+    assert [path.parent.name for path in images] == ["odd" if digit % 2 else "even" for digit in digits]
+    assert all(Image.open(path).mode == "RGB" and Image.open(path).size == (make.SIZE,) * 2 for path in images)
 
 
-def test_a_picture_hangs_on_its_number_alone() -> None:
+def test_a_image_hangs_on_its_number_alone() -> None:
     strokes = [make.make_stroke(image) for image in load_digits().images[:20]]
     first = [make.photograph(strokes, number).tobytes() for number in range(5)]
     assert [make.photograph(strokes, number).tobytes() for number in reversed(range(5))] == first[::-1]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import ROOT, STAGES, Project, make_pictures
+from conftest import ROOT, STAGES, Project, make_images
 from PIL import Image
 
 from stages.common import params as parameters
@@ -166,7 +166,7 @@ def write_weights(path: Path, seed: int) -> None:
 
 
 class Repository:
-    """A copy of the project in a git repository of its own, with tiny pictures and a weight file."""
+    """A copy of the project in a git repository of its own, with tiny images and a weight file."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -185,9 +185,9 @@ class Repository:
             shutil.copytree(ROOT / name, folder / name, ignore=ignore)
         for lock in folder.rglob("dvc.lock"):
             lock.unlink()
-        make_pictures(folder / "my pictures", count=12)
+        make_images(folder / "my images", count=12)
         write_weights(folder / "weights.pth", seed=1)
-        (folder / ".gitignore").open("a").write("/my pictures\n/weights.pth\n")
+        (folder / ".gitignore").open("a").write("/my images\n/weights.pth\n")
         self.git("init", "--quiet")
         self.commit()
 
@@ -228,7 +228,7 @@ def settings(**more: object) -> dict[str, object]:
         "model.weights": "weights.pth",
     }
     # Found, a linear head would be the same whatever the rate.
-    return {"data.path": "my pictures", "workers": 0, "train_head.search": False, **model, **phases, **more}
+    return {"data.path": "my images", "workers": 0, "train_head.search": False, **model, **phases, **more}
 
 
 def test_a_data_set_that_is_not_there_is_named_before_dvc_looks_for_it(project: Project) -> None:
@@ -292,8 +292,8 @@ def test_what_runs_again_when_what_changes(tmp_path: Path) -> None:
 
     write_weights(tmp_path / "weights.pth", seed=2)
     assert repository.ran("dvc", "repro", "build_model") == ["data/dvc.yaml:weights", "build_model"]
-    picture = tmp_path / "my pictures" / read_index(tmp_path / "data" / "index" / "train.csv")[0].path
-    Image.new("RGB", (40, 40), "red").save(picture)
+    image = tmp_path / "my images" / read_index(tmp_path / "data" / "index" / "train.csv")[0].path
+    Image.new("RGB", (40, 40), "red").save(image)
     assert repository.ran("dvc", "repro", "build_model") == ["split", "build_model"]
     for room, name in (("network", "layer_table"), ("report", "page")):
         script = tmp_path / "stages" / room / f"{name}.py"
@@ -344,7 +344,7 @@ def test_the_weight_file_is_followed_and_never_touched(tmp_path: Path) -> None:
 def test_the_table_of_labels_is_followed(tmp_path: Path) -> None:
     repository = Repository(tmp_path)
     table, changes = tmp_path / "labels.csv", settings(**{"data.labels": "labels.csv"})
-    paths = sorted(path.relative_to(tmp_path / "my pictures").as_posix() for path in tmp_path.glob("my pictures/*/*"))
+    paths = sorted(path.relative_to(tmp_path / "my images").as_posix() for path in tmp_path.glob("my images/*/*"))
     rows = [f"{path},{path.split('/')[0]}" for path in paths]
     table.write_text("\n".join(["path,label", *rows]))
     assert repository.run_experiment("split", **changes) == ["data/dvc.yaml:labels", "split"]
@@ -359,7 +359,7 @@ def test_the_table_of_labels_is_followed(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_an_experiment_runs_in_a_copy_of_the_repository(tmp_path: Path) -> None:
     repository = Repository(tmp_path)
-    changes = settings(**{"data.path": tmp_path / "my pictures", "model.weights": tmp_path / "weights.pth"})
+    changes = settings(**{"data.path": tmp_path / "my images", "model.weights": tmp_path / "weights.pth"})
     options = (f"--set-param={key}={value}" for key, value in changes.items())
     output = repository.call("dvc", "exp", "run", "--temp", *options, "build_model")
     assert f"weights {tmp_path / 'weights.pth'}, 32 px" in output

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, make_pictures
+from conftest import ROOT, make_images
 
 from stages import folds as stages_folds
 from stages.common import experiments
 from stages.common.cli import run
 from stages.scores.predictions import Predictions
 
-# Each fold tests its own pictures; with a file `broken` there, fold 1 fails.
+# Each fold tests its own images; with a file `broken` there, fold 1 fails.
 MAKE = """
 import csv, json, pathlib, sys, yaml
 params = yaml.safe_load(open("params.yaml"))
@@ -48,10 +48,10 @@ pathlib.Path("data/predictions.npz").write_bytes(b"not needed with two classes")
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     folder = tmp_path / "repository"
-    pictures = make_pictures(tmp_path / "pictures", count=15)
+    images = make_images(tmp_path / "images", count=15)
     folder.mkdir()
     params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["data"]["path"] = str(pictures)
+    params["data"]["path"] = str(images)
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     (folder / "make.py").write_text(MAKE)
     stage = {
@@ -98,7 +98,7 @@ def test_folds_go_on_with_what_is_missing_and_end_in_one_answer(repository: Path
     together = json.loads((repository / "metrics/folds.json").read_text())
     assert [run["name"] for run in together["runs"]] == ["fold 0", "fold 1", "fold 2"]
     gain = together["gain"]
-    assert (together["pictures"], gain["fixed"], gain["broken"]) == (30, 3, 3)
+    assert (together["images"], gain["fixed"], gain["broken"]) == (30, 3, 3)
     with (repository / "metrics/folds/suspects.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 6
     page = (repository / "metrics/folds/README.md").read_text()
@@ -114,7 +114,7 @@ def test_folds_go_on_with_what_is_missing_and_end_in_one_answer(repository: Path
 def test_seeds_are_compared_on_one_split(repository: Path) -> None:
     finished = folds(repository, "--seeds", "42, 43")
     assert finished.returncode == 0, finished.stderr
-    assert "2 seeds on the same 10 test pictures" in finished.stdout
+    assert "2 seeds on the same 10 test images" in finished.stdout
     together = json.loads((repository / "metrics/folds.json").read_text())
     assert [run["name"] for run in together["runs"]] == ["seed 42", "seed 43"]
     assert together["gain"]["verdict"] is None

@@ -18,8 +18,8 @@ WEIGHTS = os.environ.get("DVC_FINETUNE_WEIGHTS")  # mobilenet_v3_large, trained 
 def test_a_few_photos_are_enough_with_pretrained_features_and_a_copy_is_found(tmp_path: Path) -> None:
     for folder in sorted(Path(PHOTOS or "").iterdir()):
         (tmp_path / "photos" / folder.name).mkdir(parents=True)
-        for picture in sorted(folder.iterdir())[:60]:
-            (tmp_path / "photos" / folder.name / picture.name).symlink_to(picture)
+        for image in sorted(folder.iterdir())[:60]:
+            (tmp_path / "photos" / folder.name / image.name).symlink_to(image)
     project = Project(tmp_path)
     project.set("data.path", "photos")
     project.set("model", {"arch": "mobilenet_v3_large", "weights": WEIGHTS, "head": "pooled", "hidden": 50,

@@ -1,4 +1,4 @@
-"""Whole runs of the six stages on small pictures."""
+"""Whole runs of the six stages on small images."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from by_hand import mcnemar, newcombe, wilson
-from conftest import STAGES, Project, make_pictures
+from conftest import STAGES, Project, make_images
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import (
@@ -45,7 +45,7 @@ CLASSES = {"two classes": ("cat", "dog"), "three classes": ("ant", "bee", "cat")
 )
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Project:
     folder = tmp_path_factory.mktemp("project")
-    make_pictures(folder / "pictures", request.param)
+    make_images(folder / "images", request.param)
     project = Project(folder)
     for phase in ("train_head", "finetune"):
         project.set(f"{phase}.weight_decay", 0.01)
@@ -81,7 +81,7 @@ def test_every_file_of_the_contract_is_written(finished: Project) -> None:
     assert not list(finished.folder.rglob("*.tmp"))
 
 
-def test_easy_pictures_are_learned(finished: Project) -> None:
+def test_easy_images_are_learned(finished: Project) -> None:
     evaluation = json.loads(finished.path("metrics/scores.json").read_text())
     assert evaluation["head"]["accuracy"] > 0.7
     assert evaluation["finetuned"]["accuracy"] > 0.7
@@ -173,7 +173,7 @@ def test_scores_can_be_computed_again_from_the_predictions(finished: Project) ->
         assert gain[name] == pytest.approx(difference, abs=1e-12)
 
 
-def test_copies_of_a_test_picture_change_no_score_and_are_said_to_be_there(
+def test_copies_of_a_test_image_change_no_score_and_are_said_to_be_there(
     finished: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     test = finished.path("data/index/test.csv")
@@ -195,12 +195,12 @@ def test_copies_of_a_test_picture_change_no_score_and_are_said_to_be_there(
         for number in range(5)
     ]
     for original, copy in zip(np.repeat(np.array(entries[:2]), 5), copies, strict=True):
-        shutil.copy(finished.path(f"pictures/{original.path}"), finished.path(f"pictures/{copy.path}"))
+        shutil.copy(finished.path(f"images/{original.path}"), finished.path(f"images/{copy.path}"))
     try:
         write_index(test, sorted([*entries, *copies], key=lambda entry: entry.path))
         capsys.readouterr()
         assert finished.run("evaluate") == 0
-        assert "10 test pictures not counted: the bytes are those of another." in capsys.readouterr().out
+        assert "10 test images not counted: the bytes are those of another." in capsys.readouterr().out
         assert finished.run("plot") == 0
         after = {name: finished.path(f"metrics/{name}").read_text() for name in names}
         assert after["classes.csv"] == before["classes.csv"]
@@ -216,7 +216,7 @@ def test_copies_of_a_test_picture_change_no_score_and_are_said_to_be_there(
     finally:
         test.write_text(kept)
         for copy in copies:
-            finished.path(f"pictures/{copy.path}").unlink()
+            finished.path(f"images/{copy.path}").unlink()
         shutil.rmtree(finished.path("metrics"))
         shutil.copytree(tmp_path / "metrics", finished.path("metrics"))
         shutil.copy(tmp_path / "predictions.npz", finished.path("data"))
@@ -259,13 +259,13 @@ def test_with_many_classes_git_gets_a_short_table_and_plot_reads_the_rest_from_d
         archive.write_bytes(full)
 
 
-def test_distinct_pictures_are_no_near_duplicates(finished: Project) -> None:
+def test_distinct_images_are_no_near_duplicates(finished: Project) -> None:
     assert finished.path("metrics/near_duplicates.csv").read_text() == "test,train,cosine\n"
     evaluation = json.loads(finished.path("metrics/scores.json").read_text())
     assert evaluation["near_duplicates"] == {
         "threshold": THRESHOLD,
         "pairs": 0,
-        "test_pictures": 0,
+        "test_images": 0,
         "compared": 1.0,
         **{f"{model}_accuracy": evaluation[model]["accuracy"] for model in ("head", "finetuned")},
     }
@@ -286,7 +286,7 @@ def test_the_head_taken_for_the_fine_tuned_checkpoint_is_no_evidence(project: Pr
 
 
 def test_shuffled_test_labels_score_as_chance(tmp_path: Path) -> None:
-    make_pictures(tmp_path / "pictures", count=120)
+    make_images(tmp_path / "images", count=120)
     project = Project(tmp_path)
     project.set("split.test_size", 0.7)
     project.set("train_head.lr", 3e-3)
@@ -305,14 +305,14 @@ def test_shuffled_test_labels_score_as_chance(tmp_path: Path) -> None:
     assert project.run("evaluate") == 0
     evaluation = json.loads(project.path("metrics/scores.json").read_text())
     for model in ("head", "finetuned"):
-        # Four standard deviations of what chance gives for 84 pictures of each class.
+        # Four standard deviations of what chance gives for 84 images of each class.
         assert evaluation[model]["accuracy"] == pytest.approx(0.5, abs=4 * 0.5 / 168**0.5)
         assert evaluation[model]["auroc"] == pytest.approx(0.5, abs=4 / (12 * 42) ** 0.5)
     assert evaluation["gain"]["verdict"] == "no evidence"
 
 
 def test_torchevals_accuracy_equals_scikit_learns_on_the_same_run(finished: Project) -> None:
-    # The history is torcheval's, on the watched pictures; evaluate's is scikit-learn's: let it score those same ones.
+    # The history is torcheval's, on the watched images; evaluate's is scikit-learn's: let it score those same ones.
     val = finished.path("data/index/val.csv").read_text()
     test = finished.path("data/index/test.csv")
     kept = test.read_text()
@@ -331,7 +331,7 @@ def test_torchevals_accuracy_equals_scikit_learns_on_the_same_run(finished: Proj
     history = json.loads(finished.path("metrics/finetune/metrics.json").read_text())
     last = read_history(finished.path("metrics/finetune"))[-1]
     assert evaluation["finetuned"]["accuracy"] == pytest.approx(last.accuracy, abs=1e-6)
-    # Both are after the temperature, which was fitted to these very pictures.
+    # Both are after the temperature, which was fitted to these very images.
     assert evaluation["finetuned"]["loss"] == pytest.approx(history["val_loss"], abs=1e-5)
     assert evaluation["finetuned"]["loss"] == pytest.approx(calibration["finetuned"]["after"]["loss"]["value"])
     assert evaluation["finetuned"]["loss"] <= calibration["finetuned"]["before"]["loss"]["value"] + 1e-6
@@ -347,7 +347,7 @@ def test_nothing_tracked_names_the_machine_the_day_or_the_folder(finished: Proje
             assert not [word for word in words if word in path.read_text()], path
 
 
-def test_figures_are_pictures_with_something_on_them_and_the_report_shows_each(finished: Project) -> None:
+def test_figures_are_images_with_something_on_them_and_the_report_shows_each(finished: Project) -> None:
     written = {path.stem for path in finished.path("metrics/figures").glob("*.png")}
     assert written == {name for name, *_ in FIGURES}
     report = finished.path("metrics/report.md").read_text()
@@ -367,7 +367,7 @@ def test_the_report_has_the_verdict_and_the_recipe(finished: Project) -> None:
         assert f"| `finetune.{key}` | `{'null' if value is None else value}` |" in report
 
 
-def test_predictions_of_other_pictures_are_refused(finished: Project, refusal: Callable[[Project, str], str]) -> None:
+def test_predictions_of_other_images_are_refused(finished: Project, refusal: Callable[[Project, str], str]) -> None:
     path = finished.path("metrics/predictions.csv")
     kept = path.read_text()
     header, first, *rest = kept.splitlines(keepends=True)
@@ -396,9 +396,7 @@ def test_evaluate_ends_with_a_table_and_the_verdict(finished: Project, capsys: p
         assert line.endswith(f"{scores['loss']:.4f}")
     assert f"{100 * evaluation['gain']['accuracy']:+z.2f} points" in gain
     assert sentence == describe_gain(read_evaluation(finished.path("metrics")).gain)
-    assert duplicates.startswith(
-        "No test picture was found to be nearly the same as a training or validation picture. "
-    )
+    assert duplicates.startswith("No test image was found to be nearly the same as a training or validation image. ")
 
 
 @pytest.fixture
@@ -438,7 +436,7 @@ def test_without_a_validation_part_training_watches_the_test_part_and_there_is_n
     evaluation = json.loads(project.path("metrics/scores.json").read_text())
     assert evaluation["finetuned"]["loss"] == pytest.approx(history["val_loss"], abs=1e-5)
     assert [evaluation["gain"][key] for key in ("verdict", "loss_verdict", "mcnemar_p")] == [None] * 3
-    loud = "NO VERDICT: training watched the test pictures (split.val_size is 0)"
+    loud = "NO VERDICT: training watched the test images (split.val_size is 0)"
     assert loud in capsys.readouterr().out
     report = project.path("metrics/report.md").read_text()
     assert report.splitlines()[2].startswith(f"**{loud}")

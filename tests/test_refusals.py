@@ -1,4 +1,4 @@
-"""What a stage refuses: one line that names the key, file or picture; exit code 1; finished outputs as they were."""
+"""What a stage refuses: one line that names the key, file or image; exit code 1; finished outputs as they were."""
 
 import errno
 import gc
@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import STAGES, Project, make_pictures
+from conftest import STAGES, Project, make_images
 from safetensors.torch import save_file
 from torch.hub import get_dir
 
@@ -24,7 +24,7 @@ from stages.common.cli import _Interrupt
 from stages.network import objective
 from stages.network.weights import METADATA_KEY
 
-# Pictures are read where nothing is kept of them.
+# Images are read where nothing is kept of them.
 pytestmark = pytest.mark.usefixtures("cold_cache")
 
 Refusal = Callable[[Project, str], str]
@@ -66,8 +66,8 @@ def test_data_path_is_empty(project: Project, refusal: Refusal) -> None:
 
 
 def test_one_class_only(project: Project, refusal: Refusal) -> None:
-    shutil.rmtree(project.path("pictures/dog"))
-    assert "data.path: pictures holds one class only (cat)" in refusal(project, "split")
+    shutil.rmtree(project.path("images/dog"))
+    assert "data.path: images holds one class only (cat)" in refusal(project, "split")
 
 
 def test_a_class_folder_that_may_not_be_listed(
@@ -81,35 +81,35 @@ def test_a_class_folder_that_may_not_be_listed(
         return listdir(path)
 
     monkeypatch.setattr(os, "listdir", refuse)
-    assert "data.path: pictures/dog: permission denied; make it readable" in refusal(project, "split")
+    assert "data.path: images/dog: permission denied; make it readable" in refusal(project, "split")
 
 
-def test_a_class_folder_without_pictures(project: Project, refusal: Refusal) -> None:
-    project.path("pictures/owl").mkdir()
-    assert "data.path: no pictures in pictures/owl" in refusal(project, "split")
+def test_a_class_folder_without_images(project: Project, refusal: Refusal) -> None:
+    project.path("images/owl").mkdir()
+    assert "data.path: no images in images/owl" in refusal(project, "split")
 
 
 @pytest.mark.parametrize(("count", "val_size"), [(2, 0.1), (1, 0)])
 def test_a_class_too_small_to_split(project: Project, refusal: Refusal, count: int, val_size: float) -> None:
     project.set("split.val_size", val_size)
-    make_pictures(project.path("pictures"), ("cat", "dog", "owl"))
-    for path in sorted(project.path("pictures/owl").iterdir())[count:]:
+    make_images(project.path("images"), ("cat", "dog", "owl"))
+    for path in sorted(project.path("images/owl").iterdir())[count:]:
         path.unlink()
-    assert f"class 'owl' is too small to split: {count} different pictures" in refusal(project, "split")
+    assert f"class 'owl' is too small to split: {count} different images" in refusal(project, "split")
 
 
-def test_all_pictures_of_a_class_are_bad(project: Project, refusal: Refusal) -> None:
-    for path in project.path("pictures/dog").iterdir():
+def test_all_images_of_a_class_are_bad(project: Project, refusal: Refusal) -> None:
+    for path in project.path("images/dog").iterdir():
         path.write_bytes(b"")
-    assert "all 20 pictures of class 'dog' are bad, such as 'dog/000.png' (empty file)" in refusal(project, "split")
+    assert "all 20 images of class 'dog' are bad, such as 'dog/000.png' (empty file)" in refusal(project, "split")
 
 
 def test_more_bad_files_than_the_limit(project: Project, refusal: Refusal) -> None:
-    project.path("pictures/dog/000.png").write_bytes(b"")
-    project.path("pictures/dog/001.png").write_bytes(b"")
+    project.path("images/dog/000.png").write_bytes(b"")
+    project.path("images/dog/001.png").write_bytes(b"")
     assert project.run("split") == 0  # 2 of 40 are the limit of 5%
     before = snapshot(project)
-    project.path("pictures/dog/002.png").write_bytes(b"")
+    project.path("images/dog/002.png").write_bytes(b"")
     assert "split.rejected_limit: 3 of 40 files are bad (7.5%, the limit is 5.0%)" in refusal(project, "split")
     assert snapshot(project) == before
 
@@ -262,16 +262,16 @@ def test_a_weight_file_that_cannot_be_used(
     ],
     ids=["deleted", "deleted, two workers", "changed", "emptied"],
 )
-def test_a_picture_deleted_or_changed_after_split(
+def test_a_image_deleted_or_changed_after_split(
     built: Project, refusal: Refusal, workers: int, spoil: Callable[[Path], object], message: str
 ) -> None:
     from stages.images.index import read_index
 
     entry = read_index(built.path("data/index/train.csv"))[3]
-    spoil(built.path("pictures") / entry.path)
+    spoil(built.path("images") / entry.path)
     built.set("workers", workers)
     line = refusal(built, "train_head")
-    assert f"pictures/{entry.path}: {message}" in line
+    assert f"images/{entry.path}: {message}" in line
     assert not built.checkpoint("head").exists()
 
 
@@ -360,8 +360,8 @@ def test_a_killed_decoding_process_is_told_in_one_line(
         os.kill(os.getpid(), signal.SIGKILL)
         return b""
 
-    monkeypatch.setattr("stages.images.check.read_picture", die)
-    monkeypatch.setattr("stages.images.batches.read_picture", die)
+    monkeypatch.setattr("stages.images.check.read_image", die)
+    monkeypatch.setattr("stages.images.batches.read_image", die)
     built.set("workers", 2)
     assert "workers: a process was killed" in refusal(built, stage)
     # Its broken connections complain when they are collected: here, and not in the midst of another test.

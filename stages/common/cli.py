@@ -35,7 +35,7 @@ _LOST_SIGNS = ("gloo", "nccl", "connection", "socket", "broken pipe", "store")
 class StageError(Exception):
     """Something only the user can put right.
 
-    The message is one line that names the key, file or picture and the way out.
+    The message is one line that names the key, file or image and the way out.
     """
 
 

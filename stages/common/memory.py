@@ -18,21 +18,21 @@ def total_memory() -> float:
     return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *map(_read_limit, _LIMITS))
 
 
-def require_memory(pictures: int, bytes_each: float, image_size: int) -> None:
+def require_memory(images: int, bytes_each: float, image_size: int) -> None:
     """Refuse what cannot be done here: Linux would end the process without a word.
 
     Args:
-        pictures: that are in work at one time.
+        images: that are in work at one time.
         bytes_each: that each takes at least.
-        image_size: height and width of the pictures, pixels.
+        image_size: height and width of the images, pixels.
 
     Raises:
         StageError: together they take more than there is.
     """
-    needed, there = pictures * bytes_each, total_memory()
+    needed, there = images * bytes_each, total_memory()
     if needed > there:
         raise StageError(
-            f"model.image_size: {pictures:,} pictures of {image_size:,} px at a time need {needed / 1e9:,.1f} GB, of "
+            f"model.image_size: {images:,} images of {image_size:,} px at a time need {needed / 1e9:,.1f} GB, of "
             f"{there / 1e9:,.1f} GB here; lower it"
         )
 
@@ -41,7 +41,7 @@ def reuse_freed_memory() -> None:
     """Let the C library keep freed blocks, where it is glibc: a network asks for the same ones at each step.
 
     By default glibc gives blocks above 32 MiB back to the kernel, and they are faulted in again, page by page: half of
-    the time of predicting 128 pictures, a third of a flatten head's step (its gradient has 94 MB). mallopt(3): no block
+    the time of predicting 128 images, a third of a flatten head's step (its gradient has 94 MB). mallopt(3): no block
     is mapped on its own (M_MMAP_MAX), and the heap does not shrink (M_TRIM_THRESHOLD).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

@@ -33,7 +33,7 @@ AnySection = TypeVar("AnySection", bound=Section)
 
 
 class Data(Section):
-    """Which pictures."""
+    """Which images."""
 
     path: Annotated[str, Field(min_length=1)]
     labels: Annotated[str, Field(min_length=1)] | None = None
@@ -57,7 +57,7 @@ SeedNumber = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Split(Section):
-    """How the pictures are divided; fractions of each class.
+    """How the images are divided; fractions of each class.
 
     With `folds`, the test part is the one of so many equal parts that `fold` names, in place of `test_size`. `seed` is
     that of the division, `None`: the seed of everything.

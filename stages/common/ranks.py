@@ -187,7 +187,7 @@ def require_same(params: Params, files: Sequence[Path]) -> None:
     about = {"params.yaml": json.dumps(own), **{str(path): sha256_of(path) for path in files}}
     differ = [name for name, value in about.items() if agree(value) != value]
     if names := [name for names in gather(differ) for name in names]:
-        raise StageError(f"{names[0]}: not the same on all machines; start from the same commit with the same pictures")
+        raise StageError(f"{names[0]}: not the same on all machines; start from the same commit with the same images")
 
 
 def leave() -> None:

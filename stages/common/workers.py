@@ -1,4 +1,4 @@
-"""How many processes decode pictures."""
+"""How many processes decode images."""
 
 import os
 import tempfile
@@ -7,7 +7,7 @@ from stages.common.cli import StageError
 
 # More decoders than this outrun any one network.
 _MOST = 16
-# Decoding processes hand their pictures over through sockets in a folder below this one, and a socket's path has at
+# Decoding processes hand their images over through sockets in a folder below this one, and a socket's path has at
 # most 103 bytes (macOS; Linux: 107). Where it is longer, torch's loader waits for ever.
 _LONGEST_TEMPORARY_FOLDER = 103 - len("/pymp-12345678/listener-12345678")
 

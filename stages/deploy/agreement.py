@@ -1,4 +1,4 @@
-"""Whether an exported network is the same network: two sets of probabilities of the same pictures."""
+"""Whether an exported network is the same network: two sets of probabilities of the same images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +22,13 @@ _UNLIKE_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Agreement:
-    """How the exported network differs from the original on `pictures`.
+    """How the exported network differs from the original on `images`.
 
     `largest_difference` of a probability; `changed` predictions, of which `ties` are between classes that the original
     takes for equally probable, within `TOLERANCE`; both accuracies.
     """
 
-    pictures: int
+    images: int
     largest_difference: float
     changed: int
     ties: int
@@ -67,7 +67,7 @@ def describe_agreement(agreement: Agreement) -> str:
     """Put it into one line."""
     ties = f" ({plural(agreement.ties, 'tie')})" if agreement.ties else ""
     return (
-        f"compared with the checkpoint: {plural(agreement.pictures, 'test picture')} through both: largest difference "
+        f"compared with the checkpoint: {plural(agreement.images, 'test image')} through both: largest difference "
         "of a probability "
         f"{agreement.largest_difference:.1e}, {plural(agreement.changed, 'prediction')} changed{ties}, accuracy "
         f"{percent(agreement.accuracy)} and {percent(agreement.exported_accuracy)}"
@@ -75,10 +75,10 @@ def describe_agreement(agreement: Agreement) -> str:
 
 
 def require_same(checkpoint: Path, exported: Path, root: Path, test: list[Entry], params: Params) -> str:
-    """Say how far an exported network agrees with its checkpoint on the test pictures.
+    """Say how far an exported network agrees with its checkpoint on the test images.
 
     Raises:
-        StageError: it is another network, or a picture cannot be read.
+        StageError: it is another network, or an image cannot be read.
     """
     workers, cpu = resolve_workers(params.workers), torch.device("cpu")
     (before, unlike), (after, unlike_there) = (
@@ -88,5 +88,5 @@ def require_same(checkpoint: Path, exported: Path, root: Path, test: list[Entry]
     if not agreement.is_close:
         raise StageError(f"not exported, for it would be another network: {describe_agreement(agreement)}")
     if unlike is not None and unlike_there is not None and np.abs(unlike - unlike_there).max() > _UNLIKE_TOLERANCE:
-        raise StageError("not exported, for `unlike` of the test pictures would be another number")
+        raise StageError("not exported, for `unlike` of the test images would be another number")
     return describe_agreement(agreement)

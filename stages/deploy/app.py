@@ -1,4 +1,4 @@
-"""A page to try the finished network: pictures in, probabilities and Grad-CAM out. Nothing is written to disk."""
+"""A page to try the finished network: images in, probabilities and Grad-CAM out. Nothing is written to disk."""
 
 import asyncio
 import base64
@@ -47,7 +47,7 @@ def make_app(
     hosts: list[str] | None,
     max_bytes: int = MOST_BYTES,
 ) -> Starlette:
-    """Return the server's application: the page at `/`, and `/classify`, which takes the bytes of a picture's file.
+    """Return the server's application: the page at `/`, and `/classify`, which takes the bytes of an image's file.
 
     Args:
         network: on the CPU.
@@ -103,9 +103,7 @@ def _make_explain(
     block = find_block(network, preprocessing.crop)
 
     def explain(content: bytes) -> dict[str, Any]:
-        images = transform(decode_with_facts(content, preprocessing.grey_max, preprocessing.least("none")).picture)[
-            None
-        ]
+        images = transform(decode_with_facts(content, preprocessing.grey_max, preprocessing.least("none")).image)[None]
         with torch.inference_mode():
             activations = network.backbone(images)
             novelty = None if unlike is None else float(unlike(features(activations)))
@@ -124,7 +122,7 @@ def _make_explain(
             ],
             "unlike": novelty,
             "others": max(len(order) - _MOST_SHOWN, 0),
-            "picture": _as_url(seen),
+            "image": _as_url(seen),
             "heat": None if heat is None else _as_url(lay_over(seen, heat)),
         }
 

@@ -25,8 +25,8 @@ from stages.scores.verdict import describe_gain
 
 _MOST_CLASSES = 100
 _UNLIKE = (
-    " `unlike`, the second output of `model.onnx`, tells: above 1.0, a picture is farther from the training "
-    "pictures than 99% of the validation pictures."
+    " `unlike`, the second output of `model.onnx`, tells: above 1.0, an image is farther from the training "
+    "images than 99% of the validation images."
 )
 _PRINT_UNLIKE = 'print(f"unlike: {unlike[0][0]:.4f} (above 1: farther from the training images than 99% of others)")\n'
 _STANDARDIZE = """\
@@ -63,7 +63,7 @@ def compose_card(
         recipe: the parameters to list, by their dotted names.
         evaluation: what the test found.
         compared: how the exported file and the checkpoint agree.
-        tested: number of test pictures, copies counted once.
+        tested: number of test images, copies counted once.
         tells_unlike: the exported file says how unlike the training images an image is.
     """
     counts = class_counts(split)
@@ -90,14 +90,14 @@ def compose_card(
             bullets(
                 [
                     *describe_limits(evaluation, counted, parts["test"] - tested),
-                    "Every picture gets one of the classes, also one that shows none of them."
+                    "Every image gets one of the classes, also one that shows none of them."
                     + _UNLIKE * tells_unlike,
                 ]
             ),
             "## Use it",
-            f"A picture has to be upright, RGB, and resized: {describe_resize(description.preprocessing)}. The "
+            f"An image has to be upright, RGB, and resized: {describe_resize(description.preprocessing)}. The "
             "programs below do that for usual files; transparency, 16-bit grey and colour profiles need a conversion "
-            "before. Each is called in this folder, with the path of a picture.",
+            "before. Each is called in this folder, with the path of an image.",
             "With onnxruntime and Pillow:",
             _fenced(onnx_program(description.preprocessing, tells_unlike)),
             "With safetensors and torchvision:",
@@ -125,13 +125,13 @@ def _head(description: Description, data: str, scores: Scores) -> str:
         "model-index": [{"name": f"{description.arch} fine-tuned on {data}", "results": [result]}],
     }
     text = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
-    return f"---\n# The license is yours to choose: it depends on the pictures and on the weights.\n{text}---"
+    return f"---\n# The license is yours to choose: it depends on the images and on the weights.\n{text}---"
 
 
 def _scores(evaluation: Evaluation) -> str:
     models = list(evaluation.scores.values())
     return table(
-        ["on the test pictures", *["before fine-tuning", "this model"][-len(models) :]],
+        ["on the test images", *["before fine-tuning", "this model"][-len(models) :]],
         [
             ["accuracy", *(percent(scores.accuracy) for scores in models)],
             ["95% interval", *(percent_range(scores.accuracy_low, scores.accuracy_high) for scores in models)],
@@ -147,21 +147,21 @@ def _fenced(program: str) -> str:
 
 
 def onnx_program(preprocessing: Preprocessing, tells_unlike: bool = False) -> str:
-    """Return a Python program that prints the probabilities of one picture, perhaps `unlike`, by `model.onnx` alone."""
+    """Return a Python program that prints the probabilities of one image, perhaps `unlike`, by `model.onnx` alone."""
     return f"""\
 import sys
 import numpy as np, onnxruntime
 from PIL import Image, ImageOps
 
 {_resize(preprocessing)}
-images = np.asarray(picture).transpose(2, 0, 1)[None]
+images = np.asarray(image).transpose(2, 0, 1)[None]
 probabilities, *unlike = onnxruntime.InferenceSession("model.onnx").run(None, {{"images": images}})
 print(dict(zip(open("labels.txt", encoding="utf-8").read().splitlines(), probabilities[0].tolist())))
 {_PRINT_UNLIKE * tells_unlike}"""
 
 
 def torchvision_program(network: Network, description: Description) -> str:
-    """Return a Python program that prints the probabilities of one picture, by `model.safetensors` and torchvision."""
+    """Return a Python program that prints the probabilities of one image, by `model.safetensors` and torchvision."""
     size = description.preprocessing.crop
     options = dict(stock_options(description.arch, size))
     if "init_weights" in options:
@@ -191,7 +191,7 @@ model.load_state_dict(state)
 ).eval()
 head.load_state_dict({{key[len("classifier."):]: tensors[key] for key in tensors if key not in names}})
 {_resize(preprocessing)}
-images = functional.to_dtype(functional.to_image(picture), torch.float32, scale=True)[None]
+images = functional.to_dtype(functional.to_image(image), torch.float32, scale=True)[None]
 images = functional.normalize(images, {list(preprocessing.mean)}, {list(preprocessing.std)})
 with torch.inference_mode():
     logits = head(create_feature_extractor(model, {{"{parts.features}": "features"}})(images)["features"]){temperature}
@@ -214,19 +214,19 @@ def _constructor(layer: nn.Module) -> str:
 
 def _resize(preprocessing: Preprocessing) -> str:
     size, method = preprocessing.crop, f"Image.Resampling.{preprocessing.interpolation.upper()}"
-    lines = ["picture = Image.open(sys.argv[1])"]
+    lines = ["image = Image.open(sys.argv[1])"]
     if least := preprocessing.least("none"):
-        lines.append(f"picture.draft(None, ({least}, {least}))  # a large JPEG at a fraction of its size")
-    lines.append('picture = ImageOps.exif_transpose(picture).convert("RGB")')
+        lines.append(f"image.draft(None, ({least}, {least}))  # a large JPEG at a fraction of its size")
+    lines.append('image = ImageOps.exif_transpose(image).convert("RGB")')
     if preprocessing.pad:
-        lines.append(f"picture = ImageOps.pad(picture, ({size}, {size}), {method}, {margin_colour(preprocessing)})")
+        lines.append(f"image = ImageOps.pad(image, ({size}, {size}), {method}, {margin_colour(preprocessing)})")
     elif preprocessing.resize is None:
-        lines.append(f"picture = picture.resize(({size}, {size}), {method})")
+        lines.append(f"image = image.resize(({size}, {size}), {method})")
     else:
         lines += [
-            "sides, shorter = picture.size, min(picture.size)",
-            f"picture = picture.resize([{preprocessing.resize} * side // shorter for side in sides], {method})",
-            f"left, top = (round((side - {size}) / 2) for side in picture.size)",
-            f"picture = picture.crop((left, top, left + {size}, top + {size}))",
+            "sides, shorter = image.size, min(image.size)",
+            f"image = image.resize([{preprocessing.resize} * side // shorter for side in sides], {method})",
+            f"left, top = (round((side - {size}) / 2) for side in image.size)",
+            f"image = image.crop((left, top, left + {size}, top + {size}))",
         ]
     return "\n".join(lines)

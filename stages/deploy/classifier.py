@@ -1,4 +1,4 @@
-"""A finished network, from a checkpoint or an ONNX file: pictures -> probabilities."""
+"""A finished network, from a checkpoint or an ONNX file: images -> probabilities."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,9 +29,9 @@ Answer = tuple[NDArray[np.float64], NDArray[np.float64] | None]
 
 @dataclass(frozen=True)
 class Classifier:
-    """What is needed to classify pictures.
+    """What is needed to classify images.
 
-    `classes` are in the order of their labels; `transform` makes of an RGB picture what `predict` takes, in
+    `classes` are in the order of their labels; `transform` makes of an RGB image what `predict` takes, in
     batches (n, 3, crop, crop), to return probabilities (n, classes) and, where it is known, how unlike the training
     images they are, (n,); `tells_unlike`: whether it is.
     """
@@ -119,7 +119,7 @@ def open_network(
 
 
 def classify(classifier: Classifier, root: Path, test: list[Entry], workers: int) -> Answer:
-    """Return the probabilities, (n, classes), of the pictures on disk, and how unlike the training images they are.
+    """Return the probabilities, (n, classes), of the images on disk, and how unlike the training images they are.
 
     Raises:
         StageError: one of them cannot be read.

@@ -1,6 +1,6 @@
 """ONNX files: a finished network that runs without this project and without torch.
 
-A file takes uint8 RGB pictures (n, 3, size, size), already resized, and returns probabilities (n, classes), float32,
+A file takes uint8 RGB images (n, 3, size, size), already resized, and returns probabilities (n, classes), float32,
 and, where it is known, how unlike the training images they are, (n,).
 Normalization, the network, its temperature and sigmoid or softmax are inside.
 """
@@ -129,13 +129,13 @@ def _metadata(description: Description, checkpoint_sha256: str) -> dict[str, str
 
 
 def describe_resize(preprocessing: Preprocessing) -> str:
-    """Say in words how a picture becomes a square."""
+    """Say in words how an image becomes a square."""
     size, method = preprocessing.crop, preprocessing.interpolation
     if preprocessing.pad:
         colour = ", ".join(map(str, margin_colour(preprocessing)))
-        return f"the whole picture into {size} x {size} pixels ({method}, antialiased), margins of RGB ({colour})"
+        return f"the whole image into {size} x {size} pixels ({method}, antialiased), margins of RGB ({colour})"
     if preprocessing.resize is None:
-        return f"the whole picture to {size} x {size} pixels ({method}, antialiased), out of proportion"
+        return f"the whole image to {size} x {size} pixels ({method}, antialiased), out of proportion"
     return (
         f"the shorter side to {preprocessing.resize} pixels ({method}, antialiased), "
         f"then {size} x {size} from the middle"
@@ -157,7 +157,7 @@ class OnnxNetwork:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
-        # Threads that wait for work would take it from the processes that decode pictures.
+        # Threads that wait for work would take it from the processes that decode images.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -175,6 +175,6 @@ class OnnxNetwork:
             raise StageError(f"{path}: of another version of this project; export it again") from error
 
     def predict(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-        """Return probabilities, (n, classes), and how unlike the training images, (n,), pictures (n, 3, s, s) are."""
+        """Return probabilities, (n, classes), and how unlike the training images, (n,), images (n, 3, s, s) are."""
         values, *unlike = (np.asarray(one, np.float64) for one in self._session.run(None, {"images": images}))
         return values, unlike[0] if unlike else None

@@ -1,4 +1,4 @@
-"""What is predicted for pictures without labels, as tables that grow row by row."""
+"""What is predicted for images without labels, as tables that grow row by row."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stages.common.cli import StageError
 from stages.scores.metrics import predicted_labels
 
-# Writes one picture's row: its path, and its probabilities, (classes,), or why it cannot be read; how unlike it is.
+# Writes one image's row: its path, and its probabilities, (classes,), or why it cannot be read; how unlike it is.
 Row = Callable[[str, NDArray[np.float64] | str, float | None], None]
 
 
@@ -25,14 +25,14 @@ def open_table(
     """Open a table for predictions; rows are written whole, as they come.
 
     CSV has `path,prediction,probability`, perhaps `unlike`, then the next most probable classes, or all (a column
-    each), then `problem`: why a picture cannot be read. JSON lines have one object a picture.
+    each), then `problem`: why an image cannot be read. JSON lines have one object an image.
 
     Args:
         output: a file, `.csv` or `.jsonl`; `-`: CSV to the standard output.
         classes: names by label.
         top: how many of the most probable classes; `None`: all of them.
         reject: below this probability no class is predicted, nor where `unlike` is above 1; 0: always one.
-        tells_unlike: there is such a number for each picture that can be read.
+        tells_unlike: there is such a number for each image that can be read.
 
     Raises:
         StageError: an unknown extension.

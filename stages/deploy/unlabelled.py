@@ -1,4 +1,4 @@
-"""Pictures that nobody has labelled, as they come: any files and folders, readable or not."""
+"""Images that nobody has labelled, as they come: any files and folders, readable or not."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from stages.common.cli import StageError, stop_if_interrupted
 from stages.images.batches import leave_interrupts_to_the_main_process, loaded
 from stages.images.collection import Collection
-from stages.images.decode import ImageError, decode_with_facts, read_picture
+from stages.images.decode import ImageError, decode_with_facts, read_image
 from stages.images.preprocessing import Preprocessing
 from stages.images.scan import reason, walk
 
@@ -21,7 +21,7 @@ Transform = Callable[[Image.Image], Tensor]
 
 @dataclass(frozen=True)
 class Loaded:
-    """Some pictures: their paths; why one cannot be read, else `None`; the others, transformed, (n, ...), in order."""
+    """Some images: their paths; why one cannot be read, else `None`; the others, transformed, (n, ...), in order."""
 
     paths: list[str]
     problems: list[str | None]
@@ -51,14 +51,14 @@ def find_files(given: list[Path]) -> tuple[list[str], int]:
             folder, problem = next(iter(found.rejected.items()))
             raise StageError(f"{path / folder}: {problem}; make it readable or leave it out")
         if not inside:
-            raise StageError(f"{path}: no pictures in this folder")
+            raise StageError(f"{path}: no images in this folder")
         paths += inside
         others += sum(file.is_file() for file in path.rglob("*")) - len(inside)
     return paths, others
 
 
-class _Pictures(Dataset[tuple[Tensor | None, str | None]]):
-    """Each picture, transformed, or why it cannot be read."""
+class _Unlabelled(Dataset[tuple[Tensor | None, str | None]]):
+    """Each image, transformed, or why it cannot be read."""
 
     def __init__(self, paths: list[str], transform: Transform, preprocessing: Preprocessing) -> None:
         self.paths, self.transform = paths, transform
@@ -66,8 +66,8 @@ class _Pictures(Dataset[tuple[Tensor | None, str | None]]):
 
     def __getitem__(self, position: int) -> tuple[Tensor | None, str | None]:
         try:
-            content = read_picture(Path(self.paths[position]))
-            return self.transform(decode_with_facts(content, self.grey_max, self.least).picture), None
+            content = read_image(Path(self.paths[position]))
+            return self.transform(decode_with_facts(content, self.grey_max, self.least).image), None
         except FileNotFoundError:
             return None, "no such file"
         except OSError as error:
@@ -82,20 +82,20 @@ class _Pictures(Dataset[tuple[Tensor | None, str | None]]):
 def load(
     paths: list[str], transform: Transform, preprocessing: Preprocessing, batch_size: int, workers: int
 ) -> Iterator[Loaded]:
-    """Yield pictures in batches, in the order of `paths`.
+    """Yield images in batches, in the order of `paths`.
 
     Args:
         paths: of the files.
-        transform: an RGB picture -> a tensor, always of the same shape.
-        preprocessing: how the pictures are to be decoded.
-        batch_size: pictures per batch.
+        transform: an RGB image -> a tensor, always of the same shape.
+        preprocessing: how the images are to be decoded.
+        batch_size: images per batch.
         workers: decoding processes; 0: in this one.
 
     Raises:
         StageError: a process was killed.
     """
     loader: DataLoader[tuple[Tensor | None, str | None]] = DataLoader(
-        _Pictures(paths, transform, preprocessing),
+        _Unlabelled(paths, transform, preprocessing),
         batch_size,
         num_workers=workers,
         collate_fn=_collate,

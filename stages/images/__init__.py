@@ -1,1 +1,1 @@
-"""From picture files to batches of tensors."""
+"""From image files to batches of tensors."""

@@ -1,4 +1,4 @@
-"""Pictures of an index -> batches of tensors."""
+"""Images of an index -> batches of tensors."""
 
 import hashlib
 import signal
@@ -19,7 +19,7 @@ from stages.common.memory import require_memory
 from stages.common.params import Augment
 from stages.common.ranks import Share
 from stages.common.seeds import generator_for
-from stages.images.decode import ImageError, decode, read_picture
+from stages.images.decode import ImageError, decode, read_image
 from stages.images.index import Entry
 from stages.images.preprocessing import Preprocessing, make_transform
 
@@ -32,13 +32,13 @@ _SHARED_MEMORY_SIGNS = ("Bus error", "shared memory", "(shm)", "/torch_")
 
 
 def read_entry(root: Path, entry: Entry, grey_max: int | None = None, least: int | None = None) -> Image.Image:
-    """Read a picture of the index; `grey_max` and `least` as in `decode`.
+    """Read an image of the index; `grey_max` and `least` as in `decode`.
 
     Raises:
         StageError: it is no longer there, or no longer what `split` saw.
     """
     try:
-        content = read_picture(root / entry.path)
+        content = read_image(root / entry.path)
         if hashlib.sha256(content).hexdigest() != entry.sha256:
             raise ImageError("changed")
         return decode(content, grey_max, least)
@@ -51,10 +51,10 @@ def read_entry(root: Path, entry: Entry, grey_max: int | None = None, least: int
     )
 
 
-class Pictures(Dataset[tuple[Tensor, int] | StageError]):
-    """The pictures of an index, preprocessed: (tensor of shape (3, crop, crop), label).
+class ImageDataset(Dataset[tuple[Tensor, int] | StageError]):
+    """The images of an index, preprocessed: (tensor of shape (3, crop, crop), label).
 
-    An item is asked for by (position in the index, seed): an augmented picture depends on those alone and not on which
+    An item is asked for by (position in the index, seed): an augmented image depends on those alone and not on which
     process makes it. An error is returned, not raised: one raised in a loader's process would arrive wrapped in its
     traceback.
     """
@@ -68,15 +68,15 @@ class Pictures(Dataset[tuple[Tensor, int] | StageError]):
         position, seed = item
         entry = self.entries[position]
         try:
-            picture = read_entry(self.root, entry, self.grey_max, self.least)
+            image = read_entry(self.root, entry, self.grey_max, self.least)
         except StageError as error:
             return error
         if self.augment == "none":
-            return self.transform(picture), entry.label
+            return self.transform(image), entry.label
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed, which also seeds the GPU's generator, that of dropout, where there are no workers.
             torch.default_generator.manual_seed(seed)
-            return self.transform(picture), entry.label
+            return self.transform(image), entry.label
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -128,17 +128,17 @@ class Batches:
 
     Args:
         root: the folder that the entries' paths are relative to.
-        entries: the pictures.
+        entries: the images.
         preprocessing: as the network expects.
-        batch_size: pictures a batch; the last one may be smaller. Of several processes, each has its part of it, which
+        batch_size: images a batch; the last one may be smaller. Of several processes, each has its part of it, which
             may be none.
         workers: decoding processes; 0 decodes in this one. The batches do not depend on it.
-        augment: for training pictures only.
-        order: of the pictures; `None`: the index's.
+        augment: for training images only.
+        order: of the images; `None`: the index's.
         pinned: in memory from which a GPU copies faster.
 
     Raises:
-        StageError: the pictures in work at one time need more memory than there is.
+        StageError: the images in work at one time need more memory than there is.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Batches:
         at_a_time = min(len(self._order), batch_size * (1 + _AHEAD * workers))
         require_memory(at_a_time, 3 * preprocessing.crop**2 * 4, preprocessing.crop)
         self._loader: DataLoader[tuple[Tensor, int] | StageError] = DataLoader(
-            Pictures(root, entries, preprocessing, augment),
+            ImageDataset(root, entries, preprocessing, augment),
             batch_sampler=_Groups(self._order, batch_size),
             num_workers=workers,
             collate_fn=_collate,
@@ -178,7 +178,7 @@ class Batches:
         """Yield batches.
 
         Raises:
-            StageError: a picture is gone or changed since the index was made, or a decoding process was killed.
+            StageError: an image is gone or changed since the index was made, or a decoding process was killed.
         """
         for batch in loaded(self._loader):
             stop_if_interrupted()
@@ -192,7 +192,7 @@ def loaded(loader: DataLoader[Any]) -> Iterator[Any]:
     """Yield what a loader does.
 
     Raises:
-        StageError: a decoding process was killed, or cannot hand over its pictures.
+        StageError: a decoding process was killed, or cannot hand over its images.
     """
     try:
         yield from loader
@@ -200,7 +200,7 @@ def loaded(loader: DataLoader[Any]) -> Iterator[Any]:
         message = str(error)
         if any(sign in message for sign in _SHARED_MEMORY_SIGNS):
             raise StageError(
-                "workers: /dev/shm, through which processes hand over pictures, is too small; enlarge it (docker: "
+                "workers: /dev/shm, through which processes hand over images, is too small; enlarge it (docker: "
                 "--shm-size=1g) or set workers to 0"
             ) from error
         if "DataLoader worker" not in message:
@@ -218,7 +218,7 @@ def _collate(items: list[tuple[Tensor, int] | StageError]) -> list[Tensor] | Sta
 def leave_interrupts_to_the_main_process(_: int) -> None:
     """Let only the main process of a loader answer Ctrl-C: it ends the others.
 
-    What hands pictures over in another thread may find that process gone, and would print a traceback.
+    What hands images over in another thread may find that process gone, and would print a traceback.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = _ignore_a_gone_process

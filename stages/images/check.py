@@ -1,4 +1,4 @@
-"""Reading each picture of a data set once: what it is, or why it cannot be used."""
+"""Reading each image of a data set once: what it is, or why it cannot be used."""
 
 import hashlib
 import posixpath
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from stages.common.cli import StageError
 from stages.common.format import plural
 from stages.images.collection import Collection
-from stages.images.decode import NEEDS_HEIF, ImageError, decode_with_facts, read_picture
+from stages.images.decode import NEEDS_HEIF, ImageError, decode_with_facts, read_image
 from stages.images.near_duplicates import SIDE, shrink
 from stages.images.scan import extension, reason
 
@@ -26,7 +26,7 @@ _FEW = 16
 
 
 class Checked(NamedTuple):
-    """What a picture is, or `problem`: why it cannot be used.
+    """What an image is, or `problem`: why it cannot be used.
 
     `sha256` of its file, in hex; its upright size in pixels; the `highest_grey` value, `None` unless it is 16-bit grey;
     `storage` as in `Decoded`; its mean `brightness`, 0 to 255; `remarks` of decoding, and `blank` or `few` for one
@@ -46,14 +46,14 @@ class Checked(NamedTuple):
     problem: str | None = None
 
 
-def check_pictures(root: Path, paths: list[str], grey_max: int | None, workers: int) -> dict[str, Checked]:
-    """Read, hash and decode every picture in `workers` processes (0: in this one); by path, in their order."""
+def check_images(root: Path, paths: list[str], grey_max: int | None, workers: int) -> dict[str, Checked]:
+    """Read, hash and decode every image in `workers` processes (0: in this one); by path, in their order."""
     check = partial(_check, root, grey_max)
     return dict(zip(paths, _check_all(check, paths, workers), strict=True))
 
 
 def _check_all(check: Callable[[str], Checked], paths: list[str], workers: int) -> Iterator[Checked]:
-    progress = partial(tqdm, total=len(paths), desc="checking pictures", unit="picture", disable=None)
+    progress = partial(tqdm, total=len(paths), desc="checking images", unit="image", disable=None)
     if workers == 0:
         yield from progress(map(check, paths))
         return
@@ -70,16 +70,16 @@ def _check_all(check: Callable[[str], Checked], paths: list[str], workers: int) 
 
 def _check(root: Path, grey_max: int | None, path: str) -> Checked:
     try:
-        content = read_picture(root / path)
+        content = read_image(root / path)
         # At an eighth of its size a JPEG is read to its end, too, in half the time.
         decoded = decode_with_facts(content, grey_max, least=SIDE)
     except OSError as error:
         return Checked(problem=reason(error))
     except ImageError as error:
         return Checked(problem=str(error))
-    colours = decoded.picture.getcolors(_FEW)
+    colours = decoded.image.getcolors(_FEW)
     few = () if colours is None else ("blank",) if len(colours) == 1 else ("few",)
-    pixels = decoded.picture.tobytes()
+    pixels = decoded.image.tobytes()
     some = pixels[:: 3 * (len(pixels) // 1000) + 1]  # of all three colours
     return Checked(
         hashlib.sha256(content).hexdigest(),
@@ -89,22 +89,22 @@ def _check(root: Path, grey_max: int | None, path: str) -> Checked:
         sum(some) / len(some),
         (*decoded.remarks, *few),
         zlib.crc32(pixels),
-        shrink(decoded.picture, *decoded.size),
+        shrink(decoded.image, *decoded.size),
     )
 
 
 def require_no_masks(root: Path, found: Collection, checked: dict[str, Checked]) -> None:
-    """Refuse a class whose pictures have hardly any colours, and the names of those of a class that have many.
+    """Refuse a class whose images have hardly any colours, and the names of those of a class that have many.
 
     Raises:
-        StageError: such classes are pictures and their masks.
+        StageError: such classes are images and their masks.
     """
     few = {path for path, fact in checked.items() if not {"few", "blank"}.isdisjoint(fact.remarks)}
     if not few:
         return
     stems = {
-        name: {posixpath.splitext(one.below)[0]: one.path in few for one in pictures}
-        for name, pictures in found.by_class().items()
+        name: {posixpath.splitext(one.below)[0]: one.path in few for one in images}
+        for name, images in found.by_class().items()
     }
     masks = [name for name, flat in stems.items() if sum(flat.values()) > 0.9 * len(flat)]
     for mask in masks:
@@ -112,7 +112,7 @@ def require_no_masks(root: Path, found: Collection, checked: dict[str, Checked])
             shared = stems[mask].keys() & stems[name].keys()
             if len(shared) > 0.9 * len(stems[mask]) and sum(stems[name].values()) < 0.1 * len(stems[name]):
                 raise StageError(
-                    f"data.path: {mask} in {root} has the file names of {name}, and at most {_FEW} colours a picture: "
+                    f"data.path: {mask} in {root} has the file names of {name}, and at most {_FEW} colours an image: "
                     "masks, not a class; move them away"
                 )
 
@@ -127,16 +127,16 @@ def require_usable(root: Path, found: Collection, rejected: dict[str, str], limi
         limit: the greatest fraction of files that may be bad.
 
     Raises:
-        StageError: all pictures of a class are bad, or more than `limit` of all files.
+        StageError: all images of a class are bad, or more than `limit` of all files.
     """
-    for name, pictures in found.by_class().items():
-        bad = {picture.path: rejected[picture.path] for picture in pictures if picture.path in rejected}
-        if len(bad) == len(pictures):
+    for name, images in found.by_class().items():
+        bad = {image.path: rejected[image.path] for image in images if image.path in rejected}
+        if len(bad) == len(images):
             _require_heif(root, bad)
             raise StageError(
-                f"data.path: all {len(bad)} pictures of class {name!r} are bad, {_examples(bad)}; replace them"
+                f"data.path: all {len(bad)} images of class {name!r} are bad, {_examples(bad)}; replace them"
             )
-    files = len(rejected) + sum(picture.path not in rejected for picture in found.pictures)
+    files = len(rejected) + sum(image.path not in rejected for image in found.samples)
     if len(rejected) > limit * files:
         _require_heif(root, rejected)
         raise StageError(

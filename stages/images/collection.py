@@ -1,4 +1,4 @@
-"""What a data set holds, before any of its pictures is read."""
+"""What a data set holds, before any of its images is read."""
 
 import posixpath
 import re
@@ -12,8 +12,8 @@ from stages.common.format import plural
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture before it is read: its path below `data.path`, with `/`, and what the data set says of it.
+class Sample:
+    """An image before it is read: its path below `data.path`, with `/`, and what the data set says of it.
 
     `below` is its path below the folder of its class, or below `data.path` where a table has the labels. `part` is
     empty where the split is not given, `group` where it belongs to none.
@@ -30,17 +30,17 @@ class Picture:
 class Collection:
     """What a data set holds. Paths are relative to its folder, with `/`."""
 
-    pictures: list[Picture] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
     rejected: dict[str, str] = field(default_factory=dict)  # path -> reason
-    ignored: Counter[str] = field(default_factory=Counter)  # extension -> number of files that are not pictures by name
-    left_out: Counter[str] = field(default_factory=Counter)  # kind -> number of pictures, or of files of the system
+    ignored: Counter[str] = field(default_factory=Counter)  # extension -> number of files that are not images by name
+    left_out: Counter[str] = field(default_factory=Counter)  # kind -> number of images, or of files of the system
     notes: list[str] = field(default_factory=list)  # what was assumed
 
-    def by_class(self) -> dict[str, list[Picture]]:
-        """Return class -> pictures, classes in the order of their labels."""
-        classes: dict[str, list[Picture]] = {name: [] for name in sorted({one.class_name for one in self.pictures})}
-        for picture in self.pictures:
-            classes[picture.class_name].append(picture)
+    def by_class(self) -> dict[str, list[Sample]]:
+        """Return class -> images, classes in the order of their labels."""
+        classes: dict[str, list[Sample]] = {name: [] for name in sorted({one.class_name for one in self.samples})}
+        for image in self.samples:
+            classes[image.class_name].append(image)
         return classes
 
 
@@ -72,42 +72,42 @@ def require_classes(found: Collection, root: Path, table: bool) -> None:
 
 
 def set_groups(found: Collection, rule: str | None) -> None:
-    """Give each picture the name of its group, and count those that have none.
+    """Give each image the name of its group, and count those that have none.
 
     Args:
-        found: the data set; a table's column `group` is in its pictures already.
-        rule: `split.group`. `folder`: the folder that the picture lies in, below that of its class, by its path there,
+        found: the data set; a table's column `group` is in its images already.
+        rule: `split.group`. `folder`: the folder that the image lies in, below that of its class, by its path there,
             so that `cat/scene 1` and `dog/scene 1` are one group; `column`: what the table says; a regular expression:
             what its group matches in the path below `data.path`; `None`: no groups.
 
     Raises:
-        StageError: no picture has a group by this rule.
+        StageError: no image has a group by this rule.
     """
     if rule is None:
-        if any(picture.group for picture in found.pictures):
+        if any(image.group for image in found.samples):
             found.notes.append("the column group not used (split.group=column does)")
-        found.pictures = [replace(picture, group="") for picture in found.pictures]
+        found.samples = [replace(image, group="") for image in found.samples]
         return
-    found.pictures = [replace(picture, group=_group_of(picture, rule)) for picture in found.pictures]
-    alone = sum(not picture.group for picture in found.pictures)
-    if alone == len(found.pictures):
+    found.samples = [replace(image, group=_group_of(image, rule)) for image in found.samples]
+    alone = sum(not image.group for image in found.samples)
+    if alone == len(found.samples):
         causes = {
-            "folder": "no picture lies in a folder below that of its class",
+            "folder": "no image lies in a folder below that of its class",
             "column": "no table with a filled column group is named as data.labels",
         }
-        example = found.pictures[0].path
-        cause = causes.get(rule, f"{rule!r} matches no picture's path, such as {example!r}")
+        example = found.samples[0].path
+        cause = causes.get(rule, f"{rule!r} matches no image's path, such as {example!r}")
         raise StageError(f"split.group: {cause}; set it to null for no groups")
     if alone:
-        found.notes.append(f"{plural(alone, 'picture')} in no group")
+        found.notes.append(f"{plural(alone, 'image')} in no group")
 
 
-def _group_of(picture: Picture, rule: str) -> str:
+def _group_of(image: Sample, rule: str) -> str:
     if rule == "column":
-        return picture.group
+        return image.group
     if rule == "folder":
-        return posixpath.dirname(picture.below)
-    match = re.search(rule, picture.path)
+        return posixpath.dirname(image.below)
+    match = re.search(rule, image.path)
     return (match.group(1) or "") if match else ""
 
 

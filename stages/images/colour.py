@@ -23,102 +23,102 @@ class RangeError(Exception):
     """Values without a stated range, or with one too large. The message says so in a few words."""
 
 
-def to_rgb(picture: Image.Image, grey_max: int | None = None) -> Image.Image:
-    """Return a picture as 8-bit sRGB.
+def to_rgb(image: Image.Image, grey_max: int | None = None) -> Image.Image:
+    """Return an image as 8-bit sRGB.
 
     A colour profile is applied, except to 16-bit grey; one that cannot be read or is for another mode is ignored. The
     gamma of a PNG is applied where it has no profile and does not say that it is sRGB.
 
     Args:
-        picture: decoded.
+        image: decoded.
         grey_max: the value of 16-bit grey that is white; `None`: 65535, or what the bits of a TIFF hold.
 
     Raises:
         RangeError: 32-bit float, or integers that need more than 16 bits.
     """
-    exponent = _exponent(picture)
-    if picture.mode == "F":
+    exponent = _exponent(image)
+    if image.mode == "F":
         raise RangeError("32-bit float, whose range is not stated; save it as 8 or 16 bits")
-    if _has_deep_grey(picture):
-        values, top = np.asarray(picture).astype(np.int64), grey_max or min(GREY_RANGE, 2 ** _bits(picture)[0] - 1)
+    if _has_deep_grey(image):
+        values, top = np.asarray(image).astype(np.int64), grey_max or min(GREY_RANGE, 2 ** _bits(image)[0] - 1)
         if values.min() < 0 or values.max() > GREY_RANGE:
             raise RangeError("more than 16 bits a value; save it as 8 or 16 bits")
         shown = np.minimum(values, top)
-        if _tags(picture).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        if _tags(image).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
             shown = top - shown
         shown = shown * 255 // top if exponent == 1 else np.rint((shown / top) ** exponent * 255)
-        shown[values == picture.info.get("transparency", -1)] = 255
+        shown[values == image.info.get("transparency", -1)] = 255
         return Image.fromarray(shown.astype(np.uint8)).convert("RGB")
-    if picture.mode == "La":
-        picture = picture.convert("LA")
+    if image.mode == "La":
+        image = image.convert("LA")
     if exponent != 1:
-        picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
         bent = [round(255 * (value / 255) ** exponent) for value in range(256)]
-        picture = picture.point(bent * 3 + list(range(256)) * (len(picture.getbands()) - 3))
-    if picture.mode == "LAB":
-        return ImageCms.applyTransform(picture, _transform_from_lab()) or picture.convert("RGB")
-    profile = picture.info.get("icc_profile")
-    if picture.has_transparency_data:
-        layer = picture.convert("RGBA")
+        image = image.point(bent * 3 + list(range(256)) * (len(image.getbands()) - 3))
+    if image.mode == "LAB":
+        return ImageCms.applyTransform(image, _transform_from_lab()) or image.convert("RGB")
+    profile = image.info.get("icc_profile")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
         if profile:
             colours = _convert(
-                picture.convert("LA").convert("L") if picture.mode == "LA" else layer.convert("RGB"), profile
+                image.convert("LA").convert("L") if image.mode == "LA" else layer.convert("RGB"), profile
             )
             layer = Image.merge("RGBA", (*colours.split(), layer.getchannel("A")))
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     if profile:
-        return _convert(picture if picture.mode in ("L", "CMYK") else picture.convert("RGB"), profile)
-    return picture.convert("RGB")
+        return _convert(image if image.mode in ("L", "CMYK") else image.convert("RGB"), profile)
+    return image.convert("RGB")
 
 
-def require_stated_values(picture: Image.Image) -> None:
-    """Refuse a picture, not yet loaded, whose values Pillow would take for others.
+def require_stated_values(image: Image.Image) -> None:
+    """Refuse an image, not yet loaded, whose values Pillow would take for others.
 
     Raises:
         RangeError: a TIFF with a sign, or with planes of 16 bits each.
     """
-    bits = _bits(picture)
-    if _SIGNED in _tags(picture).get(_SAMPLE_FORMAT, ()) and max(bits) <= 16:
+    bits = _bits(image)
+    if _SIGNED in _tags(image).get(_SAMPLE_FORMAT, ()) and max(bits) <= 16:
         raise RangeError("values with a sign, whose range is not stated; save it as 8 or 16 bits without")
-    if len(bits) > 1 and (max(bits) > 8 or len(bits) == 2) and _tags(picture).get(_PLANAR) == _SEPARATE:
+    if len(bits) > 1 and (max(bits) > 8 or len(bits) == 2) and _tags(image).get(_PLANAR) == _SEPARATE:
         raise RangeError("bands in separate planes, which cannot be read; save them together")
 
 
-def fit_transparent_colour(picture: Image.Image) -> None:
+def fit_transparent_colour(image: Image.Image) -> None:
     """Give the colour that a PNG, not yet loaded, names as transparent in the 8 bits that Pillow makes of others."""
-    key, raw = picture.info.get("transparency"), str(getattr(picture, "tile", ""))
+    key, raw = image.info.get("transparency"), str(getattr(image, "tile", ""))
     if isinstance(key, int) and (match := re.search(r"'L;([24])'", raw)):
-        picture.info["transparency"] = key * 255 // (2 ** int(match[1]) - 1)
+        image.info["transparency"] = key * 255 // (2 ** int(match[1]) - 1)
     elif isinstance(key, tuple) and ";16" in raw:
-        picture.info["transparency"] = tuple(value >> 8 for value in key)
+        image.info["transparency"] = tuple(value >> 8 for value in key)
 
 
-def require_bright_colours(picture: Image.Image) -> None:
-    """Refuse a picture of 16 bits a colour of which only the lower ones are used: Pillow keeps the upper 8.
+def require_bright_colours(image: Image.Image) -> None:
+    """Refuse an image of 16 bits a colour of which only the lower ones are used: Pillow keeps the upper 8.
 
     Raises:
         RangeError: it would be nearly black.
     """
-    if 0 < np.asarray(picture.convert("RGB")).max() < 16:
+    if 0 < np.asarray(image.convert("RGB")).max() < 16:
         raise RangeError("at most 12 of 16 bits a colour used; save it as 8 bits, or with values up to 65,535")
 
 
-def without_false_alpha(picture: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
-    """Return a picture without what is stored as transparency and is none, and why: `clear` everywhere, or a `band`.
+def without_false_alpha(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
+    """Return an image without what is stored as transparency and is none, and why: `clear` everywhere, or a `band`.
 
-    Near-infrared bands of aerial TIFFs are stored so. They have the texture of a picture and hardly any value at the
+    Near-infrared bands of aerial TIFFs are stored so. They have the texture of an image and hardly any value at the
     ends, where transparency is nearly always.
     """
-    if picture.mode not in ("LA", "La", "RGBA"):
-        return picture, ()
-    layer = picture.convert("LA" if picture.mode in ("LA", "La") else "RGBA")
+    if image.mode not in ("LA", "La", "RGBA"):
+        return image, ()
+    layer = image.convert("LA" if image.mode in ("LA", "La") else "RGBA")
     alpha = layer.getchannel("A")
     if alpha.getextrema()[1] == 0:
         why = "clear"
-    elif picture.format == "TIFF" and _is_band(np.asarray(alpha).astype(np.int16)):
+    elif image.format == "TIFF" and _is_band(np.asarray(alpha).astype(np.int16)):
         why = "band"
     else:
-        return picture, ()
+        return image, ()
     return layer.convert("RGB"), (why,)
 
 
@@ -128,38 +128,38 @@ def _is_band(values: npt.NDArray[np.int16]) -> bool:
     return bool(np.isin(values, (0, 255)).mean() < 0.05 and turns.sum() > 0.2 * turns.size > 0)
 
 
-def highest_grey(picture: Image.Image) -> int | None:
-    """Return the highest value of 16-bit grey, `None` for any other picture."""
-    return int(np.asarray(picture).max()) if _has_deep_grey(picture) and _bits(picture)[0] > 12 else None
+def highest_grey(image: Image.Image) -> int | None:
+    """Return the highest value of 16-bit grey, `None` for any other image."""
+    return int(np.asarray(image).max()) if _has_deep_grey(image) and _bits(image)[0] > 12 else None
 
 
-def _tags(picture: Image.Image) -> dict[int, Any]:
-    return getattr(picture, "tag_v2", {})
+def _tags(image: Image.Image) -> dict[int, Any]:
+    return getattr(image, "tag_v2", {})
 
 
-def _bits(picture: Image.Image) -> tuple[int, ...]:
-    """Return the bits of each value of a TIFF, 16 for any other picture."""
-    bits: tuple[int, ...] = _tags(picture).get(_BITS, (16,))
+def _bits(image: Image.Image) -> tuple[int, ...]:
+    """Return the bits of each value of a TIFF, 16 for any other image."""
+    bits: tuple[int, ...] = _tags(image).get(_BITS, (16,))
     return bits
 
 
-def _exponent(picture: Image.Image) -> float:
-    """Return the power that takes the values of a PNG to sRGB's, 1 for any other picture."""
-    gamma = picture.info.get("gamma")
-    if not gamma or "icc_profile" in picture.info or "srgb" in picture.info or not 0.1 < gamma < 10:
+def _exponent(image: Image.Image) -> float:
+    """Return the power that takes the values of a PNG to sRGB's, 1 for any other image."""
+    gamma = image.info.get("gamma")
+    if not gamma or "icc_profile" in image.info or "srgb" in image.info or not 0.1 < gamma < 10:
         return 1
     return 1 if abs(_GAMMA / gamma - 1) < _SAME_GAMMA else _GAMMA / gamma
 
 
-def _has_deep_grey(picture: Image.Image) -> bool:
-    return picture.mode == "I" or picture.mode.startswith("I;16")
+def _has_deep_grey(image: Image.Image) -> bool:
+    return image.mode == "I" or image.mode.startswith("I;16")
 
 
-def _convert(picture: Image.Image, profile: bytes) -> Image.Image:
-    """Return an L, RGB or CMYK picture with a profile as sRGB."""
-    transform = _transform_to_srgb(profile, picture.mode)
-    converted = ImageCms.applyTransform(picture, transform) if transform else None
-    return converted or picture.convert("RGB")
+def _convert(image: Image.Image, profile: bytes) -> Image.Image:
+    """Return an L, RGB or CMYK image with a profile as sRGB."""
+    transform = _transform_to_srgb(profile, image.mode)
+    converted = ImageCms.applyTransform(image, transform) if transform else None
+    return converted or image.convert("RGB")
 
 
 @lru_cache(maxsize=1)

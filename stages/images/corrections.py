@@ -52,12 +52,12 @@ def correct(found: Collection, corrections: dict[str, str], table: Path) -> None
                 f"data.corrections: {table}: {name} should be {correction}, which is no class of the data set "
                 f"({enumerate_names(list(classes))}) and not {DROP}"
             )
-    listed = {picture.path for picture in found.pictures}
-    wanted = {picture.path: corrections.get(picture.path, picture.class_name) for picture in found.pictures}
-    changed = sum(wanted[picture.path] not in (picture.class_name, DROP) for picture in found.pictures)
+    listed = {image.path for image in found.samples}
+    wanted = {image.path: corrections.get(image.path, image.class_name) for image in found.samples}
+    changed = sum(wanted[image.path] not in (image.class_name, DROP) for image in found.samples)
     dropped = {name for name, correction in wanted.items() if correction == DROP}
-    found.pictures = [
-        replace(picture, class_name=wanted[picture.path]) for picture in found.pictures if picture.path not in dropped
+    found.samples = [
+        replace(image, class_name=wanted[image.path]) for image in found.samples if image.path not in dropped
     ]
     found.rejected = {name: why for name, why in found.rejected.items() if name not in dropped}
     absent = len(corrections.keys() - listed)

@@ -1,4 +1,4 @@
-"""A picture file -> an upright RGB picture."""
+"""An image file -> an upright RGB image."""
 
 import io
 import re
@@ -65,11 +65,11 @@ _SIDEWAYS = (5, 6, 7, 8)
 
 
 class ImageError(Exception):
-    """A picture that cannot be used. The message says why, in a few words and without naming the file."""
+    """An image that cannot be used. The message says why, in a few words and without naming the file."""
 
 
-def read_picture(path: Path) -> bytes:
-    """Read a picture file.
+def read_image(path: Path) -> bytes:
+    """Read an image file.
 
     Raises:
         OSError: as the file system says.
@@ -85,13 +85,13 @@ def read_picture(path: Path) -> bytes:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A picture; its upright `size` in the file; the highest value of 16-bit grey, `None` for other pictures.
+    """An image; its upright `size` in the file; the highest value of 16-bit grey, `None` for other images.
 
     `storage`: the file's format and mode, and the camera by EXIF. `remarks`: `pages` after the first are left out; the
     transparency is none, since it is `clear` everywhere, or a `band` of its own.
     """
 
-    picture: Image.Image
+    image: Image.Image
     size: tuple[int, int]
     highest_grey: int | None
     storage: tuple[str, str, str]
@@ -99,10 +99,10 @@ class Decoded:
 
 
 def decode(content: bytes, grey_max: int | None = None, least: int | None = None) -> Image.Image:
-    """Decode completely the first frame of a picture, upright as its EXIF orientation says, as 8-bit sRGB.
+    """Decode completely the first frame of an image, upright as its EXIF orientation says, as 8-bit sRGB.
 
     Transparency is laid over white, 16-bit grey is scaled to 8 bits (Pillow's own conversion clips it), CMYK, palettes
-    and colours by another profile are converted. Metadata that cannot be read makes no picture bad.
+    and colours by another profile are converted. Metadata that cannot be read makes no image bad.
 
     Args:
         content: of the file.
@@ -111,14 +111,14 @@ def decode(content: bytes, grey_max: int | None = None, least: int | None = None
             pixels; `None`: at its full size.
 
     Raises:
-        ImageError: `content` is empty, truncated, not a picture, above `MAX_PIXELS`, thinner than 1:`MAX_ASPECT`, or
+        ImageError: `content` is empty, truncated, not an image, above `MAX_PIXELS`, thinner than 1:`MAX_ASPECT`, or
             of a kind that has no stated range (32-bit float).
     """
-    return _decode_or_spare(content, grey_max, least).picture
+    return _decode_or_spare(content, grey_max, least).image
 
 
 def decode_with_facts(content: bytes, grey_max: int | None = None, least: int | None = None) -> Decoded:
-    """Decode a picture as `decode` does, but refuse a JPEG with a hole; also return what the file holds."""
+    """Decode an image as `decode` does, but refuse a JPEG with a hole; also return what the file holds."""
     decoded = _decode_or_spare(content, grey_max, least)
     if decoded.storage[0] == "JPEG":
         _require_whole_jpeg(content)
@@ -190,21 +190,21 @@ def _decode(content: bytes, grey_max: int | None, least: int | None) -> Decoded:
             if _HEIF and content[4:8] == b"ftyp":
                 _register_heif()
                 formats = (*_FORMATS[:-1], "HEIF", _FORMATS[-1])
-            with Image.open(io.BytesIO(content), formats=formats) as picture:
-                shrinks = least is not None and isinstance(picture, JpegImageFile)
-                _check_size(*picture.size, _SHRUNK * MAX_PIXELS if shrinks else MAX_PIXELS)
-                size, highest = picture.size, None
-                shown: Image.Image = picture
-                kind, mode = picture.format or "", picture.mode
+            with Image.open(io.BytesIO(content), formats=formats) as image:
+                shrinks = least is not None and isinstance(image, JpegImageFile)
+                _check_size(*image.size, _SHRUNK * MAX_PIXELS if shrinks else MAX_PIXELS)
+                size, highest = image.size, None
+                shown: Image.Image = image
+                kind, mode = image.format or "", image.mode
                 remarks: tuple[str, ...] = ()
-                if isinstance(picture, JpegImageFile):
-                    orientation, camera = _read_exif(picture)
+                if isinstance(image, JpegImageFile):
+                    orientation, camera = _read_exif(image)
                     if least is not None:
-                        picture.draft(None, (least, least))
-                    picture.load()
+                        image.draft(None, (least, least))
+                    image.load()
                 else:
-                    shown, orientation, camera, highest, remarks = _load(picture)
-                    size = picture.size
+                    shown, orientation, camera, highest, remarks = _load(image)
+                    size = image.size
                 upright = _turn(to_rgb(shown, grey_max), orientation)
                 size = size[::-1] if orientation in _SIDEWAYS else size
                 return Decoded(upright, size, highest, (kind, mode, camera), remarks)
@@ -217,7 +217,7 @@ def _decode(content: bytes, grey_max: int | None, least: int | None) -> Decoded:
             raise ImageError(NEEDS_HEIF) from None
         if content[:4] in _TIFF_SIGNS:
             raise ImageError("TIFF of bits, bands or compression that are not read; save it as 8 bits") from None
-        raise ImageError("not a picture in a known format") from None
+        raise ImageError("not an image in a known format") from None
     except Image.DecompressionBombError:
         raise ImageError(f"more than {MAX_PIXELS} pixels") from None
     # Decoders fed damaged files raise nearly anything: OSError, SyntaxError, ValueError, struct.error, zlib.error ...
@@ -227,25 +227,25 @@ def _decode(content: bytes, grey_max: int | None, least: int | None) -> Decoded:
 
 @cache
 def _register_heif() -> None:
-    from pillow_heif import register_heif_opener  # here: its library takes long to load, and few pictures need it
+    from pillow_heif import register_heif_opener  # here: its library takes long to load, and few images need it
 
     register_heif_opener()
 
 
-def _load(picture: ImageFile.ImageFile) -> tuple[Image.Image, int, str, int | None, tuple[str, ...]]:
+def _load(image: ImageFile.ImageFile) -> tuple[Image.Image, int, str, int | None, tuple[str, ...]]:
     """Load what is no JPEG; return it as it is to be shown but for its orientation, what EXIF says, and `Decoded`'s."""
-    require_stated_values(picture)
-    fit_transparent_colour(picture)
-    deep = any(";16" in str(tile) for tile in picture.tile)  # before what loads a PNG
-    pages = ("pages",) if picture.format in _PAGED and getattr(picture, "is_animated", False) else ()
-    orientation, camera = _read_exif(picture)
-    picture.load()
-    highest = highest_grey(picture)
+    require_stated_values(image)
+    fit_transparent_colour(image)
+    deep = any(";16" in str(tile) for tile in image.tile)  # before what loads a PNG
+    pages = ("pages",) if image.format in _PAGED and getattr(image, "is_animated", False) else ()
+    orientation, camera = _read_exif(image)
+    image.load()
+    highest = highest_grey(image)
     if deep and highest is None:
-        require_bright_colours(picture)
-    shown, why = without_false_alpha(picture)
+        require_bright_colours(image)
+    shown, why = without_false_alpha(image)
     # Pillow turns TIFFs as it loads them.
-    return shown, 1 if picture.format == "TIFF" else orientation, camera, highest, (*pages, *why)
+    return shown, 1 if image.format == "TIFF" else orientation, camera, highest, (*pages, *why)
 
 
 def _check_size(width: int, height: int, most: int) -> None:
@@ -255,16 +255,16 @@ def _check_size(width: int, height: int, most: int) -> None:
         raise ImageError(f"thinner than 1:{MAX_ASPECT} ({width} x {height})")
 
 
-def _read_exif(picture: Image.Image) -> tuple[int, str]:
+def _read_exif(image: Image.Image) -> tuple[int, str]:
     """Return how the camera was held, by EXIF or XMP, and which it was; 1, upright, where that cannot be read."""
     try:
-        exif = picture.getexif()
+        exif = image.getexif()
         return int(exif.get(_ORIENTATION, 1)), f"{exif.get(_MAKE, '')} {exif.get(_MODEL, '')}"
     except Exception:  # Parsers fed damaged metadata raise nearly anything, too.
         return 1, ""
 
 
-def _turn(picture: Image.Image, orientation: int) -> Image.Image:
+def _turn(image: Image.Image, orientation: int) -> Image.Image:
     # Not ImageOps.exif_transpose: it also rewrites the metadata, and fails where that is odd.
     turn = _TURNS.get(orientation)
-    return picture if turn is None else picture.transpose(turn)
+    return image if turn is None else image.transpose(turn)

@@ -1,4 +1,4 @@
-"""Dividing pictures into train, val and test: each class by the same fractions, what belongs together into one part."""
+"""Dividing images into train, val and test: each class by the same fractions, what belongs together into one part."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -11,7 +11,7 @@ from stages.common.format import plural
 from stages.common.params import Split
 from stages.images.index import NEAR, PARTS, Entry
 
-# A part may have this fraction more of a class than was asked for, and one picture in any case.
+# A part may have this fraction more of a class than was asked for, and one image in any case.
 _OVERSHOOT = 0.1
 # Of the same bytes in two parts that are given, those of the later one are kept.
 _STRICTER = ("", "train", "val", "test")
@@ -47,7 +47,7 @@ def find_copies(hashes: dict[str, str], class_of: dict[str, str]) -> tuple[list[
 
 
 def find_overlap(hashes: dict[str, str], part_of: dict[str, str], rejected: Container[str]) -> list[str]:
-    """Find the pictures whose bytes are also in another part of a given split, to be left out.
+    """Find the images whose bytes are also in another part of a given split, to be left out.
 
     The copy for the test is kept, or else the one for validation.
 
@@ -65,33 +65,33 @@ def find_overlap(hashes: dict[str, str], part_of: dict[str, str], rejected: Cont
 
 @dataclass
 class Unit:
-    """Pictures that go into one part together: copies, and those of a group."""
+    """Images that go into one part together: copies, and those of a group."""
 
     key: str
     entries: list[Entry] = field(default_factory=list)
-    classes: dict[str, int] = field(default_factory=dict)  # class -> number of pictures
+    classes: dict[str, int] = field(default_factory=dict)  # class -> number of images
     part: str = "train"
     before: str = ""  # the part to stay in
 
     def add(self, entry: Entry) -> None:
-        """Take a picture in."""
+        """Take an image in."""
         self.entries.append(entry)
         self.classes[entry.class_name] = self.classes.get(entry.class_name, 0) + 1
 
 
 class _Division:
-    """How many units and pictures of each class each part has, while units are put into parts."""
+    """How many units and images of each class each part has, while units are put into parts."""
 
     def __init__(self, wanted: dict[str, dict[str, int]]) -> None:
-        self.wanted = wanted  # part other than train -> class -> pictures
-        self.pictures: dict[str, Counter[str]] = {part: Counter() for part in PARTS}
+        self.wanted = wanted  # part other than train -> class -> images
+        self.images: dict[str, Counter[str]] = {part: Counter() for part in PARTS}
         self.units: dict[str, Counter[str]] = {part: Counter() for part in PARTS}
 
     def put(self, unit: Unit, part: str, number: int = 1) -> None:
         """Put a unit into a part; `number` -1 takes it out."""
         unit.part = part
-        for name, pictures in unit.classes.items():
-            self.pictures[part][name] += number * pictures
+        for name, images in unit.classes.items():
+            self.images[part][name] += number * images
             self.units[part][name] += number
 
     def move(self, unit: Unit, part: str) -> None:
@@ -101,10 +101,10 @@ class _Division:
     def has_room(self, unit: Unit, part: str) -> bool:
         """Whether a part lacks a class of the unit, and would have hardly too much of any with it."""
         lacks = False
-        for name, pictures in unit.classes.items():
-            missing = self.wanted[part][name] - self.pictures[part][name]
+        for name, images in unit.classes.items():
+            missing = self.wanted[part][name] - self.images[part][name]
             lacks |= missing > 0
-            if pictures - missing > max(1, _OVERSHOOT * self.wanted[part][name]):
+            if images - missing > max(1, _OVERSHOOT * self.wanted[part][name]):
                 return False
         return lacks
 
@@ -115,26 +115,26 @@ class _Division:
     def improvement(self, unit: Unit, part: str) -> float:
         """How much nearer a part comes to what is wanted with a unit, summed over classes relative to their size."""
         total = 0.0
-        for name, pictures in unit.classes.items():
+        for name, images in unit.classes.items():
             wanted = self.wanted[part][name]
-            missing = wanted - self.pictures[part][name]
-            total += (abs(missing) - abs(missing - pictures)) / wanted
+            missing = wanted - self.images[part][name]
+            total += (abs(missing) - abs(missing - images)) / wanted
         return total
 
 
 def assign(
     entries: list[Entry], test_size: float, val_size: float, seed: int, kept: Mapping[str, str] = NONE
 ) -> dict[str, list[Entry]]:
-    """Divide pictures into train, val and test, each class by the same fractions.
+    """Divide images into train, val and test, each class by the same fractions.
 
-    Where there are no groups, a picture's place depends on the seed and its bytes alone: neither its name nor the order
-    of the folder matters, copies go together, and adding a few pictures moves hardly any other. A group's place depends
+    Where there are no groups, an image's place depends on the seed and its bytes alone: neither its name nor the order
+    of the folder matters, copies go together, and adding a few images moves hardly any other. A group's place depends
     on its name in place of its bytes. Units are taken in the order of a hash, into the first part that lacks their
     classes; one that is too large for a part goes to train, unless nothing else brings a class into that part.
 
     Args:
-        entries: all pictures.
-        test_size: fraction of each class, in [0, 1); at least one picture, unless it is 0: then the part is empty.
+        entries: all images.
+        test_size: fraction of each class, in [0, 1); at least one image, unless it is 0: then the part is empty.
         val_size: the same.
         seed: another seed gives another division.
         kept: SHA-256 -> the part in which an image was: it stays there, and new images fill what is missing. So a test
@@ -144,7 +144,7 @@ def assign(
         part -> its entries, sorted by path.
 
     Raises:
-        StageError: a class has too few different pictures, or groups, to have one in each part.
+        StageError: a class has too few different images, or groups, to have one in each part.
     """
     sizes = {part: size for part, size in (("test", test_size), ("val", val_size)) if size}
     totals = Counter(entry.class_name for entry in entries)
@@ -186,10 +186,10 @@ def assign(
 def divide(
     entries: list[Entry], part_of: dict[str, str], split: Split, seed: int, kept: Mapping[str, str] = NONE
 ) -> dict[str, list[Entry]]:
-    """Put pictures into the parts that are given; cut those that are missing from train, or all where none is.
+    """Put images into the parts that are given; cut those that are missing from train, or all where none is.
 
     Args:
-        entries: all pictures.
+        entries: all images.
         part_of: path -> its part; empty where none is given.
         split: the sizes of the other parts, or the fold that is the test part.
         seed: as in `assign`.
@@ -199,7 +199,7 @@ def divide(
         part -> its entries, sorted by path.
 
     Raises:
-        StageError: a class has no training pictures, or too few to cut a part from them; there are folds, and a test
+        StageError: a class has no training images, or too few to cut a part from them; there are folds, and a test
             part is given.
     """
     given: dict[str, list[Entry]] = defaultdict(list)
@@ -211,7 +211,7 @@ def divide(
         for entry in chosen:
             if entry.class_name not in trained:
                 raise StageError(
-                    f"data.path: class {entry.class_name!r} has no training pictures, but {entry.path} for {part}; "
+                    f"data.path: class {entry.class_name!r} has no training images, but {entry.path} for {part}; "
                     "add some, remove the class, or set split.given=ignore"
                 )
     test_size, val_size = 0 if "test" in given else split.test_size, 0 if "val" in given else split.val_size
@@ -229,10 +229,10 @@ def divide(
 
 
 def find_fold(units: list[Unit], folds: int, fold: int) -> set[str]:
-    """Return the SHA-256 of the pictures of one of so many equal parts of each class.
+    """Return the SHA-256 of the images of one of so many equal parts of each class.
 
-    In the order of `units`, the first part of a class is the first fold and so on: each picture is in one fold, and a
-    few more pictures move hardly any other. A unit of several classes goes where the mean of its places is.
+    In the order of `units`, the first part of a class is the first fold and so on: each image is in one fold, and a
+    few more images move hardly any other. A unit of several classes goes where the mean of its places is.
 
     Args:
         units: as `order_units` returns them.
@@ -240,7 +240,7 @@ def find_fold(units: list[Unit], folds: int, fold: int) -> set[str]:
         fold: from 0.
 
     Raises:
-        StageError: a class is in fewer units than there are folds, or lacks pictures in one.
+        StageError: a class is in fewer units than there are folds, or lacks images in one.
     """
     totals: Counter[str] = Counter()
     for unit in units:
@@ -262,7 +262,7 @@ def find_fold(units: list[Unit], folds: int, fold: int) -> set[str]:
     for number, names in enumerate(classes):
         if missing := sorted(totals.keys() - names):
             raise StageError(
-                f"split.folds: fold {number} of {folds} has no picture of {missing[0]!r}, whose groups are too large; "
+                f"split.folds: fold {number} of {folds} has no image of {missing[0]!r}, whose groups are too large; "
                 "take fewer folds, or form smaller groups"
             )
     return found[fold]
@@ -316,8 +316,8 @@ def _require_enough(classes: Counter[str], needed: int, units: list[Unit]) -> No
             )
         alike = sum(name in unit.classes and len({one.sha256 for one in unit.entries}) > 1 for unit in units)
         raise StageError(
-            f"data.path: class {name!r} is too small to split: {number} different pictures, needs {needed}; "
-            "add pictures or remove the class"
+            f"data.path: class {name!r} is too small to split: {number} different images, needs {needed}; "
+            "add images or remove the class"
             + ", or set split.near_duplicates=report, which parts those that are nearly the same"
             * bool(alike)
         )
@@ -341,7 +341,7 @@ def _complete(division: _Division, units: list[Unit], part: str) -> None:
 def _top_up(division: _Division, units: list[Unit], part: str) -> None:
     """Where all units left were too large for a part, give it those of train that bring it nearer to what is wanted."""
     while any(
-        wanted - division.pictures[part][name] > max(1, _OVERSHOOT * wanted)
+        wanted - division.images[part][name] > max(1, _OVERSHOOT * wanted)
         for name, wanted in division.wanted[part].items()
     ):
         spare = [unit for unit in units if unit.part == "train" and division.can_spare(unit)]

@@ -11,37 +11,37 @@ from typing import NamedTuple
 from stages.common.cli import StageError
 from stages.common.format import enumerate_names, plural
 from stages.common.params import Given
-from stages.images.collection import Collection, Picture
+from stages.images.collection import Collection, Sample
 from stages.images.index import PARTS
 from stages.images.names import (
     UNLABELLED,
     are_folds,
     classes_in_names,
     never_a_class,
-    of_other_pictures,
+    of_other_images,
     other_kinds,
     part_named,
     take_apart,
     words,
 )
-from stages.images.scan import extension, identify, is_picture, list_names, reason, walk
+from stages.images.scan import extension, identify, is_image, list_names, reason, walk
 
-_WANTED = "give a folder that holds one folder of pictures per class"
+_WANTED = "give a folder that holds one folder of images per class"
 _EACH_A_CLASS = "set split.given=ignore, which takes each for a class"
 
 
 def read_folders(root: Path, given: Given) -> Collection:
-    """List the pictures under each class folder, and the part that each belongs to where the folders give a split.
+    """List the images under each class folder, and the part that each belongs to where the folders give a split.
 
-    Each folder in `root` is a class, and its pictures lie at any depth. Where several are named as parts of a split,
+    Each folder in `root` is a class, and its images lie at any depth. Where several are named as parts of a split,
     the folders in these are the classes; or each class folder holds folders named so.
 
     Args:
         root: the data set.
-        given: `auto`: such parts are used as they are; `ignore`: their pictures are put together again.
+        given: `auto`: such parts are used as they are; `ignore`: their images are put together again.
 
     Raises:
-        StageError: `root` is missing, not a folder, or holds fewer than two classes, or one without pictures; it is a
+        StageError: `root` is missing, not a folder, or holds fewer than two classes, or one without images; it is a
             split that cannot be used as given; or its folders hold different kinds of file.
     """
     found = Collection()
@@ -68,14 +68,14 @@ def _read_classes(root: Path, names: list[str], given: Given, found: Collection)
             _leave_out_unlabelled(root, name, found)
             continue
         if given == "auto" and (never_a_class(name) or part in ("test", UNLABELLED)):
-            meant = "a part of a split" if part else "what belongs to pictures"
+            meant = "a part of a split" if part else "what belongs to images"
             raise StageError(
                 f"data.path: {root / name} is named for {meant}, not for a class; move it away, or {_EACH_A_CLASS}"
             )
         before = found.ignored.copy()
         if not _read_class(root, name, name, "", found):
             others = _other_files(found.ignored - before)
-            raise StageError(f"data.path: no pictures in {root / name}{others}; add some or remove the folder")
+            raise StageError(f"data.path: no images in {root / name}{others}; add some or remove the folder")
 
 
 def _list_top(root: Path, found: Collection) -> list[str]:
@@ -87,9 +87,9 @@ def _list_top(root: Path, found: Collection) -> list[str]:
     folders = _list_folders(root, "", found)
     if not folders:
         loose = found.left_out["loose"]
-        here = f" but {plural(loose, 'picture')}" if loose else ""
+        here = f" but {plural(loose, 'image')}" if loose else ""
         raise StageError(
-            f"data.path: {root} holds no folders{here}; put the pictures of each class into a folder"
+            f"data.path: {root} holds no folders{here}; put the images of each class into a folder"
             + (", or name a table of their labels as data.labels" + _suggest_names(root) if loose else "")
         )
     return folders
@@ -102,7 +102,7 @@ def _list_folders(root: Path, folder: str, found: Collection) -> list[str]:
         path = root / folder / name
         if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir fails where permission is denied)
             folders.append(name)
-        elif is_picture(name):
+        elif is_image(name):
             found.left_out["loose"] += 1
         elif path.is_symlink() and not path.exists() and not extension(name):
             raise StageError(f"data.path: {path} is a broken link; repair or remove it")
@@ -112,11 +112,11 @@ def _list_folders(root: Path, folder: str, found: Collection) -> list[str]:
 
 
 def _read_class(root: Path, folder: str, name: str, part: str, found: Collection) -> bool:
-    """Add the pictures of a class folder; return whether there are any."""
+    """Add the images of a class folder; return whether there are any."""
     paths = list(walk(root, folder, found, ancestors=(identify(root),)))
     if folder in found.rejected:
         raise StageError(f"data.path: {root / folder}: {found.rejected[folder]}; make it readable or remove it")
-    found.pictures += [Picture(path, name, path.removeprefix(f"{folder}/"), part) for path in paths]
+    found.samples += [Sample(path, name, path.removeprefix(f"{folder}/"), part) for path in paths]
     return bool(paths)
 
 
@@ -141,7 +141,7 @@ def _suggest_wrapped(root: Path, name: str) -> str:
 def _suggest_names(folder: Path) -> str:
     """Say that file names tell the classes, if they do; nothing otherwise."""
     try:
-        names = classes_in_names([name for name in list_names(folder, Collection()) if is_picture(name)])
+        names = classes_in_names([name for name in list_names(folder, Collection()) if is_image(name)])
     except OSError:
         return ""
     if not names:
@@ -168,14 +168,14 @@ def _refuse_kinds(root: Path, inside: str, names: list[str]) -> None:
     others = other_kinds(names)
     if not others:
         return
-    pictures = [name for name in names if name not in others]
-    holding = next((name for name in pictures if len(_folders_of(root / inside / name)) > 1), None)
-    if holding and not inside and len(pictures) == 1:
+    images = [name for name in names if name not in others]
+    holding = next((name for name in images if len(_folders_of(root / inside / name)) > 1), None)
+    if holding and not inside and len(images) == 1:
         way = f"; set data.path={root / holding}"
     else:
-        way = _suggest_names(root / inside / pictures[0]) or "; move the others away, or name a table as data.labels"
+        way = _suggest_names(root / inside / images[0]) or "; move the others away, or name a table as data.labels"
     raise StageError(
-        f"data.path: {_join(names)} in {root / inside} are no classes, but pictures and what belongs to them "
+        f"data.path: {_join(names)} in {root / inside} are no classes, but images and what belongs to them "
         f"({_join(others)}){way}, or {_EACH_A_CLASS}"
     )
 
@@ -229,7 +229,7 @@ def _named_parts(root: Path, names: list[str]) -> list[_Part]:
         for name, one in told.items()
     ]
     if len(parts) == 1:
-        # Alone, or beside a folder of pictures, but not `train` beside `bus`.
+        # Alone, or beside a folder of images, but not `train` beside `bus`.
         train, beside = parts[0], [name for name in names if name not in told]
         return parts if len(train.classes) > 1 - alone and not any(_folders_of(root / name) for name in beside) else []
     parts.sort(key=lambda part: (*PARTS, UNLABELLED).index(part.part))
@@ -240,7 +240,7 @@ def _named_parts(root: Path, names: list[str]) -> list[_Part]:
 
 
 def _find_parts(root: Path, names: list[str], given: Given, found: Collection) -> list[_Part]:
-    """Return the folders in `root` that are parts of a split; leave out those whose pictures have no labels.
+    """Return the folders in `root` that are parts of a split; leave out those whose images have no labels.
 
     Raises:
         StageError: they look like parts, but cannot be used as such.
@@ -255,7 +255,7 @@ def _find_parts(root: Path, names: list[str], given: Given, found: Collection) -
         if given == "ignore":
             return []
         raise StageError(
-            f"{looks}, but they hold no class folders; sort their pictures into such, or name a table as data.labels, "
+            f"{looks}, but they hold no class folders; sort their images into such, or name a table as data.labels, "
             f"or {_EACH_A_CLASS}{_suggest_names(root / parts[0].folder)}"
         )
     if folds and any(part_named(name) for part in parts for name in part.classes):
@@ -281,8 +281,8 @@ def _find_parts(root: Path, names: list[str], given: Given, found: Collection) -
             _leave_out_unlabelled(root, part.name, found)
         else:
             raise StageError(
-                f"data.path: {root / part.folder} holds no folders, so its pictures have no class; move it away, or "
-                "sort its pictures into class folders as in the other parts, or name a table as data.labels"
+                f"data.path: {root / part.folder} holds no folders, so its images have no class; move it away, or "
+                "sort its images into class folders as in the other parts, or name a table as data.labels"
                 f"{_suggest_names(root / part.folder)}"
             )
     return used if given == "ignore" else _require_one_each(root, used)
@@ -315,34 +315,34 @@ def _read_parts(root: Path, parts: list[_Part], given: Given, found: Collection)
         for name in part.classes:
             any_there = _read_class(root, f"{part.folder}/{name}", name, part.part if given == "auto" else "", found)
             if not any_there and part.part == "train" and given == "auto":
-                raise StageError(f"data.path: no pictures in {root / part.folder / name}; add some or remove the class")
+                raise StageError(f"data.path: no images in {root / part.folder / name}; add some or remove the class")
     names = _join([part.folder for part in parts])
     if given == "ignore":
-        found.notes.append(f"the pictures of {names} put together and divided again (split.given)")
+        found.notes.append(f"the images of {names} put together and divided again (split.given)")
     elif other := [f"{part.part} is {part.folder}" for part in parts if part.folder != part.part]:
         found.notes.append(", ".join(other))
 
 
 def _leave_out_other_kinds(found: Collection) -> None:
-    """Leave out what is about other pictures: `cat/masks/1.png` beside `cat/images/`, `1_mask.png` beside `1.png`."""
+    """Leave out what is about other images: `cat/masks/1.png` beside `cat/images/`, `1_mask.png` beside `1.png`."""
     inner: dict[str, set[str]] = defaultdict(set)
-    for picture in found.pictures:
-        if "/" in picture.below:
-            inner[_class_folder(picture)].add(picture.below.split("/")[0])
+    for image in found.samples:
+        if "/" in image.below:
+            inner[_class_folder(image)].add(image.below.split("/")[0])
     others = {f"{folder}/{name}" for folder, names in inner.items() for name in other_kinds(names)}
-    masks = of_other_pictures(picture.path for picture in found.pictures)
+    masks = of_other_images(image.path for image in found.samples)
     kept = [
-        picture
-        for picture in found.pictures
-        if picture.path not in masks
-        and (not others or f"{_class_folder(picture)}/{picture.below.split('/')[0]}" not in others)
+        image
+        for image in found.samples
+        if image.path not in masks
+        and (not others or f"{_class_folder(image)}/{image.below.split('/')[0]}" not in others)
     ]
-    found.left_out["other_kind"] += len(found.pictures) - len(kept)
-    found.pictures = kept
+    found.left_out["other_kind"] += len(found.samples) - len(kept)
+    found.samples = kept
 
 
-def _class_folder(picture: Picture) -> str:
-    return picture.path.removesuffix(f"/{picture.below}")
+def _class_folder(image: Sample) -> str:
+    return image.path.removesuffix(f"/{image.below}")
 
 
 def _look_into_classes(root: Path, given: Given, found: Collection) -> None:
@@ -351,9 +351,9 @@ def _look_into_classes(root: Path, given: Given, found: Collection) -> None:
     Raises:
         StageError: a class holds folders named as other classes, or the classes hold the same splits of classes.
     """
-    inner: dict[str, set[tuple[str, ...]]] = defaultdict(set)  # class -> the folders of its pictures
-    for picture in found.pictures:
-        inner[picture.class_name].add(tuple(picture.below.split("/")[:-1]))
+    inner: dict[str, set[tuple[str, ...]]] = defaultdict(set)  # class -> the folders of its images
+    for image in found.samples:
+        inner[image.class_name].add(tuple(image.below.split("/")[:-1]))
     firsts = {name: {path[0] for path in paths if path} for name, paths in inner.items()}
     for name, folders in firsts.items():
         if given == "auto" and len(same := sorted(folders & (inner.keys() - {name}))) > 1:
@@ -371,7 +371,7 @@ def _look_into_classes(root: Path, given: Given, found: Collection) -> None:
                 f"data.path: {enumerate_names(sorted(inner), 3)} in {root} each hold {_join(list(parts))}, with "
                 f"{enumerate_names(sorted(seconds), 3)} inside; give one of them as data.path, or {_EACH_A_CLASS}"
             )
-        found.pictures = [replace(one, part=parts[one.below.split("/")[0]]) for one in found.pictures]
+        found.samples = [replace(one, part=parts[one.below.split("/")[0]]) for one in found.samples]
     elif len(set(parts.values())) > 1:
         found.notes.append(f"folders {_join(list(parts))} inside of classes not taken for a split")
     elif len(every) > 1 and all(folders == every and () not in inner[name] for name, folders in firsts.items()):

@@ -1,4 +1,4 @@
-"""The three index files: which picture belongs to which class and to which part of the split."""
+"""The three index files: which image belongs to which class and to which part of the split."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ NEAR = "near "
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture: its path below `data.path` (with `/`), its class by number and name, and the SHA-256 of its file.
+    """An image: its path below `data.path` (with `/`), its class by number and name, and the SHA-256 of its file.
 
     `group` names what it must stay together with, by `split.group` or as near-duplicates; empty: only its copies.
     """
@@ -29,7 +29,7 @@ class Entry:
 
 
 def count(parts: dict[str, list[Entry]]) -> dict[str, dict[str, int]]:
-    """Return class -> part -> number of pictures, classes in the order of their labels."""
+    """Return class -> part -> number of images, classes in the order of their labels."""
     numbers = Counter((entry.class_name, part) for part, entries in parts.items() for entry in entries)
     names = class_names([entry for entries in parts.values() for entry in entries])
     return {name: {part: numbers[name, part] for part in parts} for name in names}

@@ -97,7 +97,7 @@ def part_named(name: str) -> str | None:
 
 
 def never_a_class(name: str) -> bool:
-    """Whether a folder of this name holds something about pictures, such as `annotations`, in any set."""
+    """Whether a folder of this name holds something about images, such as `annotations`, in any set."""
     told = [word for word in words(name) if not word.isdecimal() and word not in _FILLERS]
     return bool(told) and (_NEVER_CLASSES.issuperset(told) or told == ["ground", "truth"])
 
@@ -119,8 +119,8 @@ def other_kinds(names: Iterable[str]) -> list[str]:
     ]
 
 
-def of_other_pictures(paths: Iterable[str]) -> set[str]:
-    """Return the pictures that are named as something about another one beside them: `a_mask.png` beside `a.jpg`."""
+def of_other_images(paths: Iterable[str]) -> set[str]:
+    """Return the images that are named as something about another one beside them: `a_mask.png` beside `a.jpg`."""
     stems = {path: path.rpartition(".")[0].casefold() for path in paths}
     there = set(stems.values())
     marked = {path: stem[: match.start()] for path, stem in stems.items() if (match := _MARK.search(stem))}

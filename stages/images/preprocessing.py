@@ -1,4 +1,4 @@
-"""What a picture goes through on its way into the network: preprocessing, and augmentation in training."""
+"""What an image goes through on its way into the network: preprocessing, and augmentation in training."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -11,16 +11,16 @@ from stages.common.params import Augment, Framing
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# How much larger a picture is framed before augmentation crops it: as 256 to 224, torchvision's border.
+# How much larger an image is framed before augmentation crops it: as 256 to 224, torchvision's border.
 ENLARGED = 8 / 7
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a picture goes through on its way into the network.
+    """What an image goes through on its way into the network.
 
     The shorter side is resized to `resize` pixels and the middle `crop` x `crop` is kept; where `resize` is `None`, the
-    whole picture is resized to `crop` x `crop`, so that nothing is cut off; with `pad`, it keeps its proportions, and
+    whole image is resized to `crop` x `crop`, so that nothing is cut off; with `pad`, it keeps its proportions, and
     margins of the mean colour fill the square. Values go to [0, 1] and are normalized by `mean` and `std`, one a
     channel. `grey_max` is the value of 16-bit grey that is white, `None`: 65535. With `draft`, JPEGs that are much
     larger are decoded at a fraction of their size.
@@ -53,12 +53,12 @@ class Preprocessing:
         return {name: value for name, value in values.items() if name not in ("pad", "grey_max", "draft") or value}
 
     def framed(self, image_size: int | None, framing: Framing | None, grey_max: int | None = None) -> "Preprocessing":
-        """Return the same for another size and another way to make a square of a picture.
+        """Return the same for another size and another way to make a square of an image.
 
         Args:
             image_size: of the square, in pixels; `None` keeps it.
             framing: `crop`: the middle is cut out, after a border as narrow for the size as before; `squash`: the whole
-                picture, out of proportion; `pad`: the whole picture, between margins; `None`: `squash` where
+                image, out of proportion; `pad`: the whole image, between margins; `None`: `squash` where
                 `image_size` is given, else as before.
             grey_max: the value of 16-bit grey that is white; `None`: 65535.
         """
@@ -77,7 +77,7 @@ class Preprocessing:
         return replace(self, resize=resize, crop=round(factor * self.crop))
 
     def least(self, augment: Augment) -> int | None:
-        """Return how many pixels the sides of a picture have to keep when it is decoded, `None` for all of them.
+        """Return how many pixels the sides of an image have to keep when it is decoded, `None` for all of them.
 
         Twice those that are needed; where augmentation cuts out a part, which is enlarged, four times.
         """
@@ -85,19 +85,19 @@ class Preprocessing:
 
 
 class _Pad(torch.nn.Module):
-    """Fits a whole picture into a square of `size` x `size`, between margins of one colour."""
+    """Fits a whole image into a square of `size` x `size`, between margins of one colour."""
 
     def __init__(self, size: int, colour: tuple[int, ...], interpolation: InterpolationMode) -> None:
         super().__init__()
         self.size, self.colour = size, colour
         self.method = Image.Resampling[interpolation.name]
 
-    def forward(self, picture: Image.Image) -> Image.Image:
-        return ImageOps.pad(picture, (self.size, self.size), self.method, self.colour)
+    def forward(self, image: Image.Image) -> Image.Image:
+        return ImageOps.pad(image, (self.size, self.size), self.method, self.colour)
 
 
 def make_framing(preprocessing: Preprocessing) -> v2.Compose:
-    """Return the first half of the transform: from an RGB picture to uint8, (3, crop, crop), not yet normalized."""
+    """Return the first half of the transform: from an RGB image to uint8, (3, crop, crop), not yet normalized."""
     crop, interpolation = preprocessing.crop, InterpolationMode(preprocessing.interpolation)
     margins = [_Pad(crop, margin_colour(preprocessing), interpolation)] if preprocessing.pad else []
     resize = v2.Resize(preprocessing.resize or (crop, crop), interpolation)
@@ -110,11 +110,11 @@ def margin_colour(preprocessing: Preprocessing) -> tuple[int, ...]:
 
 
 def make_transform(preprocessing: Preprocessing, augment: Augment) -> v2.Compose:
-    """Return the transform from an RGB picture to a float32 tensor of shape (3, crop, crop).
+    """Return the transform from an RGB image to a float32 tensor of shape (3, crop, crop).
 
-    Augmented pictures are framed as those of the test are, larger by `ENLARGED`, and cropped at random from there: so
-    both show the same parts of a picture in the same proportions. `light` crops back to the size and mirrors half of
-    the pictures; `strong` takes crops from 35% of the area up, mirrors half, and adds TrivialAugment
+    Augmented images are framed as those of the test are, larger by `ENLARGED`, and cropped at random from there: so
+    both show the same parts of an image in the same proportions. `light` crops back to the size and mirrors half of
+    the images; `strong` takes crops from 35% of the area up, mirrors half, and adds TrivialAugment
     (https://arxiv.org/abs/2103.10158) and random erasing.
     """
     crop, interpolation = preprocessing.crop, InterpolationMode(preprocessing.interpolation)

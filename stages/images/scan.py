@@ -1,4 +1,4 @@
-"""Walking through a folder: which files are pictures by their names, and which are left out."""
+"""Walking through a folder: which files are images by their names, and which are left out."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ EXTENSIONS = (
     *(".tif", ".tiff", ".bmp", ".dib", ".tga", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
 
-# What systems and tools put beside pictures: Synology, QNAP, macOS, Windows, Linux, Python. In lower case.
+# What systems and tools put beside images: Synology, QNAP, macOS, Windows, Linux, Python. In lower case.
 _SYSTEM_NAMES = {
     "@eadir",
     "@tmp",
@@ -49,8 +49,8 @@ def made_by_system(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM_NAMES
 
 
-def is_picture(name: str) -> bool:
-    """Whether a file is a picture by its extension, in any case."""
+def is_image(name: str) -> bool:
+    """Whether a file is an image by its extension, in any case."""
     return name.lower().endswith(EXTENSIONS)
 
 
@@ -60,12 +60,12 @@ def extension(name: str) -> str:
 
 
 def walk(root: Path, folder: str, found: Collection, ancestors: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
-    """Yield the pictures at any depth below a folder, sorted within each; links are followed.
+    """Yield the images at any depth below a folder, sorted within each; links are followed.
 
     Args:
         root: `data.path`.
         folder: relative to `root`, with `/`; empty: `root` itself.
-        found: takes what is not a picture: folders that cannot be listed and links that loop (`rejected`), files with
+        found: takes what is not an image: folders that cannot be listed and links that loop (`rejected`), files with
             other extensions (`ignored`) and what systems make (`left_out`).
         ancestors: device and number of the folders above.
     """
@@ -81,7 +81,7 @@ def walk(root: Path, folder: str, found: Collection, ancestors: tuple[tuple[int,
         path = f"{folder}/{name}" if folder else name
         if os.path.isdir(root / path):  # noqa: PTH112 (Path.is_dir fails where permission is denied)
             yield from walk(root, path, found, (*ancestors, identity))
-        elif is_picture(name):
+        elif is_image(name):
             yield path
         else:
             found.ignored[extension(name)] += 1

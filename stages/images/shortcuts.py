@@ -1,4 +1,4 @@
-"""Whether how pictures are stored tells their classes: a network would learn that in place of what they show."""
+"""Whether how images are stored tells their classes: a network would learn that in place of what they show."""
 
 import os
 from bisect import bisect_left
@@ -15,33 +15,33 @@ from stages.images.collection import Collection
 _BRIGHTNESS = "mean brightness"
 _FOLDS = 5
 _BINS = 10
-# Of the pictures that always guessing the most common class gets wrong, a shortcut gets so many right.
+# Of the images that always guessing the most common class gets wrong, a shortcut gets so many right.
 _SKILL = 0.5
-_SKILL_BY_LOOK = 0.8  # brightness, which may well belong to what a picture shows
-# Ten unrelated pairs of pictures have brightnesses so much alike (r > 0.97) twice in a million.
+_SKILL_BY_LOOK = 0.8  # brightness, which may well belong to what an image shows
+# Ten unrelated pairs of images have brightnesses so much alike (r > 0.97) twice in a million.
 _LEAST_PAIRS, _ALIKE, _MOST_COMPARED = 10, 0.97, 50
 _F1 = 0.9  # a shortcut tells one class so well
 
 
-def find_shortcuts(pictures: Sequence[Checked], classes: Sequence[str]) -> list[str]:
+def find_shortcuts(images: Sequence[Checked], classes: Sequence[str]) -> list[str]:
     """Say which facts about the files tell the classes apart by themselves.
 
-    Each is tried by folds: a picture gets the class that is most common in other folds among those with the same
+    Each is tried by folds: an image gets the class that is most common in other folds among those with the same
     format, mode, camera, size or brightness.
 
     Args:
-        pictures: facts.
-        classes: of each picture.
+        images: facts.
+        classes: of each image.
     """
     facts: dict[str, list[Hashable]] = {
-        name: [one.storage[place] for one in pictures]
+        name: [one.storage[place] for one in images]
         for place, name in enumerate(("file format", "colour mode", "camera (EXIF)"))
     }
-    areas = _bins([one.width * one.height for one in pictures])
-    shapes = _bins([one.width / one.height for one in pictures])
+    areas = _bins([one.width * one.height for one in images])
+    shapes = _bins([one.width / one.height for one in images])
     facts["size"] = list(zip(areas, shapes, strict=True))
-    facts[_BRIGHTNESS] = list(_bins([one.brightness for one in pictures]))
-    folds = [int(one.sha256[:8], 16) % _FOLDS for one in pictures]
+    facts[_BRIGHTNESS] = list(_bins([one.brightness for one in images]))
+    folds = [int(one.sha256[:8], 16) % _FOLDS for one in images]
     return [
         said
         for name, values in facts.items()
@@ -50,10 +50,10 @@ def find_shortcuts(pictures: Sequence[Checked], classes: Sequence[str]) -> list[
 
 
 def find_forms(found: Collection, checked: dict[str, Checked]) -> list[str]:
-    """Say which classes hold pictures of the same names that are as bright one by one: small ones, or edited ones."""
+    """Say which classes hold images of the same names that are as bright one by one: small ones, or edited ones."""
     classes = {
-        name: {os.path.splitext(one.below)[0]: checked[one.path].brightness for one in pictures if one.path in checked}  # noqa: PTH122
-        for name, pictures in found.by_class().items()
+        name: {os.path.splitext(one.below)[0]: checked[one.path].brightness for one in images if one.path in checked}  # noqa: PTH122
+        for name, images in found.by_class().items()
     }
     notes = []
     for (name, first), (other, second) in combinations(list(classes.items())[:_MOST_COMPARED], 2):
@@ -63,14 +63,14 @@ def find_forms(found: Collection, checked: dict[str, Checked]) -> list[str]:
         pairs = np.array([[first[stem], second[stem]] for stem in shared])
         if pairs.std(axis=0).min() > 1 and np.corrcoef(pairs.T)[0, 1] > _ALIKE:
             notes.append(
-                f"{name} and {other} hold {len(shared):,} pictures of the same names that are as bright one by one: "
-                "forms of the same pictures? split.group keeps them in one part"
+                f"{name} and {other} hold {len(shared):,} images of the same names that are as bright one by one: "
+                "forms of the same images? split.group keeps them in one part"
             )
     return notes
 
 
 def _bins(values: list[float]) -> list[int]:
-    """Return each value's place among so many groups of about the same number of pictures."""
+    """Return each value's place among so many groups of about the same number of images."""
     ordered = sorted(values)
     edges = sorted({ordered[len(ordered) * number // _BINS] for number in range(1, _BINS)})
     return [bisect_left(edges, value) for value in values]

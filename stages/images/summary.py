@@ -1,4 +1,4 @@
-"""`split.json`: what the split made of the pictures, and what was left out or assumed."""
+"""`split.json`: what the split made of the images, and what was left out or assumed."""
 
 import json
 from collections import Counter, defaultdict
@@ -25,21 +25,21 @@ _LEFT_OUT = {
         "file or folder that is hidden or made by a system",
         "files and folders that are hidden or made by a system",
     ),
-    "loose": ("picture beside the class folders", "pictures beside the class folders"),
-    "unlisted": ("picture that the table does not list", "pictures that the table does not list"),
+    "loose": ("image beside the class folders", "images beside the class folders"),
+    "unlisted": ("image that the table does not list", "images that the table does not list"),
     "unlabelled": (
-        "picture of a folder without labels",
-        "pictures of folders without labels",
+        "image of a folder without labels",
+        "images of folders without labels",
     ),
-    "other_kind": ("picture about another one (a mask, a label)", "pictures about others (masks, labels)"),
-    "overlap": ("copy of a picture of another part", "copies of pictures of another part"),
+    "other_kind": ("image about another one (a mask, a label)", "images about others (masks, labels)"),
+    "overlap": ("copy of an image of another part", "copies of images of another part"),
 }
 
 _REMARKS = {
-    "pages": ("picture has", "pictures have", "more pages or frames than the first, which is taken"),
-    "clear": ("picture is", "pictures are", "transparent everywhere, and taken without that"),
-    "band": ("picture has", "pictures have", "a band of its own in place of transparency, which is left out"),
-    "blank": ("picture is", "pictures are", "of one colour"),
+    "pages": ("image has", "images have", "more pages or frames than the first, which is taken"),
+    "clear": ("image is", "images are", "transparent everywhere, and taken without that"),
+    "band": ("image has", "images have", "a band of its own in place of transparency, which is left out"),
+    "blank": ("image is", "images are", "of one colour"),
 }
 
 ClassCounts = dict[str, dict[str, int]]
@@ -57,7 +57,7 @@ def summarize(
 
     Args:
         found: the data set.
-        parts: part -> its pictures.
+        parts: part -> its images.
         part_of: path -> the part that is given, if any.
         rejected: path -> reason.
         duplicates: groups of paths with the same bytes.
@@ -87,7 +87,7 @@ def summarize(
 
 
 def describe_classes(counts: ClassCounts) -> dict[str, Any]:
-    """Return the number of pictures of each part, and of each class and part, as `split.json` has them.
+    """Return the number of images of each part, and of each class and part, as `split.json` has them.
 
     Up to 20 classes they are DVC's metrics, `classes`; more are a list, `class_counts`, which `dvc metrics diff` and
     `dvc exp show` ignore.
@@ -99,7 +99,7 @@ def describe_classes(counts: ClassCounts) -> dict[str, Any]:
 
 
 def class_counts(split: dict[str, Any]) -> ClassCounts:
-    """Return class -> part -> number of pictures, from the content of a `split.json`."""
+    """Return class -> part -> number of images, from the content of a `split.json`."""
     if "classes" in split:
         return dict(split["classes"])
     rows: Sequence[dict[str, Any]] = split["class_counts"]
@@ -125,35 +125,35 @@ def read_summary(path: Path) -> dict[str, Any]:
     return split
 
 
-def describe_shapes(pictures: list[Checked]) -> dict[str, float]:
-    """Return how wide pictures are for their height, and the share that a square cut from the middle discards.
+def describe_shapes(images: list[Checked]) -> dict[str, float]:
+    """Return how wide images are for their height, and the share that a square cut from the middle discards.
 
     Returns:
         `aspect_low`, `aspect_median`, `aspect_high`: the 5th, 50th and 95th percentile of width / height; and
-        `crop_discards`: the mean over the pictures of the share of pixels outside of the largest square. Weights whose
+        `crop_discards`: the mean over the images of the share of pixels outside of the largest square. Weights whose
         transform also trims the border (224 of 256 pixels) discard more.
     """
-    aspects = np.array([picture.width / picture.height for picture in pictures])
+    aspects = np.array([image.width / image.height for image in images])
     low, median, high = np.percentile(aspects, [5, 50, 95]).round(4).tolist()
     discarded = float((1 - np.minimum(aspects, 1 / aspects)).mean().round(4))
     return {"aspect_low": low, "aspect_median": median, "aspect_high": high, "crop_discards": discarded}
 
 
-def describe_remarks(pictures: list[Checked]) -> list[str]:
-    """Say how many pictures were read in part, show nothing, or are the same as others though their bytes differ."""
-    counts = Counter(remark for picture in pictures for remark in picture.remarks)
+def describe_remarks(images: list[Checked]) -> list[str]:
+    """Say how many images were read in part, show nothing, or are the same as others though their bytes differ."""
+    counts = Counter(remark for image in images for remark in image.remarks)
     notes = [
         f"{plural(counts[remark], one, many)} {what}"
         for remark, (one, many, what) in _REMARKS.items()
         if counts[remark]
     ]
     files: dict[tuple[int, ...], set[str]] = defaultdict(set)
-    for picture in pictures:
-        if "blank" not in picture.remarks:
-            files[picture.pixels, picture.width, picture.height].add(picture.sha256)
+    for image in images:
+        if "blank" not in image.remarks:
+            files[image.pixels, image.width, image.height].add(image.sha256)
     same = sum(len(hashes) for hashes in files.values() if len(hashes) > 1)
     return notes + [
-        f"{same:,} pictures the same as another when decoded (JPEG: small), though their bytes differ"
+        f"{same:,} images the same as another when decoded (JPEG: small), though their bytes differ"
     ] * bool(same)
 
 
@@ -188,17 +188,17 @@ def describe_near_duplicates(
     return notes
 
 
-def describe_grey(pictures: list[Checked], grey_max: int | None) -> list[str]:
+def describe_grey(images: list[Checked], grey_max: int | None) -> list[str]:
     """Say where 16-bit grey comes out dark because its values have fewer bits, or white above `data.grey_max`."""
-    highest = [picture.highest_grey for picture in pictures if picture.highest_grey is not None]
+    highest = [image.highest_grey for image in images if image.highest_grey is not None]
     if grey_max is None and highest and max(highest) < GREY_RANGE // 2:
         full = 2 ** max(highest).bit_length() - 1
         return [
-            f"{plural(len(highest), 'picture')} of 16-bit grey dark, with values up to {max(highest):,} of "
+            f"{plural(len(highest), 'image')} of 16-bit grey dark, with values up to {max(highest):,} of "
             f"{GREY_RANGE:,} only (data.grey_max={full} uses the whole range)"
         ]
     above = sum(value > grey_max for value in highest) if grey_max is not None else 0
-    return [f"{plural(above, 'picture')} with values above data.grey_max, which become white"] if above else []
+    return [f"{plural(above, 'image')} with values above data.grey_max, which become white"] if above else []
 
 
 def last_line(split: dict[str, Any], report: Path) -> str:
@@ -238,7 +238,7 @@ def _describe_given(parts: dict[str, list[Entry]], part_of: dict[str, str]) -> l
         lacking = [name for name, numbers in counts.items() if not numbers[part]]
         if lacking:
             examples = ", ".join(lacking[:_MOST_SHOWN]) + " ..." * (len(lacking) > _MOST_SHOWN)
-            notes.append(f"{plural(len(lacking), 'class', 'classes')} without {part} pictures ({examples})")
+            notes.append(f"{plural(len(lacking), 'class', 'classes')} without {part} images ({examples})")
     return notes
 
 

@@ -1,4 +1,4 @@
-"""Labels from a table: the pictures stay where they are, in any layout."""
+"""Labels from a table: the images stay where they are, in any layout."""
 
 import csv
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 from stages.common.cli import StageError
 from stages.common.format import enumerate_names, plural
 from stages.common.params import Given
-from stages.images.collection import Collection, Picture
+from stages.images.collection import Collection, Sample
 from stages.images.names import column_for, part_named
 from stages.images.scan import walk
 
@@ -32,10 +32,10 @@ class _Row:
 
 
 def read_labels(root: Path, table: Path, given: Given) -> Collection:
-    """List the pictures of a table with the columns `path` (below `root`) and `label`, perhaps `split` and `group`.
+    """List the images of a table with the columns `path` (below `root`) and `label`, perhaps `split` and `group`.
 
     The table is UTF-8; commas, semicolons or tabs separate its cells. A file that is not there, one without a label and
-    one with two labels, splits or groups are rejected; pictures below `root` that are not listed are counted. A name
+    one with two labels, splits or groups are rejected; images below `root` that are not listed are counted. A name
     may differ from the file's in case or extension. Labels that are equal as numbers are one class.
 
     Args:
@@ -66,7 +66,7 @@ def read_labels(root: Path, table: Path, given: Given) -> Collection:
         if reason := _problem(root / path, contents):
             found.rejected[path] = f"{reason} in {table.name}{files.near(path) if reason == _ABSENT else ''}"
         if first.label:
-            found.pictures.append(Picture(path, first.label, path, first.part, first.group))
+            found.samples.append(Sample(path, first.label, path, first.part, first.group))
     repeated, unlisted = len(lines) - sum(map(len, rows.values())), len(there - rows.keys())
     if repeated:
         found.notes.append(f"{plural(repeated, 'row')} of {table.name} repeated")
@@ -77,8 +77,8 @@ def read_labels(root: Path, table: Path, given: Given) -> Collection:
     if files.otherwise:
         found.notes.append(f"{plural(files.otherwise, 'path')} of {table.name} found by another case or extension")
     found.notes += _unused_columns(columns, lines, table)
-    if not found.pictures:
-        raise StageError(f"data.labels: {table} gives no picture a label; fill in its column label")
+    if not found.samples:
+        raise StageError(f"data.labels: {table} gives no image a label; fill in its column label")
     return found
 
 
@@ -142,7 +142,7 @@ def _leave_out(table: Path, root: Path, found: Collection) -> None:
 
 
 class _Files:
-    """The pictures below `root`, by ways in which a table may spell their paths."""
+    """The images below `root`, by ways in which a table may spell their paths."""
 
     def __init__(self, root: Path, there: set[str]) -> None:
         self.root, self.there, self.otherwise = root, there, 0
@@ -218,7 +218,7 @@ def _require_single_labels(table: Path, labels: list[str]) -> None:
         ]
         if mixed and (len(mixed) > 1 or single.issuperset(joined[mixed[0]])):
             raise StageError(
-                f"data.labels: {table} has multi-label rows, such as {mixed[0]!r}; a picture has one class here: "
+                f"data.labels: {table} has multi-label rows, such as {mixed[0]!r}; an image has one class here: "
                 "choose one for each row, or leave these rows out"
             )
 
@@ -281,7 +281,7 @@ def _require_whole_split(rows: dict[str, set[_Row]], table: Path) -> None:
 
 
 def _problem(file: Path, rows: set[_Row]) -> str:
-    """Say in a few words what is wrong with a picture, nothing if nothing is."""
+    """Say in a few words what is wrong with an image, nothing if nothing is."""
     for name in ("label", "part", "group"):
         values = sorted({getattr(row, name) for row in rows})
         if len(values) > 1:

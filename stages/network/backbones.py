@@ -200,7 +200,7 @@ _FAMILIES: dict[str, Callable[[_Model], Parts]] = {
     "VisionTransformer": _vision_transformer,
 }
 
-# What these were trained with, in TensorFlow. torchvision's models take pictures normalized as for all its weights, and
+# What these were trained with, in TensorFlow. torchvision's models take images normalized as for all its weights, and
 # rescale them where the weights are torchvision's (`transform_input`): the same, in one step.
 _NORMALIZATIONS = dict.fromkeys(("googlenet", "inception_v3"), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
 _SIZES = {"inception_v3": 299}
@@ -221,12 +221,12 @@ def require_architecture(arch: str) -> None:
 
 
 def own_normalization(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Return mean and standard deviation of an architecture's pictures, `None` where its weights state them."""
+    """Return mean and standard deviation of an architecture's images, `None` where its weights state them."""
     return _NORMALIZATIONS.get(arch)
 
 
 def native_preprocessing(arch: str) -> Preprocessing:
-    """Return what the pictures of torchvision's files for an architecture go through, where nothing else is stated."""
+    """Return what the images of torchvision's files for an architecture go through, where nothing else is stated."""
     preprocessing = Preprocessing()
     mean, std = own_normalization(arch) or (preprocessing.mean, preprocessing.std)
     return replace(preprocessing, crop=_SIZES.get(arch, preprocessing.crop), mean=mean, std=std)
@@ -237,10 +237,10 @@ def stock_model(arch: str, image_size: int = 224) -> nn.Module:
 
     Args:
         arch: its name in torchvision.
-        image_size: height and width of the pictures, pixels.
+        image_size: height and width of the images, pixels.
 
     Raises:
-        StageError: no such classifier, or one that cannot take pictures of that size.
+        StageError: no such classifier, or one that cannot take images of that size.
     """
     require_architecture(arch)
     model: nn.Module = get_model(arch, weights=None, **stock_options(arch, image_size))
@@ -251,7 +251,7 @@ def stock_options(arch: str, image_size: int) -> dict[str, Any]:
     """Return what torchvision has to be told beside the name of a model.
 
     Raises:
-        StageError: it cannot take pictures of that size.
+        StageError: it cannot take images of that size.
     """
     if arch in ("googlenet", "inception_v3"):
         return {"init_weights": False}  # truncated normals by scipy, which take half a minute

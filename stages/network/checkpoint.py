@@ -113,7 +113,7 @@ def continue_from(network: Network, description: Description, tensors: Mapping[s
         Whether the head was copied.
 
     Raises:
-        StageError: the backbone is for pictures of another size.
+        StageError: the backbone is for images of another size.
     """
     classifier = network.classifier.state_dict()
     same = [(one.head, one.classes) for one in (description, own)]
@@ -133,7 +133,7 @@ def continue_from(network: Network, description: Description, tensors: Mapping[s
 
 
 def require_classes(path: Path, description: Description, entries: list[Entry]) -> None:
-    """Refuse a checkpoint that was made for other classes than an index has; a class may have no picture there.
+    """Refuse a checkpoint that was made for other classes than an index has; a class may have no image there.
 
     Args:
         path: of the checkpoint, for the message.

@@ -29,7 +29,7 @@ def write_layers(path: Path, network: Network, image_size: int) -> None:
     Args:
         path: its suffix is replaced.
         network: with `requires_grad` set as in the phase to describe.
-        image_size: height and width of the pictures, pixels.
+        image_size: height and width of the images, pixels.
     """
     # Without values: only shapes are looked at.
     shapes = copy.deepcopy(network).to("meta")

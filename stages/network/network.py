@@ -81,11 +81,11 @@ def build_network(
         head: as above; `original` is the model's own classifier with another last layer.
         hidden: units of the hidden layer of `flatten` and `pooled`; 0 for a linear head.
         outputs: number of logits.
-        image_size: height and width of the pictures, pixels.
+        image_size: height and width of the images, pixels.
         standardized: the features are standardized first, by values that are still to be set.
 
     Raises:
-        StageError: the pictures are too small for the backbone.
+        StageError: the images are too small for the backbone.
     """
     parts = cut_into_blocks(stock)
     backbone = nn.Sequential(*parts.blocks.values())
@@ -106,7 +106,7 @@ def build_network(
 
 
 def _probe(backbone: nn.Sequential, image_size: int) -> Tensor:
-    """Return features of one picture, without values: nothing is computed but their shape."""
+    """Return features of one image, without values: nothing is computed but their shape."""
     try:
         with torch.no_grad():
             features: Tensor = (

@@ -24,8 +24,8 @@ def loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None, la
     Args:
         logits: (n, outputs).
         labels: (n,).
-        class_weights: (classes,); each picture's loss is multiplied by its class's weight. The sum is divided by n, not
-            by the sum of weights as torch's losses do: in a batch with one picture of a rare class, that would take the
+        class_weights: (classes,); each image's loss is multiplied by its class's weight. The sum is divided by n, not
+            by the sum of weights as torch's losses do: in a batch with one image of a rare class, that would take the
             weight away again.
         label_smoothing: in [0, 1): the part of each target that is spread evenly over all classes
             (https://arxiv.org/abs/1512.00567).
@@ -36,7 +36,7 @@ def loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None, la
 
 
 def losses(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
-    """Return each picture's loss, (n,), of which `loss` is the mean; arguments as there."""
+    """Return each image's loss, (n,), of which `loss` is the mean; arguments as there."""
     each = _reduce(logits, labels, label_smoothing, "none")
     return each if class_weights is None else each * class_weights[labels]
 
@@ -51,12 +51,12 @@ def _reduce(logits: Tensor, labels: Tensor, label_smoothing: float, reduction: s
 
 
 def weigh_classes(setting: ClassWeights, train: list[Entry]) -> Tensor | None:
-    """Return, and print, the weight of each class in the loss, (classes,); the mean over the training pictures is 1.
+    """Return, and print, the weight of each class in the loss, (classes,); the mean over the training images is 1.
 
     Args:
-        setting: `balanced`: the inverse of the class's number of pictures; by name: in these proportions; `None`: all
+        setting: `balanced`: the inverse of the class's number of images; by name: in these proportions; `None`: all
             the same.
-        train: the training pictures.
+        train: the training images.
 
     Raises:
         StageError: a class has no weight, or a weight no class.

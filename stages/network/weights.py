@@ -28,7 +28,7 @@ from stages.network.checkpoint import Description, read_own
 from stages.network.layouts import to_torchvision, unwrap, whose
 from stages.network.weight_file import weight_file
 
-# In a .safetensors file: a JSON object; its `preprocessing` is what the pictures went through. One key only, since
+# In a .safetensors file: a JSON object; its `preprocessing` is what the images went through. One key only, since
 # safetensors writes several in an order that changes from run to run, and so would the file's bytes.
 METADATA_KEY = "pretraining"
 
@@ -107,7 +107,7 @@ def load_into(stock: nn.Module, weights: Weights, arch: str) -> None:
 
 
 def _fit_positions(tensors: dict[str, Tensor], stock: nn.Module) -> dict[str, Tensor]:
-    """Interpolate a vision transformer's embeddings of positions, if they are of another size of pictures."""
+    """Interpolate a vision transformer's embeddings of positions, if they are of another size of images."""
     key = "encoder.pos_embedding"
     if not isinstance(stock, VisionTransformer) or key not in tensors or tensors[key].dim() != 3:
         return tensors
@@ -202,7 +202,7 @@ def _unpickle_tensors(path: Path, content: bytes) -> object:
 
 
 def _stated_preprocessing(path: Path) -> Preprocessing | None:
-    """Return what a safetensors file says of its pictures; `None` where it says nothing."""
+    """Return what a safetensors file says of its images; `None` where it says nothing."""
     with safe_open(path, framework="pt") as file:
         stated = (file.metadata() or {}).get(METADATA_KEY, "{}")
     fields = dict(json.loads(stated)).get("preprocessing")

@@ -175,7 +175,7 @@ def draw_confusion(predictions: Predictions) -> Figure:
         # The root lets single mistakes show beside a full diagonal.
         image = axes.imshow(shares, cmap=colors, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
         right = int(np.trace(counts))
-        axes.set_title(f"{LOOKS[model].title}: {right:,} of {plural(len(predicted), 'picture')} right")
+        axes.set_title(f"{LOOKS[model].title}: {right:,} of {plural(len(predicted), 'image')} right")
         axes.set(xlabel="predicted", ylabel="true")
         axes.grid(visible=False)
         if few:
@@ -189,7 +189,7 @@ def draw_confusion(predictions: Predictions) -> Figure:
             axes.set_xlabel(f"predicted\n\n{note}{_most_confused(predictions, model)}", size=8)
         _name_classes(axes, names, ["others"] * bool(note))
     assert image is not None
-    bar = figure.colorbar(image, ax=panels, shrink=0.7, aspect=30, label="fraction of the true class's pictures")
+    bar = figure.colorbar(image, ax=panels, shrink=0.7, aspect=30, label="fraction of the true class's images")
     bar.ax.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 1])
     return figure
@@ -219,7 +219,7 @@ def _most_confused(predictions: Predictions, model: str, most: int = 5) -> str:
     names = short_names(predictions.classes, 22)
     pairs = find_confused(predictions, model)
     if not pairs:
-        return f"no mistakes on {plural(len(predictions.labels), 'picture')}"
+        return f"no mistakes on {plural(len(predictions.labels), 'image')}"
     lines = [f"{len(found):,} of {names[true]} taken for {names[guess]}" for true, guess, found in pairs[:most]]
     return "\n".join(["most frequent mistakes:", *lines])
 
@@ -243,7 +243,7 @@ def draw_curves(predictions: Predictions, scores: dict[str, Scores]) -> Figure:
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02), aspect="equal")
         axes.set_title(f"{name}\n{title}")
         if curve is None:
-            axes.text(0.5, 0.5, "needs test pictures\nof two classes", ha="center", va="center", size=12)
+            axes.text(0.5, 0.5, "needs test images\nof two classes", ha="center", va="center", size=12)
             continue
         areas = {model: getattr(scores[model], score) for model in predictions.models}
         _draw_curve(axes, curve, "area" if score == "auroc" else "average precision", areas)

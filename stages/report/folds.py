@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from stages.common.format import percent, plural, points, signed
-from stages.images.decode import ImageError, decode, read_picture
+from stages.images.decode import ImageError, decode, read_image
 from stages.report.galleries import Sheet, caption, say
 from stages.report.markdown import table
 from stages.report.page import tabulate_suspects
@@ -36,7 +36,7 @@ def draw_runs(kind: str, together: Together) -> Figure:
     left.set(
         yticks=[*rows, len(names)],
         yticklabels=[*names, "together"],
-        xlabel="accuracy on the test pictures",
+        xlabel="accuracy on the test images",
         ylim=(len(names) + 0.6, -0.6),
     )
     left.xaxis.set_major_formatter(lambda value, _: percent(value))
@@ -55,22 +55,22 @@ def draw_runs(kind: str, together: Together) -> Figure:
 
 @house_style()
 def draw_suspects(suspects: list[Suspect], root: Path) -> Figure:
-    """Draw the pictures whose labels are believed least.
+    """Draw the images whose labels are believed least.
 
     Args:
         suspects: the least believed first.
         root: the folder that their paths are relative to.
     """
     if not suspects:
-        return say("Of no picture is another class more probable than its label.")
+        return say("Of no image is another class more probable than its label.")
     shown = suspects[:_MOST_DRAWN]
     title = f"The {plural(len(shown), 'label')} that the networks believe least"
     sheet = Sheet([(title, "", len(shown))], columns=5, ratio=1, lines=3)
     for axes, one in zip(sheet.cells, shown, strict=True):
         try:
-            picture = decode(read_picture(root / one.path))
-            picture.thumbnail((400, 400))
-            axes.imshow(np.asarray(picture))
+            image = decode(read_image(root / one.path))
+            image.thumbnail((400, 400))
+            axes.imshow(np.asarray(image))
         except (OSError, ImageError):
             axes.text(0.5, 0.5, "gone", ha="center", va="center", transform=axes.transAxes)
         says = f"{shorten(one.suggestion, 14)}, {percent(one.suggestion_probability)}"
@@ -86,31 +86,31 @@ def compose_page(kind: str, together: Together, summary: str, wrong: float | Non
         together: of all runs.
         summary: its description.
         wrong: the number of labels that are probably wrong, `None` where that was not looked for.
-        suspects: the pictures with such labels, the least believed first.
+        suspects: the images with such labels, the least believed first.
     """
     verdict = summary.splitlines()[-1]
     methods = {
-        "folds": "Each picture was tested once, by networks that were not trained on it. Folds share most of their "
-        "training pictures, so their gains vary less than those of independent trainings: both intervals of the gain "
+        "folds": "Each image was tested once, by networks that were not trained on it. Folds share most of their "
+        "training images, so their gains vary less than those of independent trainings: both intervals of the gain "
         "are at least as wide as [Nadeau and Bengio's](https://doi.org/10.1023/A:1024068626366), which allows for "
-        "that, and as those that take all pictures for one test. A verdict asks for an interval without 0, that on "
+        "that, and as those that take all images for one test. A verdict asks for an interval without 0, that on "
         "accuracy for McNemar's p below 0.05, too.",
         "seeds": "One split, several trainings: mean and range show what the chance of training does to the gain. The "
-        "choice of test pictures is not in them, so there is no verdict.",
+        "choice of test images is not in them, so there is no verdict.",
     }
     rows = [
-        [run.name, f"{run.pictures:,}", percent(run.head), percent(run.finetuned), points(run.gain),
+        [run.name, f"{run.images:,}", percent(run.head), percent(run.finetuned), points(run.gain),
          signed(run.loss), f"{run.fixed:,}", f"{run.broken:,}"]
         for run in together.runs
     ]  # fmt: skip
-    header = ["run", "test pictures", "head phase", "fine-tuned", "gain", "gain, log-loss", "fixed", "broken"]
+    header = ["run", "test images", "head phase", "fine-tuned", "gain", "gain, log-loss", "fixed", "broken"]
     parts = ["# Did fine-tuning help, over all runs?", f"**{verdict}**", table(header, rows), methods[kind]]
     parts.append("![Accuracy and gain of each run](gain.png)")
     if wrong is not None:
         parts += [
             "## Labels that may be wrong",
-            f"About {wrong:.0f} of {together.pictures:,}, by [confident learning](https://arxiv.org/abs/1911.00068) on "
-            "the fine-tuned networks' probabilities. The pictures whose label is believed least come first: look at "
+            f"About {wrong:.0f} of {together.images:,}, by [confident learning](https://arxiv.org/abs/1911.00068) on "
+            "the fine-tuned networks' probabilities. The images whose label is believed least come first: look at "
             "them, for a mistake of the network ranks as high as one of the label.",
             "![Labels that are believed least](suspects.png)",
             tabulate_suspects(suspects, "suspects.csv"),

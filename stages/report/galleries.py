@@ -1,4 +1,4 @@
-"""The figures of pictures: what the fine-tuned network gets wrong and where it looked, what fine-tuning changed."""
+"""The figures of images: what the fine-tuned network gets wrong and where it looked, what fine-tuning changed."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,38 +25,38 @@ Pixels = NDArray[np.float32]
 _WIDTH = 10.0  # inches, of a figure
 _MARGIN = 0.15  # inches, around it
 _MOST_WRONG = 9
-_MOST_PAIRS, _MOST_OF_A_PAIR = 4, 5  # of classes that are confused, and pictures of each
+_MOST_PAIRS, _MOST_OF_A_PAIR = 4, 5  # of classes that are confused, and images of each
 _MOST_CHANGED = 10  # fixed ones, and as many broken ones
 
 
 @dataclass(frozen=True)
 class Album:
-    """The test pictures, and how the networks see them."""
+    """The test images, and how the networks see them."""
 
     root: Path
     entries: list[Entry]
     preprocessing: Preprocessing
 
     def load(self, positions: Positions) -> torch.Tensor:
-        """Return these pictures preprocessed, (n, 3, crop, crop); raises what `read_entry` does."""
+        """Return these images preprocessed, (n, 3, crop, crop); raises what `read_entry` does."""
         transform, grey_max = make_transform(self.preprocessing, "none"), self.preprocessing.grey_max
         least = self.preprocessing.least("none")
         entries = [self.entries[position] for position in positions]
         return torch.stack([transform(read_entry(self.root, entry, grey_max, least)) for entry in entries])
 
     def pixels(self, images: torch.Tensor) -> Pixels:
-        """Return preprocessed pictures as they look, (n, crop, crop, 3) in [0, 1]."""
+        """Return preprocessed images as they look, (n, crop, crop, 3) in [0, 1]."""
         return as_pixels(images, self.preprocessing)
 
 
 def as_pixels(images: torch.Tensor, preprocessing: Preprocessing) -> Pixels:
-    """Return preprocessed pictures (n, 3, crop, crop) as they look, (n, crop, crop, 3) in [0, 1]."""
+    """Return preprocessed images (n, 3, crop, crop) as they look, (n, crop, crop, 3) in [0, 1]."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     seen: Pixels = (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     return seen
 
 
-def draw_pictures(predictions: Predictions, album: Album, network: Network) -> dict[str, Figure]:
+def draw_images(predictions: Predictions, album: Album, network: Network) -> dict[str, Figure]:
     """Draw all figures of this module, by name; `network` is the fine-tuned one, on the CPU."""
     return {
         "wrong": draw_wrong(predictions, album, network),
@@ -70,11 +70,11 @@ def draw_wrong(predictions: Predictions, album: Album, network: Network) -> Figu
     """Draw the fine-tuned network's mistakes, the most confident first, with Grad-CAM toward what it predicted.
 
     Args:
-        predictions: on the pictures of `album`, in its order.
-        album: the test pictures.
+        predictions: on the images of `album`, in its order.
+        album: the test images.
         network: the fine-tuned one, on the CPU.
     """
-    wrong, total = find_wrong(predictions), plural(len(predictions.labels), "picture")
+    wrong, total = find_wrong(predictions), plural(len(predictions.labels), "image")
     if not wrong:
         return say(f"The fine-tuned network makes no mistakes on {total}.")
     positions = wrong[:_MOST_WRONG]
@@ -85,10 +85,10 @@ def draw_wrong(predictions: Predictions, album: Album, network: Network) -> Figu
     shown = "" if len(wrong) == len(positions) else f"; the {len(positions)} most confident of them"
     title = f"The fine-tuned network's {plural(len(wrong), 'mistake')} on {total}{shown}"
     if maps is None:
-        note = "Without Grad-CAM: at this size of the pictures, no block has maps of 7 x 7 values."
+        note = "Without Grad-CAM: at this size of the images, no block has maps of 7 x 7 values."
     else:
         note = (
-            "Right of each picture: Grad-CAM, where the network saw evidence for its prediction (bright: most, dark: "
+            "Right of each image: Grad-CAM, where the network saw evidence for its prediction (bright: most, dark: "
             f"none), from {maps.shape[1]} x {maps.shape[2]} values after block {(block or 0) + 1} "
             f"of {len(network.backbone)}."
         )
@@ -109,15 +109,15 @@ def draw_wrong(predictions: Predictions, album: Album, network: Network) -> Figu
 
 @house_style()
 def draw_confused(predictions: Predictions, album: Album) -> Figure:
-    """Draw pictures from the largest cells of the fine-tuned network's confusion matrix, beside its diagonal.
+    """Draw images from the largest cells of the fine-tuned network's confusion matrix, beside its diagonal.
 
     Args:
-        predictions: on the pictures of `album`, in its order.
-        album: the test pictures.
+        predictions: on the images of `album`, in its order.
+        album: the test images.
     """
     pairs = find_confused(predictions, "finetuned")
     if not pairs:
-        return say(f"The fine-tuned network confuses no classes on {plural(len(predictions.labels), 'picture')}.")
+        return say(f"The fine-tuned network confuses no classes on {plural(len(predictions.labels), 'image')}.")
     names, total = short_names(predictions.classes, 30), np.bincount(predictions.labels)
     sections, positions = [], []
     for true, guess, found in pairs[:_MOST_PAIRS]:
@@ -137,19 +137,19 @@ def draw_confused(predictions: Predictions, album: Album) -> Figure:
 
 @house_style()
 def draw_changed(predictions: Predictions, album: Album) -> Figure:
-    """Draw the pictures that fine-tuning fixed and those that it broke, with both predictions.
+    """Draw the images that fine-tuning fixed and those that it broke, with both predictions.
 
     Args:
-        predictions: on the pictures of `album`, in its order.
-        album: the test pictures.
+        predictions: on the images of `album`, in its order.
+        album: the test images.
     """
-    groups, total = find_changed(predictions), plural(len(predictions.labels), "picture")
+    groups, total = find_changed(predictions), plural(len(predictions.labels), "image")
     if not any(groups):
-        return say(f"Fine-tuning neither fixed nor broke a picture, of {total}.")
+        return say(f"Fine-tuning neither fixed nor broke an image, of {total}.")
     sections = []
     for name, group in zip(("fixed", "broke"), groups, strict=True):
         shown = f"; the {_MOST_CHANGED} that changed most" if len(group) > _MOST_CHANGED else ""
-        many = plural(len(group), "picture") if group else "no picture"
+        many = plural(len(group), "image") if group else "no image"
         sections.append((f"Fine-tuning {name} {many}{shown}", "", min(len(group), _MOST_CHANGED)))
     sheet = Sheet(sections, columns=5, ratio=1, lines=4)
     positions = [position for group in groups for position in group[:_MOST_CHANGED]]
@@ -167,22 +167,22 @@ def draw_changed(predictions: Predictions, album: Album) -> Figure:
 
 
 class Sheet:
-    """A figure with sections of pictures under titles; `cells` has their axes in order.
+    """A figure with sections of images under titles; `cells` has their axes in order.
 
     Args:
-        sections: each a title, a note below it or "", and its number of pictures.
-        columns: pictures a row.
-        ratio: width of a cell's picture over its height.
-        lines: of the caption under each picture.
+        sections: each a title, a note below it or "", and its number of images.
+        columns: images a row.
+        ratio: width of a cell's image over its height.
+        lines: of the caption under each image.
     """
 
     def __init__(self, sections: list[tuple[str, str, int]], columns: int, ratio: float, lines: int) -> None:
         width = (_WIDTH - _MARGIN) / columns - _MARGIN
-        picture, caption = width / ratio, 0.15 * lines + 0.14
+        image, caption = width / ratio, 0.15 * lines + 0.14
         titles = [(wrap(title, 9.5, 11), wrap(note, 9.5, 8)) for title, note, _ in sections]
         heads = [0.12 + 0.18 * len(title.splitlines()) + 0.14 * len(note.splitlines()) for title, note in titles]
         rows = [-(-count // columns) for *_, count in sections]
-        height = _MARGIN + sum(heads) + sum(rows) * (picture + caption)
+        height = _MARGIN + sum(heads) + sum(rows) * (image + caption)
         self.figure = new_figure(_WIDTH, height, layout=None)
         self.cells: list[Axes] = []
         top = height - _MARGIN
@@ -194,15 +194,15 @@ class Sheet:
             top -= head
             for number in range(count):
                 x = _MARGIN + (number % columns) * (width + _MARGIN)
-                y = top - (number // columns) * (picture + caption) - picture
-                axes = self.figure.add_axes((x / _WIDTH, y / height, width / _WIDTH, picture / height))
+                y = top - (number // columns) * (image + caption) - image
+                axes = self.figure.add_axes((x / _WIDTH, y / height, width / _WIDTH, image / height))
                 axes.set_axis_off()
                 self.cells.append(axes)
-            top -= row_count * (picture + caption)
+            top -= row_count * (image + caption)
 
 
 def caption(axes: Axes, first: str, *others: str) -> None:
-    """Write lines under a picture: the first in bold, the last, its path, small and grey."""
+    """Write lines under an image: the first in bold, the last, its path, small and grey."""
     for number, line in enumerate((first, *others)):
         last = number == len(others)
         axes.annotate(
@@ -225,7 +225,7 @@ def _side_by_side(left: Pixels, right: Pixels) -> Pixels:
 
 
 def lay_over(pixels: Pixels, heat: NDArray[np.float32]) -> Pixels:
-    """Let the picture show in grey through its heat map, whose colours rise in lightness: it reads in greyscale too."""
+    """Let the image show in grey through its heat map, whose colours rise in lightness: it reads in greyscale too."""
     grey = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     colors = colormaps["inferno"](heat)[..., :3]
     mixed: Pixels = (0.4 * grey[..., None] + 0.6 * colors).astype(np.float32)

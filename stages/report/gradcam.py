@@ -1,4 +1,4 @@
-"""Grad-CAM: where in a picture the evidence for a class lies."""
+"""Grad-CAM: where in an image the evidence for a class lies."""
 
 import copy
 import math
@@ -22,7 +22,7 @@ def find_block(network: Network, size: int) -> int | None:
 
     Args:
         network: of which nothing is computed but shapes.
-        size: height and width of the pictures, pixels.
+        size: height and width of the images, pixels.
     """
     features, found = torch.empty(1, 3, size, size, device="meta"), None
     with torch.no_grad():
@@ -40,7 +40,7 @@ def _last(network: Network) -> int:
 
 
 def grad_cam(network: Network, images: Tensor, classes: Tensor, block: int | None = None) -> Tensor:
-    """Return heat maps, (n, rows, columns) in [0, 1]: 1 where the evidence for the class is strongest in its picture.
+    """Return heat maps, (n, rows, columns) in [0, 1]: 1 where the evidence for the class is strongest in its image.
 
     The maps that leave a block, each channel weighted by the mean gradient of the class's logit with respect to it;
     what speaks against the class is cut off (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391). A heat map is as
@@ -49,7 +49,7 @@ def grad_cam(network: Network, images: Tensor, classes: Tensor, block: int | Non
     Args:
         network: in evaluation mode, float32, on the CPU.
         images: (n, 3, height, width), preprocessed.
-        classes: (n,), the class to explain in each picture; of one output, 1 is what raises the logit, 0 what lowers
+        classes: (n,), the class to explain in each image; of one output, 1 is what raises the logit, 0 what lowers
             it.
         block: number of the block, as `find_block` returns it; `None`: the last that has maps.
     """

@@ -1,4 +1,4 @@
-"""The figure of the log-losses of single pictures, and its caption."""
+"""The figure of the log-losses of single images, and its caption."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from stages.common.format import percent, plural, probability
 from stages.report.style import LOOKS, Look, count_on_log_axis, house_style, new_figure, use_log_axis, wrap
 from stages.scores.metrics import predicted_labels
-from stages.scores.predictions import Predictions, picture_losses
+from stages.scores.predictions import Predictions, image_losses
 
-# Below this loss, nats, a picture counts as certain; it keeps the axis short.
+# Below this loss, nats, an image counts as certain; it keeps the axis short.
 _LEAST = 1e-8
 
 _Floats = NDArray[np.float64]
@@ -19,12 +19,12 @@ _Floats = NDArray[np.float64]
 
 @house_style()
 def draw_losses(predictions: Predictions) -> Figure:
-    """Draw how the log-losses of the pictures are spread, and which share of their sum the heaviest ones carry.
+    """Draw how the log-losses of the images are spread, and which share of their sum the heaviest ones carry.
 
-    The caption is computed: it says how few pictures make the mean loss, which is how it can rise while accuracy does
+    The caption is computed: it says how few images make the mean loss, which is how it can rise while accuracy does
     not fall.
     """
-    losses = {model: picture_losses(predictions.labels, values) for model, values in predictions.models.items()}
+    losses = {model: image_losses(predictions.labels, values) for model, values in predictions.models.items()}
     figure = new_figure(10, 5.6 if len(losses) > 1 else 3.6)
     grid = figure.add_gridspec(len(losses), 2, width_ratios=(1.6, 1))
     upper = figure.add_subplot(grid[0, 0])
@@ -45,7 +45,7 @@ def draw_losses(predictions: Predictions) -> Figure:
     for axes in spreads[:-1]:
         axes.tick_params(labelbottom=False)
     clipped = f"; leftmost: {_LEAST:g} or less" if any(values.min() < _LEAST for values in losses.values()) else ""
-    spreads[-1].set_xlabel(f"log-loss of a picture, nats{clipped}")
+    spreads[-1].set_xlabel(f"log-loss of an image, nats{clipped}")
     _draw_shares(right, losses)
     figure.supxlabel(wrap(describe_losses(predictions), 9.6, 9), x=0.01, ha="left", size=9)
     return figure
@@ -58,31 +58,31 @@ def _draw_spread(axes: Axes, losses: _Floats, bins: _Floats, look: Look) -> floa
     )
     mean = float(losses.mean())
     axes.axvline(max(mean, _LEAST), color="black", linestyle="--", linewidth=1.6, label=f"mean {mean:.3g}")
-    axes.set(ylabel="test pictures")
+    axes.set(ylabel="test images")
     axes.set_title(f"{look.title}: how the losses are spread")
     return float(np.max(heights))
 
 
 def _draw_shares(axes: Axes, losses: dict[str, _Floats]) -> None:
-    """Draw which share of the sum the heaviest pictures carry, against how many they are."""
-    pictures = 0
+    """Draw which share of the sum the heaviest images carry, against how many they are."""
+    images = 0
     for model, values in losses.items():
         look, heaviest = LOOKS[model], np.sort(values)[::-1]
-        total, pictures = heaviest.sum(), len(heaviest)
+        total, images = heaviest.sum(), len(heaviest)
         axes.plot(
-            np.arange(1, pictures + 1),
+            np.arange(1, images + 1),
             np.cumsum(heaviest) / (total if total > 0 else 1),
             look.line,
-            marker=look.marker if pictures < 20 else None,
+            marker=look.marker if images < 20 else None,
             color=look.color,
             linewidth=2.2,
             zorder=look.layer,
             label=look.title,
         )
-    axes.set_title("Share of the loss in the highest-loss pictures")
+    axes.set_title("Share of the loss in the highest-loss images")
     use_log_axis(axes, "x")
-    axes.set(xlabel="number of highest-loss pictures", ylabel="share of the total loss", ylim=(0, 1.02))
-    axes.set_xlim(0.9, 1.1 * max(pictures, 2))
+    axes.set(xlabel="number of highest-loss images", ylabel="share of the total loss", ylim=(0, 1.02))
+    axes.set_xlim(0.9, 1.1 * max(images, 2))
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     axes.legend(loc="lower right", fontsize=8)
 
@@ -91,7 +91,7 @@ def describe_losses(predictions: Predictions) -> str:
     """Say in words, from the numbers, who carries the loss and whether it rose while accuracy did not fall."""
     means, accuracies, lines = {}, {}, []
     for model, probabilities in predictions.models.items():
-        look, values = LOOKS[model], picture_losses(predictions.labels, probabilities)
+        look, values = LOOKS[model], image_losses(predictions.labels, probabilities)
         wrong = predicted_labels(probabilities) != predictions.labels
         means[model], accuracies[model] = float(values.mean()), float(1 - wrong.mean())
         count = max(1, round(len(values) / 100))
@@ -100,23 +100,23 @@ def describe_losses(predictions: Predictions) -> str:
             lines.append(f"{look.title.capitalize()}: the mean loss is below {_LEAST:g}.")
             continue
         share = probability(float(heaviest[:count].sum()) / total)
-        worst = "worst picture carries" if count == 1 else f"worst 1% ({count} pictures) carry"
+        worst = "worst image carries" if count == 1 else f"worst 1% ({count} images) carry"
         mistakes = plural(int(wrong.sum()), "mistake")
         part = probability(float(values[wrong].sum()) / total)
         text = f"the {mistakes} {part}" if wrong.any() else "there are no mistakes"
-        pictures = plural(len(values), "picture")
-        lines.append(f"{look.title.capitalize()}: the {worst} {share} of the total loss of {pictures}; {text}.")
+        images = plural(len(values), "image")
+        lines.append(f"{look.title.capitalize()}: the {worst} {share} of the total loss of {images}; {text}.")
     if predictions.identical:
         return "\n".join(lines)
-    before, after = (picture_losses(predictions.labels, values) for values in predictions.models.values())
+    before, after = (image_losses(predictions.labels, values) for values in predictions.models.values())
     wrong = predicted_labels(predictions.finetuned) != predictions.labels
     by_mistakes, by_others = (float((after - before)[chosen].sum()) / len(wrong) for chosen in (wrong, ~wrong))
     lines.append(
         f"Mean loss {means['head']:.4g} → {means['finetuned']:.4g}, "
         f"accuracy {percent(accuracies['head'])} → {percent(accuracies['finetuned'])}. "
         f"To the change in mean loss the fine-tuned network's mistakes add {by_mistakes:+.2g}, "
-        f"all other pictures {by_others:+.2g}."
+        f"all other images {by_others:+.2g}."
     )
     if means["finetuned"] > means["head"] and accuracies["finetuned"] >= accuracies["head"]:
-        lines.append("So the loss rose although no more pictures are wrong.")
+        lines.append("So the loss rose although no more images are wrong.")
     return "\n".join(lines)

@@ -32,10 +32,10 @@ FIGURES = (
     (
         "training",
         "Training",
-        "Filled: validation pictures; hollow: training pictures; ringed: the epoch kept.",
+        "Filled: validation images; hollow: training images; ringed: the epoch kept.",
     ),
     ("confusion", "Which classes are taken for which", ""),
-    ("curves", "Every threshold", "How well the probabilities order the pictures, whatever threshold is chosen."),
+    ("curves", "Every threshold", "How well the probabilities order the images, whatever threshold is chosen."),
     (
         "reliability",
         "Calibration",
@@ -43,12 +43,12 @@ FIGURES = (
     ),
     (
         "coverage",
-        "Leaving pictures to a person",
-        "Pictures are answered in the order of their highest probability; ringed: wrong in at most 1% of the answers.",
+        "Leaving images to a person",
+        "Images are answered in the order of their highest probability; ringed: wrong in at most 1% of the answers.",
     ),
     ("losses", "Where the loss comes from", ""),
     ("wrong", "The most confident mistakes", "A wrong label shows here first."),
-    ("confused", "Most confused", "Pictures from the largest cells of the confusion matrix."),
+    ("confused", "Most confused", "Images from the largest cells of the confusion matrix."),
     ("changed", "What fine-tuning fixed and broke", ""),
 )
 
@@ -121,8 +121,8 @@ def compose_report(results: Results, figures: str, captions: dict[str, str]) -> 
             "## Figures",
             *(["Both checkpoints are one network: the figures show it once."] if evaluation.gain.identical else []),
             *(_figure(name, title, captions.get(name, note), figures) for name, title, note in FIGURES),
-            "## Pictures",
-            _pictures(split, counts, parts),
+            "## Images",
+            _images(split, counts, parts),
             "## Is the test set clean?",
             _near_duplicates(evaluation, results.pairs),
             "## Labels that may be wrong",
@@ -140,29 +140,29 @@ def describe_suspects(suspects: list[Suspect], judged: Judged, classes: Sequence
 
     Args:
         suspects: the least believed first.
-        judged: the pictures that were looked at.
+        judged: the images that were looked at.
         classes: names by label.
         split: `split.json`.
     """
     everywhere = len(judged.paths) > sum(counts["test"] for counts in class_counts(split).values())
-    of = "" if everywhere else " Of the test pictures alone; `make folds` looks at all pictures."
+    of = "" if everywhere else " Of the test images alone; `make folds` looks at all images."
     paragraphs = []
     rejected = [one for one in split["rejected"] if CONFLICT in one["reason"]]
     if conflicts := [f"{code(one['path'])}: {cell(one['reason'])}" for one in rejected]:
         more = [f"... {len(conflicts) - _MOST_SUSPECTS:,} more in `split.json`"] * (len(conflicts) > _MOST_SUSPECTS)
-        paragraphs.append("These pictures have two labels each, and are left out:")
+        paragraphs.append("These images have two labels each, and are left out:")
         paragraphs.append(bullets([*conflicts[:_MOST_SUSPECTS], *more]))
     if not suspects:
         return "\n\n".join([*paragraphs, f"The network disagrees with no label.{of}"])
     wrong = estimate_wrong_labels(judged.labels, judged.probabilities)
     paragraphs.append(
-        f"{plural(len(suspects), 'picture')} where the network prefers another label; about {wrong:.0f} of "
+        f"{plural(len(suspects), 'image')} where the network prefers another label; about {wrong:.0f} of "
         f"{len(judged.paths):,} labels may be wrong, by [confident learning](https://arxiv.org/abs/1911.00068). Look "
         f"at the first ones: a mistake of the network ranks as high as one of the label.{of}"
     )
     if everywhere:
         paragraphs.append(
-            "Test pictures are judged by the fine-tuned network, the others by heads that were trained without them."
+            "Test images are judged by the fine-tuned network, the others by heads that were trained without them."
         )
     if pairs := find_inseparable(judged, classes)[:_MOST_PAIRS]:
         named = [f"{cell(first)} and {cell(second)} ({percent(apart)})" for first, second, apart in pairs]
@@ -187,7 +187,7 @@ def tabulate_suspects(suspects: list[Suspect], file: str) -> str:
     ]
     if len(suspects) > _MOST_SUSPECTS:
         rows.append([f"... {len(suspects) - _MOST_SUSPECTS:,} more in `{file}`", "", "", "", ""])
-    return table(["picture", "label", "probability", "suggested", "probability"], rows)
+    return table(["image", "label", "probability", "suggested", "probability"], rows)
 
 
 def describe_training(
@@ -210,7 +210,7 @@ def describe_training(
         candidates: the heads that were tried, the kept one first; none where the head was not searched for.
         line: the points between start and end of fine-tuning, if they were measured.
         alpha: that of the one kept.
-        images: number of training pictures.
+        images: number of training images.
     """
     lines, weighted = [], "weighted " * (params.class_weights is not None)
     if candidates:
@@ -243,7 +243,7 @@ def describe_training(
     if params.class_weights is not None:
         lines.append(
             f"Training and validation losses are weighted by class (`class_weights`: {code(params.class_weights)}); "
-            "the scores on the test pictures are not."
+            "the scores on the test images are not."
         )
     return lines
 
@@ -269,7 +269,7 @@ def _subject(classes: int, model: dict[str, Any], parts: dict[str, int]) -> str:
     weights = "random weights" if model["weights"] is None else f"the weights {code(model['weights'])}"
     others = f"watched on {parts['val']:,}, tested on" if parts["val"] else "watched and tested on the same"
     return (
-        f"A {code(model['arch'])} that started from {weights}, trained on {plural(parts['train'], 'picture')} of "
+        f"A {code(model['arch'])} that started from {weights}, trained on {plural(parts['train'], 'image')} of "
         f"{plural(classes, 'class', 'classes')}, {others} {parts['test']:,}."
     )
 
@@ -293,12 +293,12 @@ def _scores(evaluation: Evaluation, classes: int) -> str:
             rows.append(["95% interval", *intervals, f"{points_range(gain.accuracy_low, gain.accuracy_high)} points"])
         elif key == "loss" and not gain.identical:
             rows.append(["95% interval", "", "", loss_range(gain)])
-    header, parts = ["on the test pictures", *titles.values(), "gain"], []
+    header, parts = ["on the test images", *titles.values(), "gain"], []
     if gain.identical:
         header, rows = header[:-1], [row[:-1] for row in rows]
     else:
         p = "" if gain.mcnemar_p is None else f" (exact McNemar test: {p_value(gain.mcnemar_p)}{describe_groups(gain)})"
-        parts.append(f"Fine-tuning fixed {plural(gain.fixed, 'picture')} and broke {gain.broken:,}{p}.")
+        parts.append(f"Fine-tuning fixed {plural(gain.fixed, 'image')} and broke {gain.broken:,}{p}.")
     if classes > 2:
         parts.append("Area under ROC and average precision: one class against the rest, mean over the classes.")
     return "\n\n".join([table(header, rows), *parts])
@@ -309,33 +309,33 @@ def describe_limits(evaluation: Evaluation, parts: dict[str, int], copies: int) 
 
     Args:
         evaluation: what the test found.
-        parts: part -> number of its pictures that are counted.
+        parts: part -> number of its images that are counted.
         copies: as for `Results`.
     """
     gain, count = evaluation.gain, parts["test"]
-    lines = [f"The test set has {plural(count, 'picture')}: one of them is {100 / count:.2f} points of accuracy."]
+    lines = [f"The test set has {plural(count, 'image')}: one of them is {100 / count:.2f} points of accuracy."]
     if copies:
         lines.append(
             f"{plural(copies, 'more file')} of the test part {'has' if copies == 1 else 'have'} the same bytes as one "
-            "of these, and no score, interval or figure counts a picture twice."
+            "of these, and no score, interval or figure counts an image twice."
         )
     if gain.mcnemar_p is not None and not gain.identical:
         bounds = points_range(gain.accuracy_low, gain.accuracy_high)
         lines.append(f"The data are consistent with a true gain of {bounds} points of accuracy.")
     lines.append(
-        "The intervals cover the choice of test pictures. They say nothing of what another seed's training would give, "
-        "nor of pictures from elsewhere."
+        "The intervals cover the choice of test images. They say nothing of what another seed's training would give, "
+        "nor of images from elsewhere."
     )
     if gain.groups is not None:
         lines.append(
-            f"The test pictures are of {plural(gain.groups, 'group')} (`split.group`, near-duplicates); those of a "
+            f"The test images are of {plural(gain.groups, 'group')} (`split.group`, near-duplicates); those of a "
             "group are alike. The verdicts and the intervals of accuracies and gains take each group as one "
             "observation (signs are tossed by group; [cluster bootstrap]"
             "(https://doi.org/10.1111/j.1467-9868.2007.00593.x)); those of "
-            "calibration count pictures."
+            "calibration count images."
         )
     if not parts["val"]:
-        lines.append("There is no validation part: training watched the test pictures, so these numbers flatter.")
+        lines.append("There is no validation part: training watched the test images, so these numbers flatter.")
     return lines
 
 
@@ -345,14 +345,14 @@ def _figure(name: str, title: str, caption: str, folder: str) -> str:
     return f"### {title}\n\n![{title}]({folder}/{name}.png)" + (f"\n\n{text}" if text else "")
 
 
-def _pictures(split: dict[str, Any], counts: ClassCounts, parts: dict[str, int]) -> str:
+def _images(split: dict[str, Any], counts: ClassCounts, parts: dict[str, int]) -> str:
     rejected, duplicates = split["rejected"], split["duplicates"]
     rows = [[cell(name), *(f"{numbers[part]:,}" for part in parts)] for name, numbers in counts.items()]
     if len(rows) > _MOST_CLASSES:
         rows = [*rows[:_MOST_CLASSES], [f"... {len(rows) - _MOST_CLASSES:,} more", "", "", ""]]
     rows.append(["**all**", *(f"**{count:,}**" for count in parts.values())])
     lines = [
-        f"{plural(split['pictures'], 'picture')} of {plural(len(counts), 'class', 'classes')}.",
+        f"{plural(split['pictures'], 'image')} of {plural(len(counts), 'class', 'classes')}.",
         f"{plural(len(rejected), 'file')} rejected, {plural(len(duplicates), 'group')} of copies with the same bytes "
         "(each kept in one part); `split.json` names them." if rejected or duplicates
         else "No file was rejected, and no two have the same bytes.",
@@ -372,12 +372,12 @@ def _near_duplicates(evaluation: Evaluation, pairs: list[Leak]) -> str:
     if len(pairs) > _MOST_PAIRS:
         shown.append([f"... {len(pairs) - _MOST_PAIRS:,} more in `near_duplicates.csv`", "", ""])
     accuracy = [
-        ["all test pictures", *(percent(scores.accuracy) for scores in evaluation.scores.values())],
+        ["all test images", *(percent(scores.accuracy) for scores in evaluation.scores.values())],
         ["without them", *(_or_undefined(getattr(found, f"{model}_accuracy"), percent) for model in titles)],
     ]
     text = (
-        f"{plural(found.test_pictures, 'test picture is', 'test pictures are')} nearly the same as a training or "
-        "validation picture: "
+        f"{plural(found.test_images, 'test image is', 'test images are')} nearly the same as a training or "
+        "validation image: "
         f"{plural(found.pairs, 'pair')} with {rule}. Look at them: they measure memorization. {LOOKED_FOR}"
     )
     tables = (
@@ -413,7 +413,7 @@ def _classes(classes: list[ClassScores], titles: dict[str, str]) -> str:
         ]
         for scores in shown
     ]
-    header = ["class", "test pictures", *(f"{name}, {titles[model]}" for name, model in columns)]
+    header = ["class", "test images", *(f"{name}, {titles[model]}" for name, model in columns)]
     return note + table(header, rows)
 
 

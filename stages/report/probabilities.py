@@ -16,14 +16,14 @@ def describe_probabilities(
 
     Args:
         calibrations: of both checkpoints.
-        validation: number of pictures in the validation part.
-        out_of_fold: number of pictures with out-of-fold predictions of the head.
+        validation: number of images in the validation part.
+        out_of_fold: number of images with out-of-fold predictions of the head.
         identical: whether both are the same network, which is then described once.
     """
     coverage = describe_coverage(calibrations.coverage)
     if not validation and not out_of_fold:
         return (
-            "The probabilities are of the logits as they are: a temperature is fitted on validation pictures, and "
+            "The probabilities are of the logits as they are: a temperature is fitted on validation images, and "
             f"there are none.\n\n{coverage}"
         )
     rows, titles = [], ONE if identical else TITLES
@@ -37,18 +37,18 @@ def describe_probabilities(
         rows.append([f"{title}, calibration error", percent(before), percent(after), points(change)])
     temperatures = calibrations.temperatures
     shown = " and ".join(f"{temperatures[model]:.3f} ({title})" for model, title in titles.items())
-    fitted = f"fitted to {plural(validation, 'validation picture')}"
+    fitted = f"fitted to {plural(validation, 'validation image')}"
     if out_of_fold:
         fitted = f"the head's is fitted to {plural(out_of_fold, 'out-of-fold prediction')}"
         if not identical:
-            own = f"changes it as {plural(validation, 'validation picture')} ask for" if validation else "is the same"
+            own = f"changes it as {plural(validation, 'validation image')} ask for" if validation else "is the same"
             fitted += f", the fine-tuned network's {own}"
     text = (
         f"All probabilities here, and those of `predict` and of the exported network, come from logits divided by a "
         f"[temperature](https://arxiv.org/abs/1706.04599): {shown}; {fitted}. It changes no prediction. Above 1, it "
         "makes a network less sure."
     )
-    changes = table(["on the test pictures, 95% interval", "without", "with temperature", "change"], rows)
+    changes = table(["on the test images, 95% interval", "without", "with temperature", "change"], rows)
     return f"{text}\n\n{changes}\n\n{coverage}"
 
 

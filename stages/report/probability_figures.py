@@ -26,10 +26,10 @@ _EDGES = np.linspace(0, 1, CALIBRATION_BINS + 1)
 
 @house_style()
 def draw_reliability(predictions: Predictions, calibrations: Calibrations) -> Figure:
-    """Draw accuracy over the top probability, in 15 bins of equal width, and how many pictures each bin has.
+    """Draw accuracy over the top probability, in 15 bins of equal width, and how many images each bin has.
 
     Where a checkpoint's probabilities are right, its points lie on the diagonal (Guo et al. 2017,
-    https://arxiv.org/abs/1706.04599). Bars are Wilson's 95% interval: a bin of three pictures says little. Once for the
+    https://arxiv.org/abs/1706.04599). Bars are Wilson's 95% interval: a bin of three images says little. Once for the
     logits as they are and once for those divided by the temperatures; only the first where there are none.
     """
     temperatures = calibrations.temperatures
@@ -55,7 +55,7 @@ def draw_reliability(predictions: Predictions, calibrations: Calibrations) -> Fi
     lowest = float(_EDGES[np.searchsorted(_EDGES, 1 / len(predictions.classes), "right") - 1])
     upper.set(ylabel="fraction right", ylim=(-0.03, 1.03), xlim=(lowest - 0.01, 1.01))
     upper.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-    lower.set_ylabel("test pictures")
+    lower.set_ylabel("test images")
     count_on_log_axis(lower, most=8 * len(predictions.labels))
     return figure
 
@@ -102,7 +102,7 @@ def _bin_rates(top: _Floats, right: NDArray[np.bool_]) -> tuple[_Floats, _Floats
 
 @house_style()
 def draw_coverage(predictions: Predictions, calibrations: Calibrations) -> Figure:
-    """Draw how many mistakes are left when the least sure pictures are left to a person, for each checkpoint.
+    """Draw how many mistakes are left when the least sure images are left to a person, for each checkpoint.
 
     A ring marks what the threshold that validation images gave comes to.
     """
@@ -113,7 +113,7 @@ def draw_coverage(predictions: Predictions, calibrations: Calibrations) -> Figur
         look = LOOKS[model]
         answered, wrong = risk_curve(predictions.labels, values)
         highest = max(highest, float(wrong[answered > 0.1].max(initial=0)))
-        # The surest picture is where the axis begins.
+        # The surest image is where the axis begins.
         answered, wrong = np.append(0, answered), np.append(wrong[0], wrong)
         axes.plot(answered, wrong, look.line, color=look.color, linewidth=2, zorder=look.layer, label=look.title)
     axes.axhline(MOST_WRONG, color=GREY, linewidth=1, linestyle=":", label=f"{MOST_WRONG:.0%} of the answers")
@@ -126,7 +126,7 @@ def draw_coverage(predictions: Predictions, calibrations: Calibrations) -> Figur
     axes.set(
         xlim=(0, 1.005),
         ylim=(0, max(1.25 * highest, 2 * MOST_WRONG)),
-        xlabel="share of the test pictures that is answered",
+        xlabel="share of the test images that is answered",
     )
     axes.set(ylabel="wrong among the answers", title="Error rate against share answered, most confident first")
     for axis in (axes.xaxis, axes.yaxis):

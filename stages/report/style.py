@@ -106,7 +106,7 @@ def wrap(text: str, width: float, size: float = 9) -> str:
 
 
 def count_on_log_axis(axes: Axes, most: float) -> None:
-    """A logarithmic axis from 0 up: one picture can be seen beside a thousand."""
+    """A logarithmic axis from 0 up: one image can be seen beside a thousand."""
     axes.set(yscale="symlog", ylim=(0, most))
     axes.yaxis.set_major_locator(FixedLocator([0, *10.0 ** np.arange(np.floor(np.log10(most)) + 1)]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

@@ -1,6 +1,6 @@
-"""Means over pictures drawn again with replacement, and their 95% intervals.
+"""Means over images drawn again with replacement, and their 95% intervals.
 
-Where pictures come in groups, whole groups are drawn: the cluster bootstrap of Field and Welsh (2007,
+Where images come in groups, whole groups are drawn: the cluster bootstrap of Field and Welsh (2007,
 https://doi.org/10.1111/j.1467-9868.2007.00593.x).
 """
 
@@ -14,9 +14,9 @@ from stages.images.index import Entry
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-# Of fewer pictures or groups that all agree, a sign test would not have p < 0.05.
+# Of fewer images or groups that all agree, a sign test would not have p < 0.05.
 FEWEST = 6
-# So many drawn pictures at once, to limit the memory.
+# So many drawn images at once, to limit the memory.
 _AT_ONCE = 2_000_000
 
 Floats = NDArray[np.float64]
@@ -24,7 +24,7 @@ Groups = NDArray[np.int64]
 
 
 def number_groups(entries: Sequence[Entry]) -> Groups | None:
-    """Return the number of each picture's group, (n,); one in no group is its own. `None` where there are no groups."""
+    """Return the number of each image's group, (n,); one in no group is its own. `None` where there are no groups."""
     if not any(entry.group for entry in entries):
         return None
     numbers: dict[tuple[str, str], int] = {}
@@ -47,7 +47,7 @@ def draw_counts(units: int, chance: np.random.Generator) -> Iterator[Floats]:
 
 
 def resample_means(values: Floats, groups: Groups | None, chance: np.random.Generator) -> Floats:
-    """Return the mean of `values` (n,) over the pictures of each resample, (2,000,)."""
+    """Return the mean of `values` (n,) over the images of each resample, (2,000,)."""
     totals = np.stack([sum_groups(column, groups) for column in (values, np.ones(len(values)))], axis=1)
     sums = np.concatenate([counts @ totals for counts in draw_counts(len(totals), chance)])
     means: Floats = sums[:, 0] / sums[:, 1]
@@ -55,10 +55,10 @@ def resample_means(values: Floats, groups: Groups | None, chance: np.random.Gene
 
 
 def mean_interval(values: Floats, groups: Groups | None) -> tuple[float, float] | None:
-    """Return the 95% interval of the mean of `values` (n,), `None` with fewer than 6 pictures, or groups.
+    """Return the 95% interval of the mean of `values` (n,), `None` with fewer than 6 images, or groups.
 
     Percentiles of the resamples, expanded as Hesterberg (2015, https://doi.org/10.1080/00031305.2015.1089789) has it:
-    plain percentiles of few pictures are too narrow.
+    plain percentiles of few images are too narrow.
     """
     from scipy.stats import norm, t
 
@@ -74,7 +74,7 @@ def widen(bounds: tuple[float, float], values: Floats, groups: Groups | None, le
     """Return an interval at least as wide as that of resampled groups.
 
     Args:
-        bounds: the interval of the mean of `values`, were each picture a group of its own.
+        bounds: the interval of the mean of `values`, were each image a group of its own.
         values: (n,), from `least` to 1.
         groups: (n,), as `number_groups` returns them.
         least: with too few groups, the interval is from here to 1.

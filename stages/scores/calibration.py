@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stages.scores.bootstrap import draw_counts
 from stages.scores.coverage import Coverage, choose_threshold, measure_coverage
 from stages.scores.metrics import Labels, Probabilities, calibration_gaps, predicted_labels, squared_errors
-from stages.scores.predictions import Predictions, picture_losses
+from stages.scores.predictions import Predictions, image_losses
 
 _Values = NDArray[np.float64]
 
@@ -30,8 +30,8 @@ class Estimate:
 class Quality:
     """What probabilities are worth: mean log-loss in nats, Brier score and expected calibration error, as in `Scores`.
 
-    Lower is better. The intervals are those of a bootstrap over the test pictures (percentiles of 2,000). The
-    calibration error has none: it is biased upwards, and more so on a resample, which holds pictures twice
+    Lower is better. The intervals are those of a bootstrap over the test images (percentiles of 2,000). The
+    calibration error has none: it is biased upwards, and more so on a resample, which holds images twice
     (https://proceedings.mlr.press/v151/roelofs22a.html).
     """
 
@@ -44,7 +44,7 @@ class Quality:
 class Calibration:
     """A checkpoint's `temperature`, and its probabilities `before` and `after` the logits were divided by it.
 
-    `change`: after minus before, on the same resampled pictures; `checkpoint`: SHA-256 of the file.
+    `change`: after minus before, on the same resampled images; `checkpoint`: SHA-256 of the file.
     """
 
     checkpoint: str
@@ -128,15 +128,15 @@ def without_temperature(probabilities: Probabilities, temperature: float) -> Pro
 
 
 class _Sums:
-    """What each of n pictures adds to the three scores; of the calibration error, to each bin."""
+    """What each of n images adds to the three scores; of the calibration error, to each bin."""
 
     def __init__(self, labels: Labels, probabilities: Probabilities) -> None:
-        self._losses = picture_losses(labels, probabilities)
+        self._losses = image_losses(labels, probabilities)
         self._errors = squared_errors(labels, probabilities)
         self._gaps = calibration_gaps(predicted_labels(probabilities) == labels, probabilities.max(axis=1))
 
     def of(self, counts: _Values) -> tuple[_Values, _Values, _Values]:
-        """Return each score, (m,), of m samples that have each picture so many times, (m, n)."""
+        """Return each score, (m,), of m samples that have each image so many times, (m, n)."""
         total = counts.sum(axis=1)
         gaps = np.abs(counts @ self._gaps).sum(axis=1)
         return counts @ self._losses / total, counts @ self._errors / total, gaps / total

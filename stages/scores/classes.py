@@ -11,10 +11,10 @@ from stages.scores.predictions import Predictions
 
 @dataclass(frozen=True)
 class ClassScores:
-    """What both checkpoints are worth on the test pictures of one class.
+    """What both checkpoints are worth on the test images of one class.
 
-    `support`: its test pictures; a precision is `None` where the class was never predicted, a recall where it has no
-    test picture.
+    `support`: its test images; a precision is `None` where the class was never predicted, a recall where it has no
+    test image.
     """
 
     label: int

@@ -1,4 +1,4 @@
-"""Leaving the least sure pictures to a person: how many, for how few mistakes on the others.
+"""Leaving the least sure images to a person: how many, for how few mistakes on the others.
 
 Risk against coverage, as El-Yaniv and Wiener 2010 have it (https://www.jmlr.org/papers/v11/el-yaniv10a.html), with the
 highest probability as confidence.
@@ -39,9 +39,9 @@ class Coverage:
 
 
 def risk_curve(labels: Labels, probabilities: Probabilities) -> tuple[_Values, _Values]:
-    """Return the shares of pictures that are answered, ascending, and of these the shares that are wrong.
+    """Return the shares of images that are answered, ascending, and of these the shares that are wrong.
 
-    One for each distinct highest probability, (m,) each: the pictures with that or more are answered.
+    One for each distinct highest probability, (m,) each: the images with that or more are answered.
 
     Args:
         labels: (n,).
@@ -86,7 +86,7 @@ def measure_coverage(
 
 
 def _ordered(labels: Labels, probabilities: Probabilities) -> tuple[NDArray[np.bool_], _Values, NDArray[np.bool_]]:
-    """Return, the surest picture first: whether it is wrong, how sure, and whether the next one is less sure."""
+    """Return, the surest image first: whether it is wrong, how sure, and whether the next one is less sure."""
     confidence = probabilities.max(axis=1)
     order = np.argsort(-confidence, kind="stable")
     sorted_confidence = confidence[order]
@@ -97,13 +97,13 @@ def _ordered(labels: Labels, probabilities: Probabilities) -> tuple[NDArray[np.b
 def describe_coverage(coverage: Coverage) -> str:
     """Put it into sentences."""
     if not coverage.validation:
-        return "No validation pictures to choose from which probability on a prediction can do without a person."
+        return "No validation images to choose from which probability on a prediction can do without a person."
     if coverage.threshold is None:
-        return f"Of the validation pictures, even the most confident are wrong in more than {MOST_WRONG:.0%}."
+        return f"Of the validation images, even the most confident are wrong in more than {MOST_WRONG:.0%}."
     return (
         f"At most {MOST_WRONG:.0%} of the predictions with a probability of {coverage.threshold:.3f} or more are wrong "
-        f"on the {plural(coverage.validation, 'validation picture')}. That leaves {probability(coverage.left)} of the "
-        f"test pictures to a person (95% interval {percent_range(coverage.left_low, coverage.left_high)}), and "
+        f"on the {plural(coverage.validation, 'validation image')}. That leaves {probability(coverage.left)} of the "
+        f"test images to a person (95% interval {percent_range(coverage.left_low, coverage.left_high)}), and "
         f"{plural(coverage.mistakes, 'mistake')} on the other {coverage.answered:,} (95% interval "
         f"{percent_range(coverage.wrong_low, coverage.wrong_high)}). "
         f"`python -m stages.predict --reject {coverage.threshold:.3f}` leaves them unanswered."

@@ -42,7 +42,7 @@ def precision_recall_curves(predictions: Predictions) -> Curve | None:
 def counted_classes(predictions: Predictions) -> list[int]:
     """Return the labels whose curves are averaged: of two classes the second, else each, one against the rest.
 
-    A class without a test picture, or with all of them, has no curve.
+    A class without a test image, or with all of them, has no curve.
     """
     labels = [1] if len(predictions.classes) == 2 else range(len(predictions.classes))
     return [label for label in labels if 0 < np.count_nonzero(predictions.labels == label) < len(predictions.labels)]
@@ -51,7 +51,7 @@ def counted_classes(predictions: Predictions) -> list[int]:
 def write_curves(folder: Path, predictions: Predictions) -> None:
     """Write `roc.csv`, `precision_recall.csv` and `confusion.csv`, each whole or not at all.
 
-    The curves have at most 200 rows, the first and the last among them; `confusion.csv` has one row a test picture.
+    The curves have at most 200 rows, the first and the last among them; `confusion.csv` has one row a test image.
     """
     for name, x, curve in (
         ("roc", "false_positive_rate", roc_curves(predictions)),

@@ -16,10 +16,10 @@ from stages.scores.verdict import Gain, compare, describe_gain, judge_loss, loss
 
 @dataclass(frozen=True)
 class Run:
-    """One of the runs: its `name`, the number of its test pictures, both accuracies, and what fine-tuning changed."""
+    """One of the runs: its `name`, the number of its test images, both accuracies, and what fine-tuning changed."""
 
     name: str
-    pictures: int
+    images: int
     head: float
     finetuned: float
     fixed: int
@@ -36,16 +36,16 @@ class Run:
 class Together:
     """What several runs say together.
 
-    Of folds, in which each picture is tested once, `head` and `finetuned` are the accuracies on all `pictures`, with
-    their 95% intervals, and `gain` is that on all pictures. Its intervals are at least as wide as `corrected_interval`,
+    Of folds, in which each image is tested once, `head` and `finetuned` are the accuracies on all `images`, with
+    their 95% intervals, and `gain` is that on all images. Its intervals are at least as wide as `corrected_interval`,
     and a verdict asks for one without 0, too.
 
-    Of seeds, whose test pictures are the same, they are means over the runs, from the lowest to the highest run, and
-    there is no verdict: how far runs differ says nothing of the choice of test pictures.
+    Of seeds, whose test images are the same, they are means over the runs, from the lowest to the highest run, and
+    there is no verdict: how far runs differ says nothing of the choice of test images.
     """
 
     runs: list[Run]
-    pictures: int
+    images: int
     head: float
     head_low: float
     head_high: float
@@ -56,7 +56,7 @@ class Together:
 
 
 def corrected_interval(gains: Sequence[float], test_to_train: float) -> tuple[float, float]:
-    """Return the 95% interval of a mean over runs that share training pictures.
+    """Return the 95% interval of a mean over runs that share training images.
 
     The corrected resampled t-test of Nadeau and Bengio (2003, https://doi.org/10.1023/A:1024068626366): the variance of
     the mean is (1 / runs + test / train) times that of the runs, for training sets overlap, and gains that come of
@@ -64,7 +64,7 @@ def corrected_interval(gains: Sequence[float], test_to_train: float) -> tuple[fl
 
     Args:
         gains: one a run, at least two.
-        test_to_train: number of test over number of training pictures of a run; 0: the runs are independent.
+        test_to_train: number of test over number of training images of a run; 0: the runs are independent.
     """
     from scipy.stats import t
 
@@ -83,21 +83,21 @@ def combine_folds(
     Args:
         predictions: by the fold's name.
         test_to_train: as for `corrected_interval`.
-        groups: the number of the group of each picture of all folds, (n,); `None`: each is its own.
-        watched: whether training watched the test pictures.
+        groups: the number of the group of each image of all folds, (n,); `None`: each is its own.
+        watched: whether training watched the test images.
 
     Raises:
-        StageError: a picture was tested in two folds: they are of different data.
+        StageError: an image was tested in two folds: they are of different data.
     """
     paths = [path for run in predictions.values() for path in run.paths]
     if len(set(paths)) < len(paths):
-        raise StageError("the folds are of different data: a picture is in the test part of two")
+        raise StageError("the folds are of different data: an image is in the test part of two")
     runs, pooled = _runs(predictions), join(list(predictions.values()))
     head, finetuned = (score(pooled.labels, values, groups) for values in (pooled.head, pooled.finetuned))
     gain = compare(pooled.labels, pooled.head, pooled.finetuned, groups, watched=watched)
 
     def corrected(low: float, high: float, middle: float, of_runs: list[float]) -> tuple[float, float]:
-        # Around the gain on all pictures; folds differ in size by a picture or so, hence the means hardly.
+        # Around the gain on all images; folds differ in size by an image or so, hence the means hardly.
         ends = corrected_interval(of_runs, test_to_train)
         half = (ends[1] - ends[0]) / 2
         return min(low, middle - half), max(high, middle + half)
@@ -122,7 +122,7 @@ def combine_seeds(predictions: dict[str, Predictions]) -> Together:
         predictions: by the seed.
 
     Raises:
-        StageError: they were tested on different pictures.
+        StageError: they were tested on different images.
     """
     if len({tuple(run.paths) for run in predictions.values()}) > 1:
         raise StageError("the seeds are of different data: their test parts are not the same")
@@ -133,7 +133,7 @@ def combine_seeds(predictions: dict[str, Predictions]) -> Together:
     ]
     counts = (sum(run.fixed for run in runs), sum(run.broken for run in runs))
     return Together(
-        runs, runs[0].pictures, *spreads[0], *spreads[1], Gain(*spreads[2], *spreads[3], *counts, None, None, None)
+        runs, runs[0].images, *spreads[0], *spreads[1], Gain(*spreads[2], *spreads[3], *counts, None, None, None)
     )
 
 
@@ -162,10 +162,10 @@ def join(predictions: Sequence[Predictions]) -> Predictions:
 
 def describe_folds(together: Together) -> str:
     """Put the result of all folds into lines, the verdict last."""
-    what = f"{plural(len(together.runs), 'fold')}, each picture tested once"
+    what = f"{plural(len(together.runs), 'fold')}, each image tested once"
     return "\n".join(
         [
-            *_accuracies(together, f"on all {together.pictures:,} pictures", ""),
+            *_accuracies(together, f"on all {together.images:,} images", ""),
             f"{describe_gain(together.gain)} {what}.",
         ]
     )
@@ -177,9 +177,9 @@ def describe_seeds(together: Together) -> str:
     return "\n".join(
         [
             *_accuracies(together, f"mean of {runs}", "lowest and highest "),
-            f"Gain of {plural(runs, 'seed')} on the same {plural(together.pictures, 'test picture')}, mean and range: "
+            f"Gain of {plural(runs, 'seed')} on the same {plural(together.images, 'test image')}, mean and range: "
             f"accuracy {points(gain.accuracy)} ({points_range(gain.accuracy_low, gain.accuracy_high)}), log-loss "
-            f"{signed(gain.loss)} ({loss_range(gain)}). No verdict: seeds say nothing of other pictures; folds do.",
+            f"{signed(gain.loss)} ({loss_range(gain)}). No verdict: seeds say nothing of other images; folds do.",
         ]
     )
 

@@ -25,14 +25,14 @@ def predicted_labels(probabilities: Probabilities) -> Labels:
 
 @dataclass(frozen=True)
 class Scores:
-    """What one model is worth on the test pictures. A number that is undefined is `None`.
+    """What one model is worth on the test images. A number that is undefined is `None`.
 
     `accuracy`, and its 95% interval by Wilson's score method (https://doi.org/10.1080/01621459.1927.10502953) from
-    `accuracy_low` to `accuracy_high`, where pictures come in groups at least as wide as that of resampled groups;
+    `accuracy_low` to `accuracy_high`, where images come in groups at least as wide as that of resampled groups;
     `balanced_accuracy`: the mean recall of the classes that are in the test set;
     `loss`: mean log-loss, nats;
     `auroc` and `average_precision`: of two classes, those of class 1; of more, the mean over each class against all
-    others. A class without a picture in the test set has neither, and no `auroc` if all pictures are of that class;
+    others. A class without an image in the test set has neither, and no `auroc` if all images are of that class;
     `f1_macro`: the mean over the classes that are in the test set or among the predictions;
     `brier`: the mean squared error of the probability of class 1, in [0, 1], for two classes; for more, the sum of
     the squared errors over the classes, in [0, 2] (Brier 1950), as scikit-learn's `brier_score_loss` has it;
@@ -52,12 +52,12 @@ class Scores:
 
 
 def score(labels: Labels, probabilities: Probabilities, groups: Groups | None = None) -> Scores:
-    """Score one model on at least one picture.
+    """Score one model on at least one image.
 
     Args:
         labels: (n,).
         probabilities: (n, classes).
-        groups: the number of each picture's group, (n,); `None`: each is its own.
+        groups: the number of each image's group, (n,); `None`: each is its own.
     """
     from sklearn.metrics import average_precision_score, log_loss, precision_recall_fscore_support, roc_auc_score
 
@@ -101,8 +101,8 @@ def wilson_interval(successes: int, count: int) -> tuple[float, float]:
 def expected_calibration_error(right: NDArray[np.bool_], confidences: NDArray[np.float64]) -> float:
     """Return how far the highest probability is from the accuracy, in [0, 1]: 0 where 80% sure is right in 80%.
 
-    Pictures are put into 15 equally wide bins by that probability, each with its upper edge; the distances of a bin's
-    accuracy from its mean probability are averaged by the number of pictures (Guo et al. 2017,
+    Images are put into 15 equally wide bins by that probability, each with its upper edge; the distances of a bin's
+    accuracy from its mean probability are averaged by the number of images (Guo et al. 2017,
     https://arxiv.org/abs/1706.04599).
 
     Args:
@@ -113,7 +113,7 @@ def expected_calibration_error(right: NDArray[np.bool_], confidences: NDArray[np
 
 
 def calibration_gaps(right: NDArray[np.bool_], confidences: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return in the column of each picture's bin how much surer it should have been, (n, bins); elsewhere 0.
+    """Return in the column of each image's bin how much surer it should have been, (n, bins); elsewhere 0.
 
     Arguments as for `expected_calibration_error`.
     """
@@ -129,7 +129,7 @@ def confidence_bins(confidences: NDArray[np.float64]) -> Labels:
 
 
 def squared_errors(labels: Labels, probabilities: Probabilities) -> NDArray[np.float64]:
-    """Return what each picture adds to the mean that is the Brier score (see `Scores`), (n,).
+    """Return what each image adds to the mean that is the Brier score (see `Scores`), (n,).
 
     Args:
         labels: (n,).

@@ -20,7 +20,7 @@ class NearDuplicates:
 
     threshold: float
     pairs: int
-    test_pictures: int
+    test_images: int
     head_accuracy: float | None
     finetuned_accuracy: float | None
     compared: float = 1.0
@@ -40,21 +40,21 @@ def summarize(leaks: list[Leak], predictions: Predictions, compared: float) -> N
 def describe_none(found: NearDuplicates) -> str:
     """Say that there is no pair, as far as was looked."""
     if found.compared < 0.5:
-        return f"Whether test pictures are nearly the same as others is not known: {_flat(found)} to be compared."
+        return f"Whether test images are nearly the same as others is not known: {_flat(found)} to be compared."
     limits = f"{LOOKED_FOR} {_flat(found)}." if found.compared < 1 else LOOKED_FOR
-    return f"No test picture was found to be nearly the same as a training or validation picture. {limits}"
+    return f"No test image was found to be nearly the same as a training or validation image. {limits}"
 
 
 def _flat(found: NearDuplicates) -> str:
-    return f"{percent(1 - found.compared)} of all pictures have too little contrast"
+    return f"{percent(1 - found.compared)} of all images have too little contrast"
 
 
 def describe_near_duplicates(found: NearDuplicates, count: int) -> str:
     """Put the result into one line; `count` is the number of all test images."""
     if not found.pairs:
         return describe_none(found)
-    verb = "is" if found.test_pictures == 1 else "are"
-    line = f"{found.test_pictures} of {count} test pictures {verb} nearly the same as a training or validation picture"
+    verb = "is" if found.test_images == 1 else "are"
+    line = f"{found.test_images} of {count} test images {verb} nearly the same as a training or validation image"
     if found.head_accuracy is None or found.finetuned_accuracy is None:
         return f"{line}."
     accuracies = f"head {percent(found.head_accuracy)}, fine-tuned {percent(found.finetuned_accuracy)}"

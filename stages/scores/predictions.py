@@ -1,4 +1,4 @@
-"""Every prediction for the test pictures, the files they are kept in, and the pictures worth looking at."""
+"""Every prediction for the test images, the files they are kept in, and the images worth looking at."""
 
 import io
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from stages.common.files import read_csv, write_bytes, write_csv
 from stages.images.index import Entry
 from stages.scores.metrics import Labels, Probabilities, predicted_labels
 
-# With more, the table for git does not have every probability: 300 classes and 15,000 pictures would make it 195 MB.
+# With more, the table for git does not have every probability: 300 classes and 15,000 images would make it 195 MB.
 MOST_CLASSES = 20
 
 _MODELS = ("head", "finetuned")
@@ -26,9 +26,9 @@ Positions = list[int]
 
 @dataclass(frozen=True)
 class Predictions:
-    """The test pictures: paths and labels (n,); class names by label; both checkpoints' probabilities (n, classes).
+    """The test images: paths and labels (n,); class names by label; both checkpoints' probabilities (n, classes).
 
-    A picture that is there several times, with the same bytes, is one picture: see `count_once`. `identical`: both are
+    An image that is there several times, with the same bytes, is one image: see `count_once`. `identical`: both are
     the same network, and `models` has it once; who draws them sets it.
     """
 
@@ -46,7 +46,7 @@ class Predictions:
 
 
 def count_once(entries: list[Entry]) -> list[Entry]:
-    """Return the first of each group of files with the same bytes; the others would count one picture several times."""
+    """Return the first of each group of files with the same bytes; the others would count one image several times."""
     first: dict[str, Entry] = {}
     for entry in entries:
         first.setdefault(entry.sha256, entry)
@@ -122,7 +122,7 @@ def _read_probabilities(path: Path, table: Path, paths: list[str], labels: Label
     except (BadZipFile, ValueError, KeyError, EOFError, AttributeError) as error:
         raise StageError(f"{path}: not a file of probabilities ({error}); {_AGAIN}") from error
     if read.paths != paths or not np.array_equal(read.labels, labels):
-        raise StageError(f"{path}: not the pictures of {table}; `dvc repro evaluate` writes both again")
+        raise StageError(f"{path}: not the images of {table}; `dvc repro evaluate` writes both again")
     return read
 
 
@@ -140,8 +140,8 @@ def _short_columns(labels: Labels, probabilities: Probabilities) -> list[list[fl
     return [predicted.tolist(), probabilities[every, predicted].tolist(), probabilities[every, labels].tolist()]
 
 
-def picture_losses(labels: Labels, probabilities: Probabilities) -> NDArray[np.float64]:
-    """Return each picture's log-loss in nats, (n,), at most 36, as scikit-learn's `log_loss` clips it.
+def image_losses(labels: Labels, probabilities: Probabilities) -> NDArray[np.float64]:
+    """Return each image's log-loss in nats, (n,), at most 36, as scikit-learn's `log_loss` clips it.
 
     A probability near 1 is counted from what the other classes leave, which keeps digits that the float does not:
     1 - 1e-20 is 1.
@@ -162,9 +162,9 @@ def find_wrong(predictions: Predictions) -> Positions:
 
 
 def find_confused(predictions: Predictions, model: str) -> list[tuple[int, int, Positions]]:
-    """Return the pairs of a true label and another that a checkpoint predicts instead, with their pictures' positions.
+    """Return the pairs of a true label and another that a checkpoint predicts instead, with their images' positions.
 
-    The pair with the most pictures first, and of a pair the most confident prediction.
+    The pair with the most images first, and of a pair the most confident prediction.
     """
     probabilities = predictions.models[model]
     predicted = predicted_labels(probabilities)
@@ -178,9 +178,9 @@ def find_confused(predictions: Predictions, model: str) -> list[tuple[int, int, 
 
 
 def find_changed(predictions: Predictions) -> tuple[Positions, Positions]:
-    """Return the positions of the pictures that fine-tuning fixed and broke.
+    """Return the positions of the images that fine-tuning fixed and broke.
 
-    Each list has first the picture whose true class changed its probability most.
+    Each list has first the image whose true class changed its probability most.
     """
     before, after = (
         predicted_labels(values) == predictions.labels for values in (predictions.head, predictions.finetuned)

@@ -21,7 +21,7 @@ _MOST_NAMED = 3
 class BalancedGain:
     """Balanced accuracy, the mean recall of the tested classes, before and after, and what fine-tuning added to it.
 
-    The 95% interval of `gain` is a bootstrap's over the pictures, or groups, of each class, paired.
+    The 95% interval of `gain` is a bootstrap's over the images, or groups, of each class, paired.
     """
 
     head: float
@@ -35,8 +35,8 @@ def compare_balanced(predictions: Predictions, groups: Groups | None = None) -> 
     """Return the gain in balanced accuracy where classes are unequal, more than 10 to 1; else `None`.
 
     Args:
-        predictions: on the test pictures.
-        groups: the number of each picture's group, (n,); `None`: each is its own.
+        predictions: on the test images.
+        groups: the number of each image's group, (n,); `None`: each is its own.
     """
     counts = np.bincount(predictions.labels, minlength=len(predictions.classes))
     tested = np.flatnonzero(counts)
@@ -63,7 +63,7 @@ def find_remarks(
         classes: the scores of every class.
         balanced: as `compare_balanced` returns it.
         split: `split.json`.
-        copies: test pictures that are not counted, since their bytes are those of another one.
+        copies: test images that are not counted, since their bytes are those of another one.
     """
     tested = [scores for scores in classes if scores.support]
     remarks = []
@@ -73,21 +73,21 @@ def find_remarks(
             f"{percent(balanced.head)} before and {percent(balanced.finetuned)} after fine-tuning "
             f"({points(balanced.gain)}, 95% interval {points_range(balanced.gain_low, balanced.gain_high)})"
         )
-        if balanced.gain_low == balanced.gain_high:  # no picture changed, of which no interval can be resampled
+        if balanced.gain_low == balanced.gain_high:  # no image changed, of which no interval can be resampled
             values = percent(balanced.finetuned)
         remarks.append(
-            f"The classes are unequal, {most:,} test pictures to {least:,}: look at the balanced accuracy, {values}."
+            f"The classes are unequal, {most:,} test images to {least:,}: look at the balanced accuracy, {values}."
         )
     if never := [scores.class_name for scores in tested if scores.finetuned_precision is None]:
         remarks.append(f"Never predicted by the fine-tuned network: {enumerate_names(never, _MOST_NAMED)}.")
     if few := [scores.class_name for scores in tested if scores.support < _FEW]:
         remarks.append(
-            f"Fewer than {_FEW} test pictures, which say little of a class: {enumerate_names(few, _MOST_NAMED)}."
+            f"Fewer than {_FEW} test images, which say little of a class: {enumerate_names(few, _MOST_NAMED)}."
         )
     if untested := [scores.class_name for scores in classes if not scores.support]:
-        remarks.append(f"Without test pictures: {enumerate_names(untested, _MOST_NAMED)}.")
+        remarks.append(f"Without test images: {enumerate_names(untested, _MOST_NAMED)}.")
     if copies:
-        remarks.append(f"{plural(copies, 'test picture')} not counted: the bytes are those of another.")
+        remarks.append(f"{plural(copies, 'test image')} not counted: the bytes are those of another.")
     if rejected := len(split["rejected"]):
         remarks.append(f"{plural(rejected, 'file')} rejected by split: see split.json.")
     return remarks + [f"Split: {note}." for note in split["notes"]]

@@ -1,6 +1,6 @@
 """Labels that are probably wrong, by confident learning (Northcutt et al. 2021, https://arxiv.org/abs/1911.00068).
 
-It needs the probabilities of pictures on which the network was not trained.
+It needs the probabilities of images on which the network was not trained.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from stages.scores.predictions import Predictions
 
 _MOST_LISTED = 1000
 _DECIMALS = 4
-# Two classes that are told apart in fewer cases than this (half of them by tossing a coin), with so many pictures each.
+# Two classes that are told apart in fewer cases than this (half of them by tossing a coin), with so many images each.
 _HARDLY_APART, _ENOUGH = 0.65, 10
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Pictures with probabilities of networks that were not trained on them: paths, labels (n,), (n, classes)."""
+    """Images with probabilities of networks that were not trained on them: paths, labels (n,), (n, classes)."""
 
     paths: list[str]
     labels: Labels
@@ -30,10 +30,10 @@ class Judged:
 
 
 def judge_all(predictions: Predictions, out_of_fold: Path) -> Judged:
-    """Return the test pictures, with the fine-tuned checkpoint's probabilities, and those of training and validation.
+    """Return the test images, with the fine-tuned checkpoint's probabilities, and those of training and validation.
 
     Args:
-        predictions: for the test pictures.
+        predictions: for the test images.
         out_of_fold: the archive that `train_head` wrote; it has no rows where the head was not searched for.
 
     Raises:
@@ -59,7 +59,7 @@ def judge_all(predictions: Predictions, out_of_fold: Path) -> Judged:
 def find_inseparable(judged: Judged, classes: Sequence[str]) -> list[tuple[str, str, float]]:
     """Return pairs of classes that are hardly told apart, the worst first, with how often they are.
 
-    That is the mean over both classes of the fraction of pictures whose own class is more probable than the other one.
+    That is the mean over both classes of the fraction of images whose own class is more probable than the other one.
     """
     count = len(classes)
     wins = np.full((count, count), np.nan)
@@ -75,7 +75,7 @@ def find_inseparable(judged: Judged, classes: Sequence[str]) -> list[tuple[str, 
 
 @dataclass(frozen=True)
 class Suspect:
-    """A picture whose label is hardly believed, with the class that is believed instead; both with probabilities.
+    """An image whose label is hardly believed, with the class that is believed instead; both with probabilities.
 
     `correction` is for who goes through them: filled in, their table is one for `data.corrections`.
     """
@@ -91,12 +91,12 @@ class Suspect:
 def find_suspects(
     paths: Sequence[str], labels: Labels, probabilities: Probabilities, classes: Sequence[str]
 ) -> list[Suspect]:
-    """Return the pictures of which another class is more probable than their label, the least believed label first.
+    """Return the images of which another class is more probable than their label, the least believed label first.
 
     They are ranked by how much more probable it is, which is confident learning's normalized margin; 1,000 at most.
 
     Args:
-        paths: of the pictures, (n,).
+        paths: of the images, (n,).
         labels: as given, (n,).
         probabilities: out of training, (n, classes).
         classes: names by label.
@@ -122,9 +122,9 @@ def find_suspects(
 def estimate_wrong_labels(labels: Labels, probabilities: Probabilities) -> float:
     """Return how many labels are probably wrong: what lies off the diagonal of the confident joint, scaled to all.
 
-    A picture counts for a class if its probability is at least the mean probability of that class among the pictures
+    An image counts for a class if its probability is at least the mean probability of that class among the images
     with that label, which makes up for classes of which a network is surer than of others; if for several, for the
-    most probable of them. Each label's row is scaled to the number of its pictures.
+    most probable of them. Each label's row is scaled to the number of its images.
 
     Args:
         labels: as given, (n,).

@@ -1,4 +1,4 @@
-"""Whether fine-tuning helped, judged on the same pictures before and after."""
+"""Whether fine-tuning helped, judged on the same images before and after."""
 
 import math
 from dataclasses import dataclass
@@ -10,29 +10,29 @@ from numpy.typing import NDArray
 from stages.common.format import p_value, plural, points, points_range, signed
 from stages.scores.bootstrap import CONFIDENCE, FEWEST, Groups, mean_interval, sum_groups, widen
 from stages.scores.metrics import Labels, Probabilities, predicted_labels, wilson_interval
-from stages.scores.predictions import picture_losses
+from stages.scores.predictions import image_losses
 
 Verdict = Literal["better", "worse", "no evidence"]
 
 
 @dataclass(frozen=True)
 class Gain:
-    """What fine-tuning added, on the same pictures: fine-tuned minus head.
+    """What fine-tuning added, on the same images: fine-tuned minus head.
 
     `accuracy`, and its 95% interval (`paired_interval`) from `accuracy_low` to `accuracy_high`;
     `loss`: log-loss, negative where fine-tuning lowered it, with its 95% interval, a paired bootstrap's
-    (`bootstrap.mean_interval`); `None` with fewer than 6 pictures;
-    `fixed` and `broken`: the number of pictures that only the fine-tuned, or only the head checkpoint gets right;
+    (`bootstrap.mean_interval`); `None` with fewer than 6 images;
+    `fixed` and `broken`: the number of images that only the fine-tuned, or only the head checkpoint gets right;
     `mcnemar_p`: the exact two-sided p-value of McNemar's test (https://doi.org/10.1007/BF02295996): were both
     checkpoints equally good, `fixed` would be distributed like coin tosses. 1 where nothing changed;
     `verdict`, on accuracy: `no evidence` where that p-value is not below 0.05, else `better` or `worse`;
     `loss_verdict`: `no evidence` where the interval of `loss` holds 0, or there is none;
-    `groups`: where pictures come in groups, how many these are. Both verdicts then take whole groups for one
+    `groups`: where images come in groups, how many these are. Both verdicts then take whole groups for one
     observation: a toss decides for all changes in a group, and the interval of `accuracy` is at least as wide as that
     of resampled groups;
     `identical`: both checkpoints are the same network, and the gain is exactly 0.
 
-    No verdict and no p-value (`None`) where training watched the test pictures.
+    No verdict and no p-value (`None`) where training watched the test images.
     """
 
     accuracy: float
@@ -59,20 +59,20 @@ def compare(
     identical: bool = False,
     watched: bool = False,
 ) -> Gain:
-    """Return what fine-tuning added, on the same pictures: fine-tuned minus head.
+    """Return what fine-tuning added, on the same images: fine-tuned minus head.
 
     Args:
         labels: (n,).
         head: probabilities (n, classes).
         finetuned: likewise.
-        groups: the number of each picture's group, (n,); `None`: each is its own.
+        groups: the number of each image's group, (n,); `None`: each is its own.
         identical: whether they are of the same network.
-        watched: whether training watched these pictures.
+        watched: whether training watched these images.
     """
     right, right_after = predicted_labels(head) == labels, predicted_labels(finetuned) == labels
     fixed, broken = int((right_after & ~right).sum()), int((right & ~right_after).sum())
     changes = np.subtract(right_after, right, dtype=np.float64)
-    losses = picture_losses(labels, finetuned) - picture_losses(labels, head)
+    losses = image_losses(labels, finetuned) - image_losses(labels, head)
     both, of_loss = int((right & right_after).sum()), mean_interval(losses, groups)
     low, high = widen(paired_interval(both, fixed, broken, len(labels)), changes, groups, -1.0)
     if identical:
@@ -106,10 +106,10 @@ def judge_loss(bounds: tuple[float, float] | None) -> Verdict:
 
 
 def mcnemar_p(changes: NDArray[np.int64]) -> float:
-    """Return the p-value of `Gain.mcnemar_p`: of signs that are tossed for each picture, or group, that changed.
+    """Return the p-value of `Gain.mcnemar_p`: of signs that are tossed for each image, or group, that changed.
 
     Args:
-        changes: fixed minus broken, of each picture or of each group.
+        changes: fixed minus broken, of each image or of each group.
     """
     from scipy.stats import binom
 
@@ -123,17 +123,17 @@ def mcnemar_p(changes: NDArray[np.int64]) -> float:
 
 
 def paired_interval(both: int, fixed: int, broken: int, count: int) -> tuple[float, float]:
-    """Return the 95% interval of the difference of two proportions of the same pictures.
+    """Return the 95% interval of the difference of two proportions of the same images.
 
     Newcombe's hybrid score method, number 10 of Statistics in Medicine 17:2635-2650 (1998),
     https://doi.org/10.1002/(SICI)1097-0258(19981130)17:22<2635::AID-SIM954>3.0.CO;2-C. It joins the Wilson intervals of
     the two proportions by the correlation of their successes, and has a width where the models never differ, too.
 
     Args:
-        both: pictures that both models get right.
+        both: images that both models get right.
         fixed: that only the second one does.
         broken: that only the first one does.
-        count: of all pictures.
+        count: of all images.
     """
     neither = count - both - fixed - broken
     first, second = both + broken, both + fixed
@@ -157,17 +157,17 @@ def describe_gain(gain: Gain) -> str:
     if gain.identical:
         return (
             "Fine-tuning changed nothing: both checkpoints are the same network. Try another finetune.lr, more blocks "
-            "(finetune.unfreeze) or more pictures."
+            "(finetune.unfreeze) or more images."
         )
     if gain.mcnemar_p is None:
         return (
-            "NO VERDICT: training watched the test pictures (split.val_size is 0), which flatters: accuracy "
+            "NO VERDICT: training watched the test images (split.val_size is 0), which flatters: accuracy "
             f"{points(gain.accuracy)}, log-loss {signed(gain.loss)}."
         )
     bounds = points_range(gain.accuracy_low, gain.accuracy_high)
     return (
         f"Accuracy: {gain.verdict}, {points(gain.accuracy)} (95% interval {bounds}, {p_value(gain.mcnemar_p)}; "
-        f"{plural(gain.fixed, 'picture')} fixed, {gain.broken:,} broken); probabilities: {gain.loss_verdict}, "
+        f"{plural(gain.fixed, 'image')} fixed, {gain.broken:,} broken); probabilities: {gain.loss_verdict}, "
         f"log-loss {signed(gain.loss)} ({loss_range(gain)}){describe_groups(gain)}."
     )
 
@@ -175,7 +175,7 @@ def describe_gain(gain: Gain) -> str:
 def loss_range(gain: Gain) -> str:
     """Return the interval of the gain in log-loss as `-0.1240 to -0.0170`."""
     if gain.loss_low is None or gain.loss_high is None:
-        return f"no interval of fewer than {FEWEST} {'pictures' if gain.groups is None else 'groups'}"
+        return f"no interval of fewer than {FEWEST} {'images' if gain.groups is None else 'groups'}"
     return f"{signed(gain.loss_low)} to {signed(gain.loss_high)}"
 
 

@@ -21,7 +21,7 @@ class Epoch:
 
     `number` counts from 1; epoch 0 is the network as the phase found it, without a training loss. Losses are mean
     log-losses in nats (both weighted by `class_weights`, the training's also smoothed by `label_smoothing`), accuracies
-    are fractions. `val_loss` and `accuracy` are those on the watched pictures, the loss after division of the logits by
+    are fractions. `val_loss` and `accuracy` are those on the watched images, the loss after division of the logits by
     `temperature`; the training's are means over the epoch, while the weights were changing.
     """
 

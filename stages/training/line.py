@@ -1,4 +1,4 @@
-"""Back from the end of fine-tuning on the straight line to its start, as far as the validation pictures demand.
+"""Back from the end of fine-tuning on the straight line to its start, as far as the validation images demand.
 
 Interpolating the weights of two checkpoints that share their start often beats both (WiSE-FT, Wortsman et al. 2022,
 https://arxiv.org/abs/2109.01903). BatchNorm is the same in both, bit for bit, so a point on the line needs no new
@@ -20,7 +20,7 @@ ALPHAS = tuple(step / 10 for step in range(11))
 class Point:
     """A point on the line: `alpha` is the fraction of the change that is kept, 0 the start and 1 the end.
 
-    `val_loss` is the mean log-loss on the validation pictures after `temperature`, infinite where a logit is not
+    `val_loss` is the mean log-loss on the validation images after `temperature`, infinite where a logit is not
     finite; `accuracy` is theirs.
     """
 

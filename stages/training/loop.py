@@ -59,7 +59,7 @@ class Trainer:
         precision: in what.
         class_weights: as for `objective.loss`; of the training and of the validation loss.
         tempered: the validation loss is that of the probabilities that will be served, after a temperature fitted to
-            the same pictures; else that of the logits as they are.
+            the same images; else that of the logits as they are.
     """
 
     def __init__(
@@ -95,8 +95,8 @@ class Trainer:
         validation loss, of the last one, or of the point between start and end that `line.choose` keeps.
 
         Args:
-            train: the training pictures.
-            val: the pictures to watch.
+            train: the training images.
+            val: the images to watch.
             phase: how to train.
             on_epoch: called for epoch 0, the network as it is; after each epoch; and for each that a stopped run had
                 finished.
@@ -200,7 +200,7 @@ class Trainer:
         return self._score(*self._predict(batches))[0]
 
     def _predict(self, batches: Batches) -> tuple[Tensor, Tensor]:
-        """Return the logits, (n, outputs), float32, and the labels, (n,), of all pictures of all processes."""
+        """Return the logits, (n, outputs), float32, and the labels, (n,), of all images of all processes."""
         own = [(self.logits(inputs).cpu(), labels.cpu()) for inputs, labels, *_ in batches if len(labels)]
         columns = [[row[column] for row in own] for column in (0, 1)]
         logits, labels = (interleave(torch.cat(rows) if rows else None) for rows in columns)
@@ -299,8 +299,8 @@ class Trainer:
 def mix(part: Part, alpha: float) -> tuple[Tensor, Tensor, float]:
     """Mix each input with another one of the batch, as mixup does (Zhang et al. 2018, https://arxiv.org/abs/1710.09412).
 
-    Kept activations are mixed as pictures would be: manifold mixup (Verma et al. 2019, https://arxiv.org/abs/1806.05236).
-    Of several processes, each mixes its own pictures with those of all.
+    Kept activations are mixed as images would be: manifold mixup (Verma et al. 2019, https://arxiv.org/abs/1806.05236).
+    Of several processes, each mixes its own images with those of all.
 
     Args:
         part: of a batch.
@@ -353,9 +353,9 @@ class _Pass:
 
         Args:
             loss: as above, like the next two.
-            logits: of n pictures, at least one.
+            logits: of n images, at least one.
             labels: theirs.
-            whole: pictures of the batch in all processes.
+            whole: images of the batch in all processes.
         """
         self._losses.append(len(labels) * loss)
         self._counts.append(whole)
@@ -364,12 +364,12 @@ class _Pass:
         self._accuracy.update(probabilities[:, 1] if logits.shape[1] == 1 else probabilities, labels)
 
     def add_none(self, whole: int) -> None:
-        """Take a batch of which no picture is this process's."""
+        """Take a batch of which no image is this process's."""
         self._losses.append(torch.zeros((), device=self._device))
         self._counts.append(whole)
 
     def scores(self) -> Scores:
-        """Return the means over all pictures of all processes, at least one."""
+        """Return the means over all images of all processes, at least one."""
         total = 0.0  # Python's: some devices have no floats of 64 bits
         for value in ranks.add_up(torch.stack(self._losses)).tolist():
             total += value

@@ -19,7 +19,7 @@ _LOWEST, _HIGHEST = 0.05, 20.0
 
 @dataclass(frozen=True)
 class Scores:
-    """Of some pictures: the mean log-loss, after division by `temperature`, and the fraction classified correctly."""
+    """Of some images: the mean log-loss, after division by `temperature`, and the fraction classified correctly."""
 
     loss: float
     accuracy: float
@@ -29,13 +29,13 @@ class Scores:
 def score_logits(
     logits: Tensor, labels: Tensor, class_weights: Tensor | None = None, tempered: bool = True
 ) -> tuple[Scores, Losses]:
-    """Return the scores of pictures, and the loss of each, (n,), infinite where a logit is not finite.
+    """Return the scores of images, and the loss of each, (n,), infinite where a logit is not finite.
 
     Args:
         logits: (n, outputs), on the CPU.
         labels: (n,).
         class_weights: as for `objective.loss`.
-        tempered: a temperature is fitted to the pictures first.
+        tempered: a temperature is fitted to the images first.
     """
     # BinaryAccuracy compares what it is given with 0.5: that has to be a probability, not a logit.
     probabilities = objective.probabilities(logits)
@@ -51,11 +51,11 @@ def score_logits(
 def fit_temperature(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> float:
     """Return the temperature T > 0 by which to divide logits, so that their probabilities have the lowest log-loss.
 
-    It is what maximizes the posterior under a log-normal prior that counts as much as a few pictures. Without it, a few
-    validation pictures that are all classified correctly would have T go to 0 and make the network infinitely sure.
+    It is what maximizes the posterior under a log-normal prior that counts as much as a few images. Without it, a few
+    validation images that are all classified correctly would have T go to 0 and make the network infinitely sure.
 
     Args:
-        logits: (n, outputs) of pictures on which the network was not trained, finite, on the CPU.
+        logits: (n, outputs) of images on which the network was not trained, finite, on the CPU.
         labels: (n,).
         class_weights: as for `objective.loss`.
     """
@@ -72,7 +72,7 @@ def fit_temperature(logits: Tensor, labels: Tensor, class_weights: Tensor | None
 
 
 def tempered_losses(logits: Tensor, labels: Tensor, temperature: float, class_weights: Tensor | None = None) -> Losses:
-    """Return the log-loss of each picture, nats, (n,), once its logits are divided by `temperature`.
+    """Return the log-loss of each image, nats, (n,), once its logits are divided by `temperature`.
 
     In NumPy, since torch's Apple devices have no floats of 64 bits. Arguments as for `fit_temperature`.
     """

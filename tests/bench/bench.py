@@ -1,7 +1,7 @@
-"""Time this pipeline's stages against a tutorial's loop on the same pictures, and print Markdown tables.
+"""Time this pipeline's stages against a tutorial's loop on the same images, and print Markdown tables.
 
 Every part runs in a fresh process, one after the other, in a temporary folder with a cache of its own. Both train on
-the same pictures and watch the same test pictures. The seconds of a stage are those of its whole process; the
+the same images and watch the same test images. The seconds of a stage are those of its whole process; the
 tutorial's are those of its epochs alone. Of several seeds, seconds are means and memory is the largest.
 """
 
@@ -160,7 +160,7 @@ class Project:
     def __init__(self, folder: Path, options: argparse.Namespace, seed: int, factor: int) -> None:
         self.folder = folder
         self.params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
-        self.made = gather(options.data, folder / "pictures", options.limit, factor)
+        self.made = gather(options.data, folder / "images", options.limit, factor)
         self.defaults = {name: self.params[name] for name in ("model", "train_head", "finetune")}
         phase = {"epochs": options.epochs, "batch_size": 64, "optimizer": "adam", "weight_decay": 0.0}
         phase |= {"schedule": "constant", "warmup": 0.0, "clip_norm": None, "label_smoothing": 0.0}
@@ -168,7 +168,7 @@ class Project:
         phase |= {"augment": "none", "select": "last", "patience": None}
         weights = None if options.weights is None else str(options.weights)
         self.set("seed", seed)
-        self.set("data", path=str(folder / "pictures"))
+        self.set("data", path=str(folder / "images"))
         self.set("split", val_size=0.0)
         self.set("model", arch="mobilenet_v3_large", weights=weights, head="flatten", hidden=500)
         self.set("model", image_size=options.image_size)
@@ -190,15 +190,15 @@ class Project:
         return json.loads((self.folder / name).read_text())
 
     def count(self) -> str:
-        """Say how many pictures each part has."""
+        """Say how many images each part has."""
         parts = self.read("metrics/split.json")["parts"]
         return ", ".join(f"{parts[part]:,} {part}" for part in ("train", "test"))
 
 
 def gather(data: Path, folder: Path, limit: int | None, factor: int) -> int:
-    """Link the pictures of each class, `factor` times as many; return how many had to be made for that.
+    """Link the images of each class, `factor` times as many; return how many had to be made for that.
 
-    One that is made is another picture with one pixel changed, so that its file is like no other.
+    One that is made is another image with one pixel changed, so that its file is like no other.
     """
     made = 0
     for source in class_folders(data):
@@ -211,8 +211,8 @@ def gather(data: Path, folder: Path, limit: int | None, factor: int) -> int:
             if number < len(files):
                 target.symlink_to(file)
                 continue
-            with suppress(OSError, SyntaxError), Image.open(file) as picture:
-                changed = picture.convert("RGB")
+            with suppress(OSError, SyntaxError), Image.open(file) as image:
+                changed = image.convert("RGB")
                 at = (number // len(files) % changed.width, 0)
                 red, green, blue = changed.getpixel(at)  # type: ignore[misc] # RGB
                 changed.putpixel(at, (255 - red, 255 - green, 255 - blue))
@@ -229,7 +229,7 @@ def class_folders(data: Path) -> list[Path]:
 def measure_tutorial(project: Project, options: argparse.Namespace, seed: int, table: Table) -> str:
     """Run the tutorial's loop, and return the kind of device that it ran on."""
     index = project.folder / "data" / "index"
-    command: list[str | Path] = [ROOT / "tests" / "bench" / "tutorial.py", "--data", project.folder / "pictures"]
+    command: list[str | Path] = [ROOT / "tests" / "bench" / "tutorial.py", "--data", project.folder / "images"]
     command += ["--train", index / "train.csv", "--test", index / "test.csv", "--seed", str(seed)]
     command += ["--epochs", str(options.epochs), "--image-size", str(options.image_size)]
     command += [] if options.weights is None else ["--weights", options.weights]
@@ -271,7 +271,7 @@ def measure_pipeline(project: Project, precision: str, seed: int, table: Table) 
 
 
 def measure_defaults(project: Project, precision: str, seed: int, table: Table) -> None:
-    """Run both phases as `params.yaml` has them, from a cold cache, on the tutorial's pictures."""
+    """Run both phases as `params.yaml` has them, from a cold cache, on the tutorial's images."""
     own = {key: project.params["model"][key] for key in ("weights", "image_size")}
     for name, values in project.defaults.items():
         project.set(name, **values)
@@ -292,12 +292,12 @@ def add_accuracies(report: dict[str, Any], seed: int, column: str, table: Table,
 
 def compare(folder: Path, options: argparse.Namespace) -> Iterable[str]:
     """Yield the table of both, over all seeds and precisions."""
-    table, device, pictures = Table(), "", ""
+    table, device, images = Table(), "", ""
     first_seed = yaml.safe_load((ROOT / "params.yaml").read_text())["seed"]
     for seed in range(first_seed, first_seed + options.seeds):
         project = Project(empty(folder / "project"), options, seed, factor=1)
         prepare = {stage: project.run(stage).seconds for stage in ("split", "build_model")}
-        pictures = project.count()
+        images = project.count()
         if not options.skip_tutorial:
             device = f"{measure_tutorial(project, options, seed, table)}, "
         for precision in options.precision:
@@ -306,14 +306,14 @@ def compare(folder: Path, options: argparse.Namespace) -> Iterable[str]:
             for stage, seconds in prepare.items():
                 table.add(Row(stage, "s"), precision, seconds)
     setting = f"{options.image_size} px, {options.epochs} + {options.epochs} epochs"
-    yield f"Pictures: {pictures}; {setting}, {device}{os.cpu_count()} CPU cores."
+    yield f"Images: {images}; {setting}, {device}{os.cpu_count()} CPU cores."
     yield ""
     yield from table.lines(options.precision)
 
 
 def scale(folder: Path, options: argparse.Namespace) -> Iterable[str]:
-    """Yield the table of cost against number of pictures, in the first precision."""
-    yield markdown("", "pictures", "train_head", "finetune", HEAD_MEMORY.title, FINETUNE_MEMORY.title, "made")
+    """Yield the table of cost against number of images, in the first precision."""
+    yield markdown("", "images", "train_head", "finetune", HEAD_MEMORY.title, FINETUNE_MEMORY.title, "made")
     yield "|---|" + "---:|" * 6
     made = 0
     for factor in options.scale:
@@ -327,7 +327,7 @@ def scale(folder: Path, options: argparse.Namespace) -> Iterable[str]:
         made += project.made
     if made:
         yield ""
-        yield "Made: copies of other pictures with one pixel changed, where there are not enough."
+        yield "Made: copies of other images with one pixel changed, where there are not enough."
 
 
 def empty(folder: Path) -> Path:
@@ -340,16 +340,16 @@ def empty(folder: Path) -> Path:
 def parse_options() -> argparse.Namespace:
     """Parse the command line; refuse what cannot be compared."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a folder of pictures a class; default: the digits, at 64 px")
+    parser.add_argument("--data", type=Path, help="a folder of images a class; default: the digits, at 64 px")
     parser.add_argument("--weights", default=ROOT / "data/glyphs/backbone.safetensors", help="a file, or null: random")
     parser.add_argument("--epochs", type=int, default=5, help="of each phase")
-    parser.add_argument("--limit", type=int, help="pictures a class")
+    parser.add_argument("--limit", type=int, help="images a class")
     parser.add_argument("--seeds", type=int, default=1, help="how many")
     parser.add_argument("--precision", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
     parser.add_argument("--image-size", type=int, help="pixels; default 224")
-    parser.add_argument("--scale", type=int, nargs="*", default=[1, 2, 4], help="times as many pictures")
+    parser.add_argument("--scale", type=int, nargs="*", default=[1, 2, 4], help="times as many images")
     parser.add_argument("--skip-tutorial", action="store_true")
-    parser.add_argument("--simulate", nargs="+", metavar="N", help="only what grows with so many pictures: simulate.py")
+    parser.add_argument("--simulate", nargs="+", metavar="N", help="only what grows with so many images: simulate.py")
     options = parser.parse_args()
     if options.data is not None and not options.data.is_dir():
         parser.error(f"--data: {options.data}: no such folder")

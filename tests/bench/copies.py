@@ -24,14 +24,14 @@ Change = Callable[[Image.Image, random.Random], Image.Image]
 
 def resize(fraction: float) -> Change:
     """Return what resizes both sides to a fraction."""
-    return lambda picture, _: picture.resize(
-        (max(1, round(fraction * picture.width)), max(1, round(fraction * picture.height)))
+    return lambda image, _: image.resize(
+        (max(1, round(fraction * image.width)), max(1, round(fraction * image.height)))
     )
 
 
-def thumbnail(picture: Image.Image, _: random.Random) -> Image.Image:
+def thumbnail(image: Image.Image, _: random.Random) -> Image.Image:
     """Make the longer side 64 pixels."""
-    small = picture.copy()
+    small = image.copy()
     small.thumbnail((64, 64))
     return small
 
@@ -39,28 +39,28 @@ def thumbnail(picture: Image.Image, _: random.Random) -> Image.Image:
 def crop(fraction: float) -> Change:
     """Return what cuts out a part, at a random place, with sides of a fraction."""
 
-    def cut(picture: Image.Image, chance: random.Random) -> Image.Image:
-        width, height = round(fraction * picture.width), round(fraction * picture.height)
-        x, y = chance.randint(0, picture.width - width), chance.randint(0, picture.height - height)
-        return picture.crop((x, y, x + width, y + height))
+    def cut(image: Image.Image, chance: random.Random) -> Image.Image:
+        width, height = round(fraction * image.width), round(fraction * image.height)
+        x, y = chance.randint(0, image.width - width), chance.randint(0, image.height - height)
+        return image.crop((x, y, x + width, y + height))
 
     return cut
 
 
-def recolour(picture: Image.Image, chance: random.Random) -> Image.Image:
+def recolour(image: Image.Image, chance: random.Random) -> Image.Image:
     """Change the brightness by up to 30%, the saturation by up to 50%."""
-    brighter = ImageEnhance.Brightness(picture).enhance(chance.uniform(0.7, 1.3))
+    brighter = ImageEnhance.Brightness(image).enhance(chance.uniform(0.7, 1.3))
     return ImageEnhance.Color(brighter).enhance(chance.uniform(0.5, 1.5))
 
 
 def transpose(how: Image.Transpose) -> Change:
-    """Return what turns or mirrors a picture."""
-    return lambda picture, _: picture.transpose(how)
+    """Return what turns or mirrors an image."""
+    return lambda image, _: image.transpose(how)
 
 
 # Title, what is done, and the quality of the JPEG file in which the result is saved.
 KINDS: list[tuple[str, Change, int]] = [
-    ("saved again, JPEG quality 50", lambda picture, _: picture, 50),
+    ("saved again, JPEG quality 50", lambda image, _: image, 50),
     ("resized to a half", resize(0.5), 95),
     ("resized to a quarter", resize(0.25), 95),
     ("thumbnail, 64 px", thumbnail, 95),
@@ -77,7 +77,7 @@ KINDS: list[tuple[str, Change, int]] = [
 def small(content: bytes) -> bytes:
     """Return the small version that `split` makes of a file."""
     decoded = decode_with_facts(content, least=SIDE)
-    return shrink(decoded.picture, *decoded.size)
+    return shrink(decoded.image, *decoded.size)
 
 
 def main() -> None:
@@ -94,7 +94,7 @@ def main() -> None:
         chance, copies = random.Random(1), []
         for content in contents[:PLANTED]:
             file = io.BytesIO()
-            change(decode_with_facts(content).picture, chance).save(file, "JPEG", quality=quality)
+            change(decode_with_facts(content).image, chance).save(file, "JPEG", quality=quality)
             copies.append(small(file.getvalue()))
         found = {pair[:2] for pair in find_pairs(known + copies)} - among
         planted = {(number, len(known) + number) for number in range(len(copies))}

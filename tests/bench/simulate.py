@@ -1,4 +1,4 @@
-"""Measure what grows with the number of pictures, without the pictures: time and memory of each rule on fake entries.
+"""Measure what grows with the number of images, without the images: time and memory of each rule on fake entries.
 
 `python tests/bench/simulate.py 100000 1000000`. Each measurement runs in a process of its own, whose peak memory is all
 that was resident, imports included; a first row says what imports alone take. What a measurement needs is prepared in
@@ -26,7 +26,7 @@ Measured = Callable[[], object]
 
 ROOT = Path(__file__).parents[2]
 CLASSES = 100
-# Rows in a file of activations: 64 MiB of what its backbone makes of a picture of 224 px, float32.
+# Rows in a file of activations: 64 MiB of what its backbone makes of an image of 224 px, float32.
 ROWS_A_FILE = 357
 BATCH = 64
 # Blocks that fine-tuning trains: the tutorial's and the default.
@@ -36,11 +36,11 @@ UNFREEZE = (3, 9)
 
 
 def fake_entries(count: int) -> "list[Entry]":
-    """Return entries of many classes; one picture in a hundred has a copy."""
+    """Return entries of many classes; one image in a hundred has a copy."""
     from stages.images.index import Entry
 
     return [
-        Entry(f"class {label:03d}/picture {number:09d}.jpg", label, f"class {label:03d}", fake_hash(number))
+        Entry(f"class {label:03d}/image {number:09d}.jpg", label, f"class {label:03d}", fake_hash(number))
         for number, label in ((number, number % CLASSES) for number in range(count))
     ]
 
@@ -64,20 +64,20 @@ def measure_split(count: int, folder: Path) -> Measured:
     """Run `split` on fake files: finding copies, dividing, counting, writing. Nothing is decoded."""
     from stages import split
     from stages.images.check import Checked
-    from stages.images.collection import Collection, Picture
+    from stages.images.collection import Collection, Sample
 
     found, checked = Collection(), {}
     for entry in fake_entries(count):
-        found.pictures.append(Picture(entry.path, entry.class_name, entry.path.partition("/")[2]))
+        found.samples.append(Sample(entry.path, entry.class_name, entry.path.partition("/")[2]))
         checked[entry.path] = Checked(entry.sha256, 4, 3, small=bytes.fromhex(entry.sha256) * 8)
-    vars(split).update(read_folders=lambda *_: found, check_pictures=lambda *_: checked)
+    vars(split).update(read_folders=lambda *_: found, check_images=lambda *_: checked)
     sys.argv[1:] = ["--params", str(ROOT / "params.yaml"), "--index", str(folder), "--report", str(folder / "s.json")]
     sys.argv += ["--near-duplicates", str(folder / "near.csv")]
     return split.main
 
 
 def measure_writing(count: int, folder: Path) -> Measured:
-    """Write one index file with all pictures."""
+    """Write one index file with all images."""
     from stages.images.index import write_index
 
     return partial(write_index, folder / "index.csv", fake_entries(count))
@@ -110,14 +110,14 @@ def prepare_store(count: int, folder: Path) -> None:
 
 
 def measure_finding(count: int, folder: Path) -> Measured:
-    """Find the kept rows of all pictures."""
+    """Find the kept rows of all images."""
     from stages.training.features import find
 
     return partial(find, folder / "store", fake_entries(count))
 
 
 def measure_epoch(count: int, folder: Path) -> Measured:
-    """Read the kept rows of all pictures once, in batches of 64, in a shuffled order."""
+    """Read the kept rows of all images once, in batches of 64, in a shuffled order."""
     from stages.training.batches import open_batches
     from stages.training.features import find
 
@@ -157,7 +157,7 @@ def measure_near_duplicates(count: int, _: Path) -> Measured:
 # Title, what prepares it, what makes ready for it in the same process and returns what is timed.
 MEASUREMENTS: dict[str, tuple[str, Callable[[int, Path], None] | None, Callable[[int, Path], Measured]]] = {
     "imports": ("imports", None, measure_imports),
-    "split": ("`split`, without reading the pictures", None, measure_split),
+    "split": ("`split`, without reading the images", None, measure_split),
     "writing": ("writing an index file", None, measure_writing),
     "reading": ("reading it", prepare_index, measure_reading),
     "finding": ("finding kept activations", prepare_store, measure_finding),
@@ -167,8 +167,8 @@ MEASUREMENTS: dict[str, tuple[str, Callable[[int, Path], None] | None, Callable[
 
 
 def simulate(counts: list[int], folder: Path) -> Iterable[str]:
-    """Yield a table, line by line: each measurement, with each number of pictures."""
-    yield f"| | {' | '.join(f'{count:,} pictures' for count in counts)} |"
+    """Yield a table, line by line: each measurement, with each number of images."""
+    yield f"| | {' | '.join(f'{count:,} images' for count in counts)} |"
     yield f"|---|{'---:|' * len(counts)}"
     for name, (title, prepare, _) in MEASUREMENTS.items():
         cells = []
@@ -201,7 +201,7 @@ def call(*arguments: object) -> str:
 
 
 def measure_kept(unfreeze: int, folder: Path) -> float:
-    """Return the bytes a picture of what both phases keep of it, from files with as many rows as real ones."""
+    """Return the bytes an image of what both phases keep of it, from files with as many rows as real ones."""
     import torch
 
     from stages.network.backbones import stock_model
@@ -240,7 +240,7 @@ def run_part(part: str, name: str, count: int, folder: Path) -> None:
 def main() -> None:
     """Measure in a temporary folder that goes in any case, and print the table as it grows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", type=int, nargs="*", default=[25_000, 100_000], help="how many; at least 500")
+    parser.add_argument("images", type=int, nargs="*", default=[25_000, 100_000], help="how many; at least 500")
     parser.add_argument("--part", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
@@ -248,10 +248,10 @@ def main() -> None:
         sys.path.insert(0, str(ROOT))
         run_part(part, name, int(count), Path(folder))
         return
-    if min(options.pictures) < 500:
-        parser.error("give 500 pictures or more: each class needs a few")
+    if min(options.images) < 500:
+        parser.error("give 500 images or more: each class needs a few")
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        for line in simulate(options.pictures, Path(name)):
+        for line in simulate(options.images, Path(name)):
             print(line, flush=True)
 
 

@@ -1,6 +1,6 @@
-"""Transfer learning as a tutorial does it, for comparison: the whole network on every picture in every epoch.
+"""Transfer learning as a tutorial does it, for comparison: the whole network on every image in every epoch.
 
-Reads the index files of the pipeline, so that both see the same pictures, and prints its results as one line of JSON.
+Reads the index files of the pipeline, so that both see the same images, and prints its results as one line of JSON.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from torchvision.transforms import v2
 CHANNELS, STRIDE = 960, 32  # of what the backbone gives out
 
 
-class Pictures(Dataset[tuple[Tensor, float]]):
-    """The pictures of an index file of two classes: (tensor of shape (3, image_size, image_size), label)."""
+class Images(Dataset[tuple[Tensor, float]]):
+    """The images of an index file of two classes: (tensor of shape (3, image_size, image_size), label)."""
 
     def __init__(self, root: Path, index: Path, image_size: int) -> None:
         with index.open(newline="", encoding="utf-8") as file:
@@ -55,7 +55,7 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
-    train, test = (Pictures(arguments.data, index, arguments.image_size) for index in (arguments.train, arguments.test))
+    train, test = (Images(arguments.data, index, arguments.image_size) for index in (arguments.train, arguments.test))
     train_batches = DataLoader(train, batch_size=64, shuffle=True, num_workers=0)
     test_batches = DataLoader(test, batch_size=128, num_workers=0)
     model = make_model(arguments.weights, arguments.image_size).to(device)
@@ -103,7 +103,7 @@ def train_one_epoch(
     optimizer: torch.optim.Optimizer,
     device: torch.device,
 ) -> None:
-    """Train on every picture once; BatchNorm keeps its statistics."""
+    """Train on every image once; BatchNorm keeps its statistics."""
     model.train()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -119,7 +119,7 @@ def train_one_epoch(
 
 @torch.inference_mode()
 def evaluate(model: nn.Sequential, batches: DataLoader[tuple[Tensor, float]], device: torch.device) -> float:
-    """Return the fraction of pictures classified rightly."""
+    """Return the fraction of images classified rightly."""
     model.eval()
     right, count = 0, 0
     for images, labels in batches:

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 import torch
-from conftest import make_pictures
+from conftest import make_images
 
 from stages.common.seeds import generator_for
 from stages.images.batches import Batches, Order
@@ -20,7 +20,7 @@ def test_each_pair_of_numbers_has_a_stream_of_its_own() -> None:
 
 
 def test_neighbouring_seeds_do_not_share_the_orders_of_their_epochs(tmp_path: Path) -> None:
-    root = make_pictures(tmp_path, count=20, size=8)
+    root = make_images(tmp_path, count=20, size=8)
     entries = [
         Entry(path.relative_to(root).as_posix(), 0, path.parent.name, hashlib.sha256(path.read_bytes()).hexdigest())
         for path in sorted(root.rglob("*.png"))

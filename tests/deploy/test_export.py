@@ -14,7 +14,7 @@ import onnx
 import pytest
 import torch
 import yaml
-from conftest import STAGES, Project, families, image_size_of, make_pictures, randomize_batchnorm
+from conftest import STAGES, Project, families, image_size_of, make_images, randomize_batchnorm
 from PIL import Image
 
 from stages import export
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.xdist_group("export")
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     folder = tmp_path_factory.mktemp("finished")
-    make_pictures(folder / "pictures", count=10)
+    make_images(folder / "images", count=10)
     project = Project(folder)
     # The head is found, with a layer that torch does not have.
     project.set("model.head", "pooled")
@@ -66,10 +66,10 @@ def call(finished: Project, monkeypatch: pytest.MonkeyPatch) -> Export:
     return exported
 
 
-def run_program(program: str, folder: Path, picture: Path) -> dict[str, float]:
+def run_program(program: str, folder: Path, image: Path) -> dict[str, float]:
     """Run a program of the card where this project cannot be imported."""
     without = "import sys; sys.modules['stages'] = None; exec(sys.argv.pop(1))"
-    command = [sys.executable, "-W", "ignore", "-c", without, program, str(picture)]
+    command = [sys.executable, "-W", "ignore", "-c", without, program, str(image)]
     process = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=100)
     assert process.returncode == 0, process.stderr
     answer = ast.literal_eval(process.stdout.splitlines()[0])
@@ -95,10 +95,10 @@ def test_an_export_is_the_checkpoint_and_its_card_says_how_to_use_it(
     assert result["metrics"][0]["value"] == round(evaluation["finetuned"]["accuracy"], 4)
     assert {"license", "tags", "metrics"} <= head.keys()
     # So large that it is decoded at a fraction of its size, which matters: it is noise.
-    picture, noise = tmp_path / "large.jpg", np.random.default_rng(0)
-    Image.fromarray(noise.integers(0, 256, (300, 400, 3), dtype=np.uint8)).save(picture)
+    image, noise = tmp_path / "large.jpg", np.random.default_rng(0)
+    Image.fromarray(noise.integers(0, 256, (300, 400, 3), dtype=np.uint8)).save(image)
     network, description = load_checkpoint(finished.checkpoint("finetuned"))
-    drafted = decode(picture.read_bytes(), least=description.preprocessing.least("none"))
+    drafted = decode(image.read_bytes(), least=description.preprocessing.least("none"))
     assert drafted.size == (100, 75)
     images = make_transform(description.preprocessing, "none")(drafted)[None]
     with torch.inference_mode():
@@ -108,9 +108,7 @@ def test_an_export_is_the_checkpoint_and_its_card_says_how_to_use_it(
     assert len(programs) == 2
     for program in programs:
         assert "stages" not in program
-        assert run_program(program, folder, picture) == pytest.approx(
-            dict(zip(NAMES, expected, strict=False)), abs=1e-5
-        )
+        assert run_program(program, folder, image) == pytest.approx(dict(zip(NAMES, expected, strict=False)), abs=1e-5)
     assert "`unlike`, the second output" in card
     unlike = read_reference(finished.checkpoint("finetuned"))
     assert unlike is not None
@@ -176,27 +174,27 @@ def test_the_card_says_whether_fine_tuning_changed_anything(
     card = (tmp_path / "exported" / "README.md").read_text()
     told = "and fine-tuning changed nothing." if identical else "then the last blocks with it."
     assert f"a new head was trained, {told}" in card
-    assert ("| on the test pictures | this model |" in card) == identical
+    assert ("| on the test images | this model |" in card) == identical
     assert (describe_gain(gain) in card) == ("true gain" in card) == (not identical)
 
 
-def test_without_the_test_pictures_the_export_says_that_nothing_was_compared(
+def test_without_the_test_images_the_export_says_that_nothing_was_compared(
     finished: Project, call: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pictures, elsewhere, archive = (
-        finished.path("pictures"),
-        tmp_path / "pictures",
+    images, elsewhere, archive = (
+        finished.path("images"),
+        tmp_path / "images",
         finished.path("data/predictions.npz"),
     )
     content = archive.read_bytes()
-    pictures.rename(elsewhere)
+    images.rename(elsewhere)
     archive.unlink()
     try:
         assert call("--output", tmp_path / "exported") == 0
     finally:
-        elsewhere.rename(pictures)
+        elsewhere.rename(images)
         archive.write_bytes(content)
-    assert "not compared with the checkpoint: the test pictures are not on" in capsys.readouterr().out
+    assert "not compared with the checkpoint: the test images are not on" in capsys.readouterr().out
     assert "`model.onnx` was not compared with the checkpoint" in (tmp_path / "exported" / "README.md").read_text()
 
 
@@ -292,19 +290,19 @@ FRAMINGS = {
 
 @pytest.mark.parametrize("framing", FRAMINGS)
 @pytest.mark.parametrize("size", [(100, 61), (61, 100), (48, 48), (301, 300)])
-def test_the_program_of_the_card_frames_a_picture_as_the_network_expects(
+def test_the_program_of_the_card_frames_a_image_as_the_network_expects(
     framing: str, size: tuple[int, int], tmp_path: Path
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(noise).save(tmp_path / "picture.png")
+    Image.fromarray(noise).save(tmp_path / "image.png")
     program = onnx_program(FRAMINGS[framing]).partition("probabilities,")[0]
     variables: dict[str, np.ndarray] = {}
-    before, sys.argv = sys.argv, ["program", str(tmp_path / "picture.png")]
+    before, sys.argv = sys.argv, ["program", str(tmp_path / "image.png")]
     try:
         exec(program, variables)
     finally:
         sys.argv = before
-    expected = make_framing(FRAMINGS[framing])(Image.open(tmp_path / "picture.png").convert("RGB"))
+    expected = make_framing(FRAMINGS[framing])(Image.open(tmp_path / "image.png").convert("RGB"))
     assert np.array_equal(variables["images"][0], expected.numpy())
 
 
@@ -322,19 +320,19 @@ def check_export(folder: Path, arch: str, head: Head, classes: int) -> None:
     assert exported.preprocessing == description.preprocessing
     transform, framing = make_transform(description.preprocessing, "none"), make_framing(description.preprocessing)
     noise = np.random.default_rng(0)
-    pictures = [Image.fromarray(noise.integers(0, 256, (80, 80, 3), dtype=np.uint8)) for _ in range(3)]
+    images = [Image.fromarray(noise.integers(0, 256, (80, 80, 3), dtype=np.uint8)) for _ in range(3)]
     with torch.inference_mode():
-        expected = probabilities(network(torch.stack([transform(picture) for picture in pictures]))).numpy()
+        expected = probabilities(network(torch.stack([transform(image) for image in images]))).numpy()
     for count in (1, 3):  # any size of a batch
-        values = exported.predict(torch.stack([framing(picture) for picture in pictures[:count]]).numpy())[0]
+        values = exported.predict(torch.stack([framing(image) for image in images[:count]]).numpy())[0]
         assert np.abs(values - expected[:count]).max() < 1e-4
 
     save_checkpoint(folder / "model.safetensors", network, description)
     (folder / "labels.txt").write_text("".join(f"{name}\n" for name in description.classes))
     shapes = stock_shapes(arch, size)
     (folder / "torchvision_names.json").write_text(json.dumps(names_in_torchvision(cut_into_blocks(shapes), shapes)))
-    pictures[0].save(folder / "picture.png")
-    answer = run_program(torchvision_program(network, description), folder, folder / "picture.png")
+    images[0].save(folder / "image.png")
+    answer = run_program(torchvision_program(network, description), folder, folder / "image.png")
     assert list(answer.values()) == pytest.approx(expected[0].tolist(), abs=1e-4)
 
 

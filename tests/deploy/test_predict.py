@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, STAGES, Project, make_pictures
+from conftest import ROOT, STAGES, Project, make_images
 from onnx import TensorProto, helper
 from PIL import Image
 from safetensors import safe_open
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.xdist_group("predict")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Three classes, trained and evaluated."""
     folder = tmp_path_factory.mktemp("finished")
-    make_pictures(folder / "pictures", classes=("cat", "dog", "owl"), count=12)
+    make_images(folder / "images", classes=("cat", "dog", "owl"), count=12)
     project = Project(folder)
     assert project.run(*STAGES[:5]) == 0
     return project
@@ -68,8 +68,8 @@ def rows(path: str = "predictions.csv") -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_test_pictures_get_the_probabilities_of_the_evaluation(finished: Project, call: Predict) -> None:
-    root = finished.path("pictures")
+def test_test_images_get_the_probabilities_of_the_evaluation(finished: Project, call: Predict) -> None:
+    root = finished.path("images")
     entries = read_index(finished.path("data/index/test.csv"))
     assert call(*(root / entry.path for entry in entries), "--all", "--batch-size", 4) == 0
     expected = list(csv.DictReader(finished.path("metrics/predictions.csv").open(newline="")))
@@ -93,8 +93,8 @@ for _ in range(5):
     torch.ones(2**24)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-    picture = next(finished.path("pictures/cat").iterdir())
-    arguments = [picture, "--checkpoint", finished.checkpoint("finetuned"), "--device", "cpu", "--workers", "0"]
+    image = next(finished.path("images/cat").iterdir())
+    arguments = [image, "--checkpoint", finished.checkpoint("finetuned"), "--device", "cpu", "--workers", "0"]
     output = subprocess.check_output(
         [sys.executable, "-c", program, *map(str, arguments)],
         cwd=tmp_path,
@@ -109,11 +109,11 @@ for _ in range(5):
 def test_a_folder_is_searched_at_any_depth_and_what_cannot_be_read_has_a_row(
     finished: Project, call: Predict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(finished.path("pictures/cat"), tmp_path / "new/deep/er")
-    (tmp_path / "new/broken.jpg").write_bytes(b"no picture")
-    (tmp_path / "new/notes.txt").write_text("not a picture by its name")
+    shutil.copytree(finished.path("images/cat"), tmp_path / "new/deep/er")
+    (tmp_path / "new/broken.jpg").write_bytes(b"no image")
+    (tmp_path / "new/notes.txt").write_text("not an image by its name")
     assert call(tmp_path / "new", "--batch-size", 5) == 1
-    assert "error: 1 of 13 pictures cannot be read; `problem` in predictions.csv says why" in capsys.readouterr().err
+    assert "error: 1 of 13 images cannot be read; `problem` in predictions.csv says why" in capsys.readouterr().err
     table = rows()
     assert [Path(row["path"]).name for row in table if row["problem"]] == ["broken.jpg"]
     assert len([row for row in table if row["prediction"] in ("cat", "dog", "owl")]) == 12
@@ -124,20 +124,20 @@ def test_batches_of_which_nothing_can_be_read_do_not_stop_the_others(
 ) -> None:
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(b"")
-    good = finished.path("pictures/cat/000.png")
+    good = finished.path("images/cat/000.png")
     assert call(*sorted(tmp_path.glob("*.png")), good, "--batch-size", 1) == 1
     assert [row["problem"] for row in rows()] == ["empty file"] * 3 + [""]
 
 
 def test_top_says_how_many_classes_and_reject_empties_unsure_predictions(finished: Project, call: Predict) -> None:
-    picture = finished.path("pictures/cat/000.png")
-    assert call(picture, "--top", 2) == 0
+    image = finished.path("images/cat/000.png")
+    assert call(image, "--top", 2) == 0
     (row,) = rows()
     assert list(row) == ["path", "prediction", "probability", "unlike", "prediction_2", "probability_2", "problem"]
     assert float(row["probability"]) >= float(row["probability_2"])
-    assert call(picture, "--top", 9) == 0
+    assert call(image, "--top", 9) == 0
     assert sum(float(value) for name, value in rows()[0].items() if "probability" in name) == pytest.approx(1)
-    assert call(picture, "--reject", 1.0) == 0
+    assert call(image, "--reject", 1.0) == 0
     assert rows()[0]["prediction"] == ""
     assert float(rows()[0]["probability"]) < 1
 
@@ -145,10 +145,10 @@ def test_top_says_how_many_classes_and_reject_empties_unsure_predictions(finishe
 def test_an_exported_network_predicts_the_same(finished: Project, call: Predict, tmp_path: Path) -> None:
     network, description = load_checkpoint(finished.checkpoint("finetuned"))
     write_onnx(tmp_path / "model.onnx", network, description, "", read_reference(finished.checkpoint("finetuned")))
-    picture, more = finished.path("pictures/owl/003.png"), [finished.path("pictures/cat"), "--all", "--batch-size", 5]
-    assert call(picture, *more) == 0
+    image, more = finished.path("images/owl/003.png"), [finished.path("images/cat"), "--all", "--batch-size", 5]
+    assert call(image, *more) == 0
     expected = rows()
-    assert call(picture, *more, checkpoint=tmp_path / "model.onnx") == 0
+    assert call(image, *more, checkpoint=tmp_path / "model.onnx") == 0
     assert [list(row) for row in rows()] == [list(row) for row in expected]
     for row, other in zip(rows(), expected, strict=True):
         assert (row["path"], row["prediction"]) == (other["path"], other["prediction"])
@@ -161,7 +161,7 @@ def test_a_stranger_is_flagged_and_rejected_however_probable_its_class(
     finished: Project, call: Predict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("RGB", (40, 40), "white").save(tmp_path / "stranger.png")
-    known = finished.path("pictures") / read_index(finished.path("data/index/train.csv"))[0].path
+    known = finished.path("images") / read_index(finished.path("data/index/train.csv"))[0].path
     checkpoint = tmp_path / "alone.safetensors"
     shutil.copy(finished.checkpoint("finetuned"), checkpoint)
     assert call(known, checkpoint=checkpoint) == 0
@@ -183,9 +183,9 @@ def test_a_stranger_is_flagged_and_rejected_however_probable_its_class(
     assert json.loads(Path("p.jsonl").read_text())["unlike"] == pytest.approx(0, abs=1e-2)
 
 
-def test_json_lines_have_an_object_a_picture(finished: Project, call: Predict, tmp_path: Path) -> None:
+def test_json_lines_have_an_object_a_image(finished: Project, call: Predict, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"")
-    assert call(finished.path("pictures/cat/000.png"), tmp_path / "bad.png", "--output", "p.jsonl", "--all") == 1
+    assert call(finished.path("images/cat/000.png"), tmp_path / "bad.png", "--output", "p.jsonl", "--all") == 1
     good, bad = (json.loads(line) for line in Path("p.jsonl").read_text().splitlines())
     assert set(good["probabilities"]) == {"cat", "dog", "owl"}
     assert good["probability"] == good["probabilities"][good["prediction"]]
@@ -193,7 +193,7 @@ def test_json_lines_have_an_object_a_picture(finished: Project, call: Predict, t
 
 
 def test_the_standard_output_gets_the_table_alone(finished: Project, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "stages.predict", finished.path("pictures/cat"), "--output", "-", "--workers", "2"]
+    command = [sys.executable, "-m", "stages.predict", finished.path("images/cat"), "--output", "-", "--workers", "2"]
     process = subprocess.run(
         [*map(str, command), "--checkpoint", str(finished.checkpoint("finetuned"))],
         cwd=ROOT,
@@ -206,7 +206,7 @@ def test_the_standard_output_gets_the_table_alone(finished: Project, tmp_path: P
 
 
 def test_who_reads_the_first_rows_alone_meets_no_error(finished: Project) -> None:
-    command = f"{sys.executable} -m stages.predict {finished.path('pictures')} --output - --checkpoint "
+    command = f"{sys.executable} -m stages.predict {finished.path('images')} --output - --checkpoint "
     piped = f"set -o pipefail; {command}{finished.checkpoint('finetuned')} | head -n 1"
     process = subprocess.run(["bash", "-c", piped], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (process.returncode, len(process.stdout.splitlines())) == (0, 1)
@@ -221,14 +221,14 @@ def test_a_mistyped_path_leaves_earlier_predictions_alone_and_other_files_are_co
     assert call(str(tmp_path / "missing"), "--output", str(table)) == 1
     assert table.read_text() == "earlier"
     folder = tmp_path / "some"
-    shutil.copytree(finished.path("pictures/cat"), folder)
+    shutil.copytree(finished.path("images/cat"), folder)
     (folder / "notes.txt").write_text("")
     assert call(str(folder), "--output", str(table)) == 0
     assert "12 images predicted; 1 other file left out" in capsys.readouterr().err
 
 
 BAD: dict[str, tuple[list[Any], str]] = {
-    "no picture": (["{tmp}/empty"], "no pictures in this folder"),
+    "no image": (["{tmp}/empty"], "no images in this folder"),
     "no file": (["{tmp}/missing.jpg"], "missing.jpg: no such file or folder"),
     "top": (["{cat}", "--top", "0"], "--top: should be 1 or more, is 0"),
     "batch": (["{cat}", "--batch-size", "0"], "--batch-size: should be 1 or more, is 0"),
@@ -244,7 +244,7 @@ def test_bad_input_is_one_line(
 ) -> None:
     (tmp_path / "empty").mkdir()
     arguments, message = BAD[kind]
-    places = {"tmp": tmp_path, "cat": finished.path("pictures/cat/000.png")}
+    places = {"tmp": tmp_path, "cat": finished.path("images/cat/000.png")}
     extra = [str(argument).format(**places) for argument in arguments]
     assert call(*extra) == 1
     line = capsys.readouterr().err.splitlines()[-1]
@@ -265,9 +265,9 @@ def test_a_checkpoint_that_cannot_be_used_is_one_line(
         save_file({"weight": torch.zeros(1)}, path, content)
     elif isinstance(content, bytes):
         path.write_bytes(content)
-    picture = finished.path("pictures/cat/000.png")
+    image = finished.path("images/cat/000.png")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["predict", str(picture), "--checkpoint", str(path)])
+    monkeypatch.setattr(sys, "argv", ["predict", str(image), "--checkpoint", str(path)])
     with pytest.raises(SystemExit) as exit_info:
         run(predict.main)
     assert exit_info.value.code == 1
@@ -302,14 +302,14 @@ def test_an_exported_network_that_cannot_be_used_is_one_line(
         write_another_onnx(tmp_path / name, content)
     elif content is not None:
         (tmp_path / name).write_bytes(content)
-    assert call(finished.path("pictures/cat/000.png"), checkpoint=tmp_path / name) == 1
+    assert call(finished.path("images/cat/000.png"), checkpoint=tmp_path / name) == 1
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"error: {tmp_path / name}: ")
     assert message in line
 
 
 def test_after_an_interrupt_all_rows_are_whole(finished: Project, tmp_path: Path) -> None:
-    output, many = tmp_path / "predictions.csv", [finished.path("pictures/cat/000.png")] * 5000
+    output, many = tmp_path / "predictions.csv", [finished.path("images/cat/000.png")] * 5000
     command = [sys.executable, "-m", "stages.predict", *many, "--output", output, "--workers", "1", "--batch-size", "2"]
     process = subprocess.Popen(
         [*map(str, command), "--checkpoint", str(finished.checkpoint("finetuned"))], cwd=ROOT, stderr=subprocess.PIPE

@@ -70,9 +70,9 @@ def classify(port: int, content: Any) -> tuple[int, dict[str, Any]]:
     return status, json.loads(answer)
 
 
-def encode(picture: Image.Image, kind: str = "PNG") -> bytes:
+def encode(image: Image.Image, kind: str = "PNG") -> bytes:
     content = io.BytesIO()
-    picture.save(content, kind)
+    image.save(content, kind)
     return content.getvalue()
 
 
@@ -80,8 +80,8 @@ def noise(seed: int, size: int = 90) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8))
 
 
-def expected(network: Network, picture: Image.Image) -> dict[str, float]:
-    images = make_transform(DESCRIPTION.preprocessing, "none")(picture)[None]
+def expected(network: Network, image: Image.Image) -> dict[str, float]:
+    images = make_transform(DESCRIPTION.preprocessing, "none")(image)[None]
     with torch.inference_mode():
         return dict(
             zip(NAMES, probabilities(network(images).double(), DESCRIPTION.temperature)[0].tolist(), strict=True)
@@ -94,7 +94,7 @@ def test_the_page_needs_nothing_from_elsewhere(port: int) -> None:
     assert not re.search(rb"(src|href)=[\"'](?!data:)|https?://|@import|url\(", page)
 
 
-def test_a_picture_gets_its_classes_the_most_probable_first_and_two_pictures(port: int, network: Network) -> None:
+def test_a_image_gets_its_classes_the_most_probable_first_and_two_images(port: int, network: Network) -> None:
     status, answer = classify(port, encode(noise(1)))
     assert status == 200
     values = expected(network, noise(1))
@@ -105,7 +105,7 @@ def test_a_picture_gets_its_classes_the_most_probable_first_and_two_pictures(por
         images = make_transform(DESCRIPTION.preprocessing, "none")(noise(1))[None]
         cosine = float(Features()(network.backbone(images))[0, 0])
     assert answer["unlike"] == pytest.approx((1 - cosine) / 0.5, abs=1e-4)
-    for name in ("picture", "heat"):
+    for name in ("image", "heat"):
         content = base64.b64decode(answer[name].removeprefix("data:image/png;base64,"))
         assert Image.open(io.BytesIO(content)).size == (64, 64)
 
@@ -152,7 +152,7 @@ def in_pieces() -> Iterator[bytes]:
 
 
 REFUSED: dict[str, tuple[Any, int, str]] = {
-    "no picture": (b"no picture", 422, "not a picture in a known format"),
+    "no image": (b"no image", 422, "not an image in a known format"),
     "nothing": (b"", 422, "empty file"),
     "cut short": (encode(noise(0))[:2000], 422, "damaged"),
     "too many pixels": (encode(Image.new("1", (10_000, 9_000))), 422, "more than 89478485 pixels"),
@@ -161,7 +161,7 @@ REFUSED: dict[str, tuple[Any, int, str]] = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_no_picture_is_refused_in_words_and_the_next_one_is_answered(kind: str, port: int) -> None:
+def test_what_is_no_image_is_refused_in_words_and_the_next_one_is_answered(kind: str, port: int) -> None:
     content, status, problem = REFUSED[kind]
     answered, answer = classify(port, content() if callable(content) else content)
     assert (answered, problem in answer["problem"]) == (status, True)
@@ -237,7 +237,7 @@ def test_the_page_shows_what_the_server_answers_in_a_browser(port: int, network:
     for number in range(10):
         files.append(tmp_path / f"{number} <i>.png")
         noise(number).save(files[-1])
-    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
     Image.effect_mandelbrot((6000, 5000), (-2, -1.5, 1, 1.5), 30).convert("RGB").save(tmp_path / "large.jpg")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=browser_file, args=["--no-sandbox"])
@@ -246,7 +246,7 @@ def test_the_page_shows_what_the_server_answers_in_a_browser(port: int, network:
         page.on("request", lambda request: asked.append(request.url))
         page.goto(f"http://127.0.0.1:{port}/")
         page.set_input_files("#files", [tmp_path / "bad.jpg"])
-        page.get_by_text("cannot be used: not a picture in a known format").wait_for()
+        page.get_by_text("cannot be used: not an image in a known format").wait_for()
         page.set_input_files("#files", files)
         page.locator("article:nth-of-type(10) .row").first.wait_for()
         assert page.locator("article h2").all_inner_texts() == [*(file.name for file in files), "bad.jpg"]

@@ -1,4 +1,4 @@
-"""Batches of pictures: what they depend on, and how their processes fail."""
+"""Batches of images: what they depend on, and how their processes fail."""
 
 import hashlib
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_pictures
+from conftest import make_images
 
 from stages.common.cli import StageError
 from stages.images.batches import Batches, Order
@@ -16,7 +16,7 @@ from stages.images.preprocessing import Preprocessing
 
 @pytest.fixture
 def entries(tmp_path: Path) -> list[Entry]:
-    root = make_pictures(tmp_path / "pictures", count=5)
+    root = make_images(tmp_path / "images", count=5)
     return [
         Entry(path.relative_to(root).as_posix(), 0, "cat", hashlib.sha256(path.read_bytes()).hexdigest())
         for path in sorted(root.rglob("*.png"))
@@ -32,7 +32,7 @@ def test_augmentation_in_this_process_draws_from_no_generator_but_its_own(
     monkeypatch.setattr(torch, "manual_seed", seeds_the_gpu_too)
     state = torch.get_rng_state()
     order = Order(len(entries), seed=1)
-    batches = Batches(tmp_path / "pictures", entries, Preprocessing(crop=32), 4, 0, "strong", order)
+    batches = Batches(tmp_path / "images", entries, Preprocessing(crop=32), 4, 0, "strong", order)
     first, second = ([images for images, _ in batches] for _ in range(2))
     assert all(torch.equal(*pair) for pair in zip(first, second, strict=True))
     assert torch.equal(torch.get_rng_state(), state)
@@ -52,10 +52,10 @@ def test_augmentation_in_this_process_draws_from_no_generator_but_its_own(
         ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", "out of memory"),
     ],
 )
-def test_processes_that_cannot_hand_over_pictures_are_told_from_killed_ones(
+def test_processes_that_cannot_hand_over_images_are_told_from_killed_ones(
     tmp_path: Path, entries: list[Entry], monkeypatch: pytest.MonkeyPatch, message: str, advice: str
 ) -> None:
-    batches = Batches(tmp_path / "pictures", entries, Preprocessing(crop=32), 4, 0)
+    batches = Batches(tmp_path / "images", entries, Preprocessing(crop=32), 4, 0)
 
     def fail(_: object) -> Iterator[object]:
         raise RuntimeError(message)
@@ -67,12 +67,12 @@ def test_processes_that_cannot_hand_over_pictures_are_told_from_killed_ones(
 
 
 @pytest.mark.parametrize(("batch_size", "workers", "at_a_time"), [(2, 0, 2), (4, 0, 4), (2, 1, 6), (1, 1, 3)])
-def test_pictures_that_cannot_all_lie_in_memory_are_refused_before_the_system_ends_the_process(
+def test_images_that_cannot_all_lie_in_memory_are_refused_before_the_system_ends_the_process(
     tmp_path: Path, entries: list[Entry], monkeypatch: pytest.MonkeyPatch, batch_size: int, workers: int, at_a_time: int
 ) -> None:
     needed = at_a_time * 3 * 32 * 32 * 4
     monkeypatch.setattr("stages.common.memory.total_memory", lambda: needed)
-    Batches(tmp_path / "pictures", entries, Preprocessing(crop=32), batch_size, workers)
+    Batches(tmp_path / "images", entries, Preprocessing(crop=32), batch_size, workers)
     monkeypatch.setattr("stages.common.memory.total_memory", lambda: needed - 1)
-    with pytest.raises(StageError, match=rf"model.image_size: {at_a_time} pictures of 32 px"):
-        Batches(tmp_path / "pictures", entries, Preprocessing(crop=32), batch_size, workers)
+    with pytest.raises(StageError, match=rf"model.image_size: {at_a_time} images of 32 px"):
+        Batches(tmp_path / "images", entries, Preprocessing(crop=32), batch_size, workers)

@@ -1,4 +1,4 @@
-"""Pictures of every kind become upright 8-bit RGB; what cannot be used says why."""
+"""Images of every kind become upright 8-bit RGB; what cannot be used says why."""
 
 import io
 import struct
@@ -17,16 +17,16 @@ from stages.images.scan import EXTENSIONS
 RED = (200, 30, 40)
 
 
-def encode(picture: Image.Image, kind: str, **options: object) -> bytes:
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
     content = io.BytesIO()
-    picture.save(content, kind, **options)
+    image.save(content, kind, **options)
     return content.getvalue()
 
 
 def colour(content: bytes, at: tuple[int, int] = (4, 4)) -> tuple[int, ...]:
-    picture = decode(content)
-    assert picture.mode == "RGB"
-    value = picture.getpixel(at)
+    image = decode(content)
+    assert image.mode == "RGB"
+    value = image.getpixel(at)
     assert isinstance(value, tuple)
     return value
 
@@ -37,17 +37,17 @@ def test_cmyk_keeps_its_colour() -> None:
 
 
 def test_transparent_parts_become_white_whatever_colour_hides_there() -> None:
-    picture = Image.new("RGBA", (16, 16), (0, 255, 0, 0))
-    picture.paste((*RED, 255), (8, 0, 16, 16))
-    assert colour(encode(picture, "PNG")) == (255, 255, 255)
-    assert colour(encode(picture, "PNG"), (12, 4)) == RED
+    image = Image.new("RGBA", (16, 16), (0, 255, 0, 0))
+    image.paste((*RED, 255), (8, 0, 16, 16))
+    assert colour(encode(image, "PNG")) == (255, 255, 255)
+    assert colour(encode(image, "PNG"), (12, 4)) == RED
 
 
 def test_a_palette_with_transparency_becomes_white_there() -> None:
-    picture = Image.new("P", (16, 16), 0)
-    picture.putpalette([0, 255, 0, *RED])
-    picture.paste(1, (8, 0, 16, 16))
-    content = encode(picture, "PNG", transparency=0)
+    image = Image.new("P", (16, 16), 0)
+    image.putpalette([0, 255, 0, *RED])
+    image.paste(1, (8, 0, 16, 16))
+    content = encode(image, "PNG", transparency=0)
     assert colour(content) == (255, 255, 255)
     assert colour(content, (12, 4)) == RED
 
@@ -69,11 +69,11 @@ def test_of_an_animation_the_first_frame_counts() -> None:
 
 
 def test_exif_orientation_is_honoured() -> None:
-    picture = Image.new("RGB", (32, 16), (0, 0, 0))
-    picture.paste((255, 255, 255), (0, 0, 16, 16))  # left half white
+    image = Image.new("RGB", (32, 16), (0, 0, 0))
+    image.paste((255, 255, 255), (0, 0, 16, 16))  # left half white
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright: turn by 90 degrees clockwise to view
-    turned = decode(encode(picture, "JPEG", exif=exif))
+    turned = decode(encode(image, "JPEG", exif=exif))
     assert turned.size == (16, 32)
     assert turned.getpixel((8, 2))[0] > 250 > 5 > turned.getpixel((8, 29))[0]
 
@@ -96,7 +96,7 @@ def bomb() -> bytes:
     ("content", "reason"),
     [
         (b"", "empty file"),
-        (b"this is no picture", "not a picture in a known format"),
+        (b"this is no image", "not an image in a known format"),
         (jpeg()[: len(jpeg()) // 2], "damaged: .*truncated"),
         (bomb(), "more than 89478485 pixels"),
         (encode(Image.new("RGB", (2001, 20)), "PNG"), r"thinner than 1:100 \(2001 x 20\)"),
@@ -110,7 +110,7 @@ def test_what_cannot_be_used_says_why(content: bytes, reason: str) -> None:
         decode(content)
 
 
-def test_a_picture_just_above_the_pixel_limit_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_image_just_above_the_pixel_limit_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "MAX_PIXELS", 99)
     decode(encode(Image.new("RGB", (9, 11)), "PNG"))
     content = encode(Image.new("RGB", (10, 10)), "PNG")
@@ -167,9 +167,9 @@ def test_a_png_with_odd_metadata_has_its_pixels(name: str) -> None:
 
 
 def test_odd_metadata_takes_no_transparency_away() -> None:
-    picture = Image.new("P", (16, 16), 0)
-    picture.putpalette([0, 255, 0, *RED])
-    whole = encode(picture, "PNG", transparency=0)
+    image = Image.new("P", (16, 16), 0)
+    image.putpalette([0, 255, 0, *RED])
+    whole = encode(image, "PNG", transparency=0)
     assert colour(whole[:33] + chunk(b"tEXt", b"k\0v", damage=1) + whole[33:]) == (255, 255, 255)
 
 
@@ -192,7 +192,7 @@ def test_damaged_pixels_are_damaged_whatever_the_metadata() -> None:
         {"icc_profile": bytes(2_000_000)},
     ],
 )
-def test_metadata_that_cannot_be_read_makes_no_picture_bad(kind: str, options: dict[str, bytes]) -> None:
+def test_metadata_that_cannot_be_read_makes_no_image_bad(kind: str, options: dict[str, bytes]) -> None:
     try:
         odd = encode(noise(), kind, **options)
     except (SyntaxError, struct.error):
@@ -238,12 +238,12 @@ def test_a_jpeg_that_is_cut_short_everywhere_is_damaged() -> None:
 
 def test_lab_becomes_the_same_colours() -> None:
     srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
-    picture = ImageCms.profileToProfile(Image.new("RGB", (16, 16), RED), srgb, lab, outputMode="LAB")
-    assert picture is not None
-    assert colour(encode(picture, "TIFF")) == pytest.approx(RED, abs=3)
+    image = ImageCms.profileToProfile(Image.new("RGB", (16, 16), RED), srgb, lab, outputMode="LAB")
+    assert image is not None
+    assert colour(encode(image, "TIFF")) == pytest.approx(RED, abs=3)
 
 
-def test_a_turned_picture_with_odd_tags_is_upright() -> None:
+def test_a_turned_image_with_odd_tags_is_upright() -> None:
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\x88\x25\0\x05\0\0\0\x03\0\0\0\x09\0\0\0\0"
     assert decode(encode(noise(), "JPEG", exif=exif)).size == (24, 32)
 
@@ -255,7 +255,7 @@ def test_a_turned_picture_with_odd_tags_is_upright() -> None:
         *((".apng", "PNG"), (".dib", "DIB"), (".tga", "TGA"), (".pnm", "PPM"), (".pbm", "PPM")),
     ],
 )
-def test_each_extension_that_counts_as_a_picture_can_be_decoded(extension: str, kind: str) -> None:
+def test_each_extension_that_counts_as_a_image_can_be_decoded(extension: str, kind: str) -> None:
     assert extension in EXTENSIONS
     assert colour(encode(Image.new("RGB", (16, 16), RED), kind)) == pytest.approx(RED, abs=8)
 
@@ -319,9 +319,9 @@ def test_colours_by_another_profile_are_converted(kind: str, options: dict[str, 
 
 
 def test_transparency_survives_a_profile() -> None:
-    picture = Image.new("RGBA", (16, 16), (150, 180, 120, 0))
-    picture.paste((150, 180, 120, 255), (8, 0, 16, 16))
-    content = encode(picture, "PNG", icc_profile=wide_profile())
+    image = Image.new("RGBA", (16, 16), (150, 180, 120, 0))
+    image.paste((150, 180, 120, 255), (8, 0, 16, 16))
+    content = encode(image, "PNG", icc_profile=wide_profile())
     assert colour(content) == (255, 255, 255)
     assert colour(content, (12, 4)) == pytest.approx((137, 181, 117), abs=2)
 
@@ -329,10 +329,10 @@ def test_transparency_survives_a_profile() -> None:
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "CMYK", "1"])
 def test_a_profile_of_srgb_or_of_another_mode_changes_nothing(mode: str) -> None:
     kind = "TIFF" if mode in ("CMYK", "LA") else "PNG"
-    picture = noise().convert("L").convert(mode) if mode == "LA" else noise().convert(mode)
+    image = noise().convert("L").convert(mode) if mode == "LA" else noise().convert(mode)
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    plain = decode(encode(picture, kind))
-    assert decode(encode(picture, kind, icc_profile=srgb)).tobytes() == plain.tobytes()
+    plain = decode(encode(image, kind))
+    assert decode(encode(image, kind, icc_profile=srgb)).tobytes() == plain.tobytes()
 
 
 def test_12_bit_grey_is_scaled_by_the_value_that_is_white() -> None:

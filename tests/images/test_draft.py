@@ -18,13 +18,13 @@ def scene(width: int, height: int, seed: int = 0) -> Image.Image:
     shapes = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
     shapes[shapes > 140] += 50
     grain = noise.normal(0, 6, (height, width, 3))
-    picture = Image.fromarray(np.clip(shapes + grain, 0, 255).astype(np.uint8))
-    return picture.filter(ImageFilter.GaussianBlur(1))
+    image = Image.fromarray(np.clip(shapes + grain, 0, 255).astype(np.uint8))
+    return image.filter(ImageFilter.GaussianBlur(1))
 
 
-def encode(picture: Image.Image, **options: object) -> bytes:
+def encode(image: Image.Image, **options: object) -> bytes:
     content = io.BytesIO()
-    picture.save(content, "JPEG", **options)  # type: ignore[arg-type]
+    image.save(content, "JPEG", **options)  # type: ignore[arg-type]
     return content.getvalue()
 
 
@@ -34,19 +34,19 @@ def encode(picture: Image.Image, **options: object) -> bytes:
 def test_both_sides_keep_what_is_asked_for_and_the_file_says_the_size(size: tuple[int, int], least: int) -> None:
     content = encode(scene(*size))
     decoded = decode_with_facts(content, least=least)
-    assert min(decoded.picture.size) >= least
+    assert min(decoded.image.size) >= least
     assert decoded.size == size
-    assert max(decoded.picture.size) < max(size)
+    assert max(decoded.image.size) < max(size)
     assert decode(content).size == size
     assert decode(content, least=max(size)).size == size
 
 
-def test_a_turned_picture_has_its_upright_size() -> None:
+def test_a_turned_image_has_its_upright_size() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     decoded = decode_with_facts(encode(scene(400, 300), exif=exif), least=20)
     assert decoded.size == (300, 400)
-    assert decoded.picture.size == (38, 50)
+    assert decoded.image.size == (38, 50)
 
 
 @pytest.mark.parametrize("progressive", [False, True])
@@ -64,7 +64,7 @@ def test_a_truncated_file_is_as_bad_at_a_fraction_of_its_size(progressive: bool)
 
 
 @pytest.mark.parametrize("framing", ["squash", "crop", "pad"])
-def test_the_network_sees_less_difference_than_saving_the_picture_once_more_makes(framing: str) -> None:
+def test_the_network_sees_less_difference_than_saving_the_image_once_more_makes(framing: str) -> None:
     preprocessing = Preprocessing().framed(64, framing)  # type: ignore[arg-type]
     transform, least = make_transform(preprocessing, "none"), preprocessing.least("none")
     for seed in range(2):

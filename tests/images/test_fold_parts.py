@@ -1,4 +1,4 @@
-"""Folds: each picture is tested in one of them."""
+"""Folds: each image is tested in one of them."""
 
 import hashlib
 from collections import Counter
@@ -18,7 +18,7 @@ def entry(number: int, name: str, group: str = "", content: str | None = None) -
     return Entry(f"{name}/{number:04}.jpg", ["cat", "dog", "owl"].index(name), name, digest, group)
 
 
-def pictures(counts: dict[str, int]) -> list[Entry]:
+def images(counts: dict[str, int]) -> list[Entry]:
     return [entry(number, name) for name, count in counts.items() for number in range(count)]
 
 
@@ -29,8 +29,8 @@ def cut(entries: list[Entry], folds: int, val_size: float = 0.1, seed: int = 1) 
 
 
 @pytest.mark.parametrize(("folds", "val_size"), [(5, 0.1), (2, 0.3), (3, 0.0), (10, 0.1)])
-def test_each_picture_is_tested_once_and_the_parts_have_their_sizes(folds: int, val_size: float) -> None:
-    entries = pictures({"cat": 203, "dog": 97, "owl": 40})
+def test_each_image_is_tested_once_and_the_parts_have_their_sizes(folds: int, val_size: float) -> None:
+    entries = images({"cat": 203, "dog": 97, "owl": 40})
     cuts = cut(entries, folds, val_size)
     tested = [one.path for parts in cuts for one in parts["test"]]
     assert sorted(tested) == sorted(one.path for one in entries)
@@ -43,7 +43,7 @@ def test_each_picture_is_tested_once_and_the_parts_have_their_sizes(folds: int, 
 
 
 def test_copies_and_groups_are_in_one_fold() -> None:
-    entries = pictures({"cat": 60, "dog": 60})
+    entries = images({"cat": 60, "dog": 60})
     entries += [entry(100 + number, "cat", content="the same") for number in range(5)]
     entries += [entry(200 + number, name, f"scene {number % 8}") for name in ("cat", "dog") for number in range(40)]
     homes: dict[str, set[int]] = {}
@@ -56,8 +56,8 @@ def test_copies_and_groups_are_in_one_fold() -> None:
     assert {len(folds) for folds in homes.values()} == {1}
 
 
-def test_a_few_more_pictures_move_hardly_any_other() -> None:
-    entries = pictures({"cat": 500, "dog": 500})
+def test_a_few_more_images_move_hardly_any_other() -> None:
+    entries = images({"cat": 500, "dog": 500})
 
     def fold_of(entries: list[Entry]) -> dict[str, int]:
         return {one.path: fold for fold, parts in enumerate(cut(entries, 5)) for one in parts["test"]}
@@ -68,12 +68,12 @@ def test_a_few_more_pictures_move_hardly_any_other() -> None:
     assert other != [{one.path for one in parts["test"]} for parts in cut(entries, 5)]
 
 
-def test_too_few_pictures_or_groups_for_the_folds_are_refused() -> None:
-    with pytest.raises(StageError, match="class 'owl' is too small to split: 4 different pictures, needs 5"):
-        cut(pictures({"cat": 50, "owl": 4}), 5)
+def test_too_few_images_or_groups_for_the_folds_are_refused() -> None:
+    with pytest.raises(StageError, match="class 'owl' is too small to split: 4 different images, needs 5"):
+        cut(images({"cat": 50, "owl": 4}), 5)
     large = [entry(number, "cat", "large" if number < 80 else f"{number}") for number in range(100)]
-    with pytest.raises(StageError, match=r"split.folds: fold \d of 5 has no picture of 'cat'"):
-        cut([*large, *pictures({"dog": 50})], 5)
+    with pytest.raises(StageError, match=r"split.folds: fold \d of 5 has no image of 'cat'"):
+        cut([*large, *images({"dog": 50})], 5)
 
 
 def test_a_fold_is_chosen_in_the_parameters(project: Project) -> None:
@@ -114,11 +114,11 @@ def test_folds_that_cannot_be_cut_are_refused(
 
 
 def test_folds_of_a_split_that_is_given_are_refused(project: Project, refusal: Callable[[Project, str], str]) -> None:
-    project.path("pictures").rename(project.path("all"))
+    project.path("images").rename(project.path("all"))
     for part in ("train", "test"):
         for name in ("cat", "dog"):
-            project.path(f"pictures/{part}/{name}").mkdir(parents=True)
+            project.path(f"images/{part}/{name}").mkdir(parents=True)
     for number, file in enumerate(sorted(project.path("all").rglob("*.png"))):
-        file.rename(project.path("pictures") / ("test" if number % 3 == 0 else "train") / file.parent.name / file.name)
+        file.rename(project.path("images") / ("test" if number % 3 == 0 else "train") / file.parent.name / file.name)
     project.set("split.folds", 5)
     assert "split.folds: the test part is given" in refusal(project, "split")

@@ -1,4 +1,4 @@
-"""What a data set's pictures are: formats that need a package, grey with fewer bits, shapes that a crop would cut."""
+"""What a data set's images are: formats that need a package, grey with fewer bits, shapes that a crop would cut."""
 
 from collections.abc import Callable
 
@@ -31,15 +31,15 @@ def test_many_heic_files_without_their_package_say_what_to_install(
     project: Project, refusal: Refusal, name: str
 ) -> None:
     for number in range(24):
-        project.path("pictures/cat").joinpath(name.format(number)).write_bytes(HEIC + bytes([number]))
+        project.path("images/cat").joinpath(name.format(number)).write_bytes(HEIC + bytes([number]))
     said = refusal(project, "split")
-    assert f"pictures/cat holds 24 {name[2:].lower()} files in HEIC" in said
+    assert f"images/cat holds 24 {name[2:].lower()} files in HEIC" in said
     assert "pip install pillow-heif" in said
 
 
 @pytest.mark.usefixtures("without_heif")
 def test_a_single_heic_file_is_left_out_with_its_reason(project: Project) -> None:
-    project.path("pictures/cat/a.heic").write_bytes(HEIC)
+    project.path("images/cat/a.heic").write_bytes(HEIC)
     assert project.run("split") == 0
     (rejected,) = project.split_report()["rejected"]
     assert rejected["path"] == "cat/a.heic"
@@ -50,8 +50,8 @@ def test_files_in_a_format_that_is_not_read_are_counted_in_the_last_line(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(24):
-        project.path(f"pictures/cat/{number}.CR2").write_bytes(b"raw")
-    project.path("pictures/dog/notes").write_text("")
+        project.path(f"images/cat/{number}.CR2").write_bytes(b"raw")
+    project.path("images/dog/notes").write_text("")
     assert project.run("split") == 0
     said = capsys.readouterr().out.splitlines()[-1]
     assert "; 25 files of other kinds ignored (24 .cr2, 1 without extension): see" in said
@@ -60,7 +60,7 @@ def test_files_in_a_format_that_is_not_read_are_counted_in_the_last_line(
 def make_grey(project: Project, top: int, folder: str = "cat") -> None:
     for number in range(3):
         values = np.linspace(0, top - number, 40 * 40).reshape(40, 40).astype(np.uint16)
-        Image.fromarray(values).save(project.path(f"pictures/{folder}/grey {number}.png"))
+        Image.fromarray(values).save(project.path(f"images/{folder}/grey {number}.png"))
 
 
 @pytest.mark.parametrize(("top", "full"), [(4095, 4095), (3900, 4095), (1023, 1023), (16383, 16383)])
@@ -70,9 +70,7 @@ def test_grey_of_fewer_bits_is_said_with_the_key_that_mends_it(
     make_grey(project, top)
     assert project.run("split") == 0
     said = capsys.readouterr().out.splitlines()[-1]
-    assert (
-        f"3 pictures of 16-bit grey dark, with values up to {top:,} of 65,535 only (data.grey_max={full} uses" in said
-    )
+    assert f"3 images of 16-bit grey dark, with values up to {top:,} of 65,535 only (data.grey_max={full} uses" in said
     project.set("data.grey_max", full)
     assert project.run("split", "build_model") == 0
     assert "16-bit grey" not in capsys.readouterr().out
@@ -92,7 +90,7 @@ def test_values_above_grey_max_are_counted(project: Project, capsys: pytest.Capt
     make_grey(project, 4096)
     project.set("data.grey_max", 4095)
     assert project.run("split") == 0
-    assert "1 picture with values above data.grey_max, which become white" in capsys.readouterr().out
+    assert "1 image with values above data.grey_max, which become white" in capsys.readouterr().out
 
 
 def test_grey_max_reaches_the_network_in_all_stages(project: Project) -> None:
@@ -101,13 +99,13 @@ def test_grey_max_reaches_the_network_in_all_stages(project: Project) -> None:
     assert project.run("split", "build_model", "train_head", "finetune", "evaluate", "plot") == 0
     entries = {entry.path: entry for entry in read_index(project.path("data/index/train.csv"))}
     grey = next(entry for path, entry in entries.items() if "grey" in path)
-    assert read_entry(project.path("pictures"), grey, 4095).getextrema()[0][1] > 250
+    assert read_entry(project.path("images"), grey, 4095).getextrema()[0][1] > 250
 
 
 def test_shapes_and_what_a_crop_would_discard_are_measured(project: Project) -> None:
-    for path in project.path("pictures").rglob("*.png"):
-        with Image.open(path) as picture:
-            wide = picture.resize((80, 40) if path.parent.name == "cat" else (40, 40))
+    for path in project.path("images").rglob("*.png"):
+        with Image.open(path) as image:
+            wide = image.resize((80, 40) if path.parent.name == "cat" else (40, 40))
         wide.save(path)
     assert project.run("split") == 0
     shapes = {"aspect_low": 1.0, "aspect_median": 1.5, "aspect_high": 2.0, "crop_discards": 0.25}
@@ -116,10 +114,10 @@ def test_shapes_and_what_a_crop_would_discard_are_measured(project: Project) -> 
 
 def bars() -> Image.Image:
     """80 x 40 pixels, white but for a black bar at either end."""
-    picture = Image.new("RGB", (80, 40), "white")
-    picture.paste("black", (0, 0, 8, 40))
-    picture.paste("black", (72, 0, 80, 40))
-    return picture
+    image = Image.new("RGB", (80, 40), "white")
+    image.paste("black", (0, 0, 8, 40))
+    image.paste("black", (72, 0, 80, 40))
+    return image
 
 
 TORCHVISIONS = Preprocessing(resize=64, crop=56, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -154,7 +152,7 @@ def test_crop_takes_the_middle_squash_and_pad_the_whole() -> None:
 
 
 @pytest.mark.parametrize("augment", ["light", "strong"])
-def test_padded_pictures_are_augmented_between_their_margins(augment: str) -> None:
+def test_padded_images_are_augmented_between_their_margins(augment: str) -> None:
     torch.manual_seed(0)
     transform = make_transform(TORCHVISIONS.framed(32, "pad"), augment)  # type: ignore[arg-type]
     with_margins = [(transform(bars())[:, :2].abs() < 0.01).all() for _ in range(20)]

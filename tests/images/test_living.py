@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Project, make_pictures
+from conftest import Project, make_images
 
 from stages.images.index import Entry
 
@@ -28,10 +28,10 @@ def part_of(project: Project) -> dict[str, str]:
 @pytest.fixture
 def growing(tmp_path: Path) -> Project:
     """A repository whose split of 60 images is committed, and 60 others."""
-    make_pictures(tmp_path / "pictures", count=60)
+    make_images(tmp_path / "images", count=60)
     project = Project(tmp_path)
     for name in ("cat", "dog"):
-        for path in sorted((tmp_path / "pictures" / name).iterdir())[30:]:
+        for path in sorted((tmp_path / "images" / name).iterdir())[30:]:
             (tmp_path / "others" / name).mkdir(parents=True, exist_ok=True)
             path.rename(tmp_path / "others" / name / path.name)
     git(project, "init", "-q")
@@ -43,15 +43,15 @@ def growing(tmp_path: Path) -> Project:
 
 def change(project: Project) -> None:
     """Add images of one class, remove some of the other, and move some from one to the other."""
-    pictures, others = project.path("pictures"), project.path("others")
+    images, others = project.path("images"), project.path("others")
     for path in sorted((others / "cat").iterdir()):
-        path.rename(pictures / "cat" / f"new {path.name}")
+        path.rename(images / "cat" / f"new {path.name}")
     tested = [entry for entry in project.parts()["test"] if entry.class_name == "dog"]
     trained = [entry for entry in project.parts()["train"] if entry.class_name == "dog"]
     for entry in [tested[0], *trained[:9]]:
-        (pictures / entry.path).unlink()
+        (images / entry.path).unlink()
     for entry in [tested[1], trained[-1]]:
-        (pictures / entry.path).rename(pictures / "cat" / f"moved {Path(entry.path).name}")
+        (images / entry.path).rename(images / "cat" / f"moved {Path(entry.path).name}")
 
 
 def test_a_test_image_never_becomes_a_training_image_and_what_changed_is_said(
@@ -112,7 +112,7 @@ def write_corrections(project: Project, *rows: tuple[str, str]) -> None:
 
 
 def test_corrected_labels_count_and_the_images_stay(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    cats, dogs = (sorted(project.path(f"pictures/{name}").iterdir()) for name in ("cat", "dog"))
+    cats, dogs = (sorted(project.path(f"images/{name}").iterdir()) for name in ("cat", "dog"))
     copy = dogs[3].with_name("copy.png")
     copy.write_bytes(cats[3].read_bytes())
     write_corrections(
@@ -134,7 +134,7 @@ def test_corrected_labels_count_and_the_images_stay(project: Project, capsys: py
 
 
 def test_what_cannot_be_corrected_is_refused(project: Project, refusal: Any) -> None:
-    name = f"cat/{next(project.path('pictures/cat').iterdir()).name}"
+    name = f"cat/{next(project.path('images/cat').iterdir()).name}"
     write_corrections(project, (name, "horse"))
     assert f"data.corrections: corrections.csv: {name} should be horse, which is no class" in refusal(project, "split")
     write_corrections(project, (name, "dog"), (name, "drop"))

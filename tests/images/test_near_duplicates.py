@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, Project, make_pictures
+from conftest import ROOT, Project, make_images
 from PIL import Image, ImageDraw, ImageEnhance
 
 from stages.common.records import write_table
@@ -42,7 +42,7 @@ def encode(image: Image.Image, quality: int = 90, kind: str = "JPEG") -> bytes:
 
 def small(content: bytes) -> bytes:
     decoded = decode_with_facts(content, least=SIDE)
-    return shrink(decoded.picture, *decoded.size)
+    return shrink(decoded.image, *decoded.size)
 
 
 COPIES: dict[str, Any] = {
@@ -118,7 +118,7 @@ def test_pairs_across_parts_name_the_test_image_first_and_the_most_similar_pair_
 def scenes(tmp_path: Path) -> Project:
     """Forty scenes in two classes, each there twice: in another size and mirrored."""
     for number in range(40):
-        folder = tmp_path / "pictures" / ("cat", "dog")[number % 2]
+        folder = tmp_path / "images" / ("cat", "dog")[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
         scene(number).save(folder / f"{number:02d}.jpg")
         scene(number).transpose(Image.Transpose.FLIP_LEFT_RIGHT).resize((90, 121)).save(folder / f"{number:02d}b.png")
@@ -161,13 +161,13 @@ def test_what_is_nearly_the_same_stays_in_one_part_or_is_reported(
 def test_a_given_split_is_not_moved_and_its_pairs_are_reported(
     scenes: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pictures = scenes.path("pictures")
-    for path in sorted(pictures.rglob("*.*")):
+    images = scenes.path("images")
+    for path in sorted(images.rglob("*.*")):
         part = "test" if path.stem in ("00b", "01b") else "train"
-        (pictures / part / path.parent.name).mkdir(parents=True, exist_ok=True)
-        path.rename(pictures / part / path.parent.name / path.name)
+        (images / part / path.parent.name).mkdir(parents=True, exist_ok=True)
+        path.rename(images / part / path.parent.name / path.name)
     for name in ("cat", "dog"):
-        (pictures / name).rmdir()
+        (images / name).rmdir()
     assert scenes.run("split") == 0
     assert sorted(entry.path for entry in scenes.parts()["test"]) == ["test/cat/00b.png", "test/dog/01b.png"]
     assert scenes.path("metrics/near_duplicates.csv").read_text().count("\n") == 3
@@ -177,15 +177,15 @@ def test_a_given_split_is_not_moved_and_its_pairs_are_reported(
 def test_labels_that_contradict_each_other_are_said_with_an_example(
     scenes: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    scene(0).save(scenes.path("pictures/dog/00.png"))
+    scene(0).save(scenes.path("images/dog/00.png"))
     assert scenes.run("split") == 0
     assert "2 pairs nearly the same in two classes (cat/00" in capsys.readouterr().out
     assert len([part for part, entries in scenes.parts().items() if any("/00" in one.path for one in entries)]) == 1
 
 
 def test_a_class_of_one_scene_is_refused_with_the_way_out(tmp_path: Path, refusal: Any) -> None:
-    make_pictures(tmp_path / "pictures", count=6)
-    for path in tmp_path.glob("pictures/dog/*.png"):
+    make_images(tmp_path / "images", count=6)
+    for path in tmp_path.glob("images/dog/*.png"):
         ImageEnhance.Brightness(scene(0)).enhance(1 - int(path.stem) / 20).save(path)
     line = refusal(Project(tmp_path), "split")
     assert "class 'dog' is too small to split: 1 different" in line
@@ -200,20 +200,20 @@ def test_evaluate_scores_without_the_pairs_that_remain(project: Project, capsys:
     write_table(project.path("metrics/near_duplicates.csv"), near_duplicates.Leak, leaks)
     assert project.run("evaluate") == 0
     summary = json.loads(project.path("metrics/scores.json").read_text())["near_duplicates"]
-    assert (summary["pairs"], summary["test_pictures"]) == (2, 1)
+    assert (summary["pairs"], summary["test_images"]) == (2, 1)
     with project.path("metrics/predictions.csv").open(newline="") as file:
         clean = [row for row in list(csv.reader(file))[1:] if row[0] != test[0].path]
     for model, column in (("head", 3), ("finetuned", 5)):
         right = [(float(row[column]) >= 0.5) == (row[1] == "1") for row in clean]
         assert summary[f"{model}_accuracy"] == pytest.approx(np.mean(right), abs=1e-12)
-    assert f"1 of {len(test)} test pictures is nearly the same as a training" in capsys.readouterr().out
+    assert f"1 of {len(test)} test images is nearly the same as a training" in capsys.readouterr().out
 
 
 def test_blank_images_are_counted_and_not_said_to_be_clean(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for value in (0, 100, 255):
-        Image.new("RGB", (40, 40), (value, value, value)).save(project.path(f"pictures/cat/{value}.png"))
+        Image.new("RGB", (40, 40), (value, value, value)).save(project.path(f"images/cat/{value}.png"))
     assert project.run("split") == 0
     assert "3 images with too little contrast to look for near-duplicates" in capsys.readouterr().out
     assert "hardly any contrast" in near_duplicates.LOOKED_FOR
@@ -223,15 +223,15 @@ def test_blank_images_are_counted_and_not_said_to_be_clean(
 @pytest.mark.parametrize(
     ("compared", "expected"),
     [
-        (1.0, "No test picture was found to be nearly the same"),
-        (0.9, "10.00% of all pictures have too little contrast."),
-        (0.4, "is not known: 60.00% of all pictures have too little contrast to be compared"),
+        (1.0, "No test image was found to be nearly the same"),
+        (0.9, "10.00% of all images have too little contrast."),
+        (0.4, "is not known: 60.00% of all images have too little contrast to be compared"),
     ],
 )
 def test_a_test_part_is_not_said_to_be_clean_where_images_could_not_be_compared(compared: float, expected: str) -> None:
     said = describe_near_duplicates(NearDuplicates(THRESHOLD, 0, 0, None, None, compared), 10)
     assert expected in said
-    assert ("No test picture was found" in said) == (compared > 0.5)
+    assert ("No test image was found" in said) == (compared > 0.5)
 
 
 def test_split_loads_no_torch() -> None:
@@ -240,7 +240,7 @@ def test_split_loads_no_torch() -> None:
 
 
 def test_copies_by_bytes_are_no_pairs(project: Project) -> None:
-    path = next(project.path("pictures/cat").iterdir())
+    path = next(project.path("images/cat").iterdir())
     path.with_name("again.png").write_bytes(path.read_bytes())
     assert project.run("split") == 0
     assert project.split_report()["near_duplicates"] == []

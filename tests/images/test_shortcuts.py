@@ -10,13 +10,13 @@ from PIL import Image
 
 
 def redraw(project: Project, save: Callable[[Image.Image, Path, bool], None]) -> None:
-    """Draw the same noise for both classes, and save each picture by its class."""
+    """Draw the same noise for both classes, and save each image by its class."""
     drawn = np.random.default_rng(0)
-    for path in sorted(project.path("pictures").rglob("*.png")):
+    for path in sorted(project.path("images").rglob("*.png")):
         size = tuple(drawn.integers(30, 50, 2))
-        picture = Image.fromarray(drawn.integers(0, 255, (*size, 3), dtype=np.uint8))
+        image = Image.fromarray(drawn.integers(0, 255, (*size, 3), dtype=np.uint8))
         path.unlink()
-        save(picture, path, path.parent.name == "cat")
+        save(image, path, path.parent.name == "cat")
 
 
 def camera(name: str) -> Image.Exif:
@@ -28,13 +28,13 @@ def camera(name: str) -> Image.Exif:
 @pytest.mark.parametrize(
     ("save", "fact"),
     [
-        (lambda picture, path, cat: picture.save(path.with_suffix(".png" if cat else ".jpg")), "file format"),
-        (lambda picture, path, cat: picture.save(path, "PNG" if cat else "WEBP"), "file format"),
-        (lambda picture, path, cat: (picture.convert("L") if cat else picture).save(path), "colour mode"),
-        (lambda picture, path, cat: picture.save(path, exif=camera("A" if cat else "B")), "camera (EXIF)"),
-        (lambda picture, path, cat: picture.resize((256, 200) if cat else (200, 256)).save(path), "size"),
+        (lambda image, path, cat: image.save(path.with_suffix(".png" if cat else ".jpg")), "file format"),
+        (lambda image, path, cat: image.save(path, "PNG" if cat else "WEBP"), "file format"),
+        (lambda image, path, cat: (image.convert("L") if cat else image).save(path), "colour mode"),
+        (lambda image, path, cat: image.save(path, exif=camera("A" if cat else "B")), "camera (EXIF)"),
+        (lambda image, path, cat: image.resize((256, 200) if cat else (200, 256)).save(path), "size"),
         (
-            lambda picture, path, cat: picture.point(lambda value: value // (2 if cat else 1)).save(path),
+            lambda image, path, cat: image.point(lambda value: value // (2 if cat else 1)).save(path),
             "mean brightness",
         ),
     ],
@@ -54,35 +54,35 @@ def test_a_class_of_many_that_is_stored_in_its_own_way_is_named(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("fox", "hen", "owl"):
-        project.path(f"pictures/{name}").mkdir()
-        for path in project.path("pictures/dog").iterdir():
-            (project.path(f"pictures/{name}") / path.name).write_bytes(path.read_bytes())
-    redraw(project, lambda picture, path, cat: picture.save(path.with_suffix(".bmp" if cat else ".png")))
+        project.path(f"images/{name}").mkdir()
+        for path in project.path("images/dog").iterdir():
+            (project.path(f"images/{name}") / path.name).write_bytes(path.read_bytes())
+    redraw(project, lambda image, path, cat: image.save(path.with_suffix(".bmp" if cat else ".png")))
     assert project.run("split") == 0
     assert "file format alone tells cat from the other classes" in capsys.readouterr().out
 
 
-def test_pictures_that_are_stored_alike_have_no_shortcut(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    redraw(project, lambda picture, path, _: picture.save(path))
+def test_images_that_are_stored_alike_have_no_shortcut(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    redraw(project, lambda image, path, _: image.save(path))
     assert project.run("split") == 0
     assert "alone tells" not in capsys.readouterr().out
 
 
-def test_classes_of_the_same_pictures_in_two_forms_are_named(
+def test_classes_of_the_same_images_in_two_forms_are_named(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     drawn = np.random.default_rng(0)
-    for path in sorted(project.path("pictures/cat").iterdir()):
+    for path in sorted(project.path("images/cat").iterdir()):
         top = drawn.integers(30, 255)
-        picture = Image.fromarray(drawn.integers(0, top, (40, 40, 3), dtype=np.uint8))
-        picture.save(path)
-        picture.resize((20, 20)).save(project.path("pictures/dog") / path.name)
+        image = Image.fromarray(drawn.integers(0, top, (40, 40, 3), dtype=np.uint8))
+        image.save(path)
+        image.resize((20, 20)).save(project.path("images/dog") / path.name)
     assert project.run("split") == 0
-    said = "cat and dog hold 20 pictures of the same names that are as bright one by one: forms of the same pictures?"
+    said = "cat and dog hold 20 images of the same names that are as bright one by one: forms of the same images?"
     assert said in capsys.readouterr().out
-    for number, path in enumerate(sorted(project.path("pictures/dog").iterdir())):
+    for number, path in enumerate(sorted(project.path("images/dog").iterdir())):
         path.rename(path.with_name(f"{(number + 7) % 20:03d}.x.png"))
-    for path in project.path("pictures/dog").iterdir():
+    for path in project.path("images/dog").iterdir():
         path.rename(path.with_name(path.name.replace(".x", "")))
     assert project.run("split") == 0
     assert "of the same names" not in capsys.readouterr().out

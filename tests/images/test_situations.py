@@ -1,4 +1,4 @@
-"""Data as people have it: what is taken for a class, a split or a picture, and what is said of it.
+"""Data as people have it: what is taken for a class, a split or an image, and what is said of it.
 
 In the order of the table in docs/pictures.md.
 """
@@ -21,8 +21,8 @@ TWO = ("cat", "dog")
 
 
 def build(project: Project, *folders: str, names: tuple[str, ...] = ()) -> None:
-    """Put pictures, all different, into folders in place of the project's own."""
-    root = project.path("pictures")
+    """Put images, all different, into folders in place of the project's own."""
+    root = project.path("images")
     shutil.rmtree(root, ignore_errors=True)
     drawn = np.random.default_rng(0)
     for folder in folders:
@@ -61,7 +61,7 @@ def test_parts_are_known_by_their_names_however_they_are_written(
 ) -> None:
     build(project, *each((train, test), TWO))
     if train.startswith("x/"):
-        project.set("data.path", "pictures/x")
+        project.set("data.path", "images/x")
     line = said(project, capsys)
     assert "split as given (train, " in line
     assert classes_of(project) == set(TWO)
@@ -82,8 +82,8 @@ def test_test_folders_without_labels_are_left_out_counted_and_offered_to_predict
 ) -> None:
     build(project, *each(("train",), TWO), test)
     line = said(project, capsys)
-    assert "6 pictures of folders without labels left out" in line
-    assert f"`python -m stages.predict pictures/{test.split('/')[0]}` answers for those" in line
+    assert "6 images of folders without labels left out" in line
+    assert f"`python -m stages.predict images/{test.split('/')[0]}` answers for those" in line
     assert classes_of(project) == set(TWO)
 
 
@@ -91,19 +91,19 @@ def test_a_folder_without_labels_beside_classes_is_left_out(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     build(project, *TWO, "unlabeled")
-    assert "6 pictures of folders without labels left out" in said(project, capsys)
+    assert "6 images of folders without labels left out" in said(project, capsys)
     assert classes_of(project) == set(TWO)
 
 
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
-        (["cat", "dog", "test1"], "pictures/test1 is named for a part of a split, not for a class; move it away, or"),
-        (["dataset/cat", "dataset/dog", "test"], "pictures/test is named for a part of a split, not for a class"),
+        (["cat", "dog", "test1"], "images/test1 is named for a part of a split, not for a class; move it away, or"),
+        (["dataset/cat", "dataset/dog", "test"], "images/test is named for a part of a split, not for a class"),
         (["train", "test1"], "has train and test1, which look like a split, but they hold no class folders"),
         (["train_images", "val_images"], "has train_images and val_images, which look like a split"),
         (["trainA", "trainB", "testA", "testB"], "which look like a split, but they hold no class folders"),
-        (["train/cat", "train/dog", "val"], "pictures/val holds no folders, so its pictures have no class"),
+        (["train/cat", "train/dog", "val"], "images/val holds no folders, so its images have no class"),
         (["train/cat", "train/dog", "misc"], "has train, which looks like a part of a split, but also misc; move"),
         (each(("fold1", "fold2"), TWO), "has fold1 and fold2, which look like pieces of one set; set split.given=ig"),
         (["fold_0", "fold_1", "fold_2"], "look like pieces of one set, but they hold no class folders"),
@@ -139,15 +139,15 @@ def test_file_names_that_begin_with_classes_become_a_table_by_the_documented_com
     names = ("cat.0.png", "cat.1.png", "cat.2.png", "cat.3.png", "big dog_1.png", "big dog_2.png", "big dog_30.png")
     build(project, folder, names=names)
     if folder == "train":
-        build_more = project.path("pictures/test1")
-        shutil.copytree(project.path("pictures/train"), build_more)
+        build_more = project.path("images/test1")
+        shutil.copytree(project.path("images/train"), build_more)
         for number, path in enumerate(sorted(build_more.iterdir())):
             path.rename(build_more / f"{number}.png")
     line = refusal(project, "split")
     assert "begin with big dog, cat: docs/pictures.md has a command that writes a table of such labels" in line
     text = (ROOT / "docs/pictures.md").read_text()
     (command,) = re.findall(r"^\(echo path,label.*?labels\.csv$", text, re.MULTILINE | re.DOTALL)
-    command = command.replace("/data/photos", str(project.path("pictures"))).replace("train", folder)
+    command = command.replace("/data/photos", str(project.path("images"))).replace("train", folder)
     subprocess.run(["sh", "-c", command], check=True, cwd=project.folder)
     project.set("data.labels", "labels.csv")
     project.set("split.test_size", 0.3)
@@ -177,19 +177,19 @@ def test_class_folders_whose_names_only_resemble_parts_or_kinds_are_classes(
 @pytest.mark.parametrize(
     ("folders", "message"),
     [
-        (["images", "annotations/trimaps"], "annotations and images in pictures are no classes, but pictures and what"),
+        (["images", "annotations/trimaps"], "annotations and images in images are no classes, but images and what"),
         (["images", "masks"], "(masks); move the others away, or name a table as data.labels"),
-        (each(("images", "labels"), TWO), "(labels); set data.path=pictures/images"),
-        (each(("train", "valid"), ("images", "labels")), "images and labels in pictures/train are no classes"),
-        (each(("Original Images", "Augmented Images"), TWO), "(Augmented Images); set data.path=pictures/Original"),
-        (each(("color", "grayscale", "segmented"), TWO), "(grayscale and segmented); set data.path=pictures/color"),
+        (each(("images", "labels"), TWO), "(labels); set data.path=images/images"),
+        (each(("train", "valid"), ("images", "labels")), "images and labels in images/train are no classes"),
+        (each(("Original Images", "Augmented Images"), TWO), "(Augmented Images); set data.path=images/Original"),
+        (each(("color", "grayscale", "segmented"), TWO), "(grayscale and segmented); set data.path=images/color"),
         (["JPEGImages", "SegmentationClass", "Annotations"], "(Annotations); move the others away"),
         (["train", "train_labels", "test", "test_labels"], "(test_labels and train_labels)"),
         (["cat", "cat_masks", "dog", "dog_masks"], "(cat_masks and dog_masks)"),
-        (["cat", "dog", "thumbs"], "pictures/thumbs is named for what belongs to pictures, not for a class"),
+        (["cat", "dog", "thumbs"], "images/thumbs is named for what belongs to images, not for a class"),
         (
             ["cat", "dog", "masks/cat", "masks/dog"],
-            "pictures/masks holds folders that are named as its neighbours",
+            "images/masks holds folders that are named as its neighbours",
         ),
         (["cat", "dog", "PetImages/cat", "PetImages/dog"], "PetImages holds folders that are named as its neighbours"),
     ],
@@ -205,10 +205,10 @@ def test_masks_inside_of_the_classes_are_left_out_and_counted(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     build(project, *each(("covid", "normal"), ("images", "masks")))
-    assert "12 pictures about others (masks, labels) left out" in said(project, capsys)
+    assert "12 images about others (masks, labels) left out" in said(project, capsys)
     assert all("/images/" in entry.path for entries in project.parts().values() for entry in entries)
     build(project, *TWO, names=tuple(f"a ({n}){end}.png" for n in range(6) for end in ("", "_mask", "_mask_1")))
-    assert "24 pictures about others (masks, labels) left out" in said(project, capsys)
+    assert "24 images about others (masks, labels) left out" in said(project, capsys)
 
 
 def test_the_last_line_has_the_classes_and_their_counts(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
@@ -218,10 +218,10 @@ def test_the_last_line_has_the_classes_and_their_counts(project: Project, capsys
 
 
 def write(project: Project, header: list[str], cells: Callable[[str, int], list[str]]) -> None:
-    """Write a table with a row for each picture: its path, then what `cells` returns for its class and number."""
+    """Write a table with a row for each image: its path, then what `cells` returns for its class and number."""
     rows = [header]
-    for number, path in enumerate(sorted(project.path("pictures").rglob("*.png"))):
-        rows.append([path.relative_to(project.path("pictures")).as_posix(), *cells(path.parent.name, number)])
+    for number, path in enumerate(sorted(project.path("images").rglob("*.png"))):
+        rows.append([path.relative_to(project.path("images")).as_posix(), *cells(path.parent.name, number)])
     with project.path("labels.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
     project.set("data.labels", "labels.csv")
@@ -301,7 +301,7 @@ def test_names_of_another_case_or_extension_are_found_or_nearly_found(
         .replace("cat/002.png,", "cat/002.jpg,")
     )
     text = text.replace("dog/003.png", "https://host/a//b.jpg").replace("dog/019.png", "pics/unheard of.png")
-    project.path("pictures/dog/004.png").rename(project.path("pictures/dog/only.png"))
+    project.path("images/dog/004.png").rename(project.path("images/dog/only.png"))
     project.path("labels.csv").write_text(text.replace("dog/004.png", "elsewhere/only.png"))
     project.set("split.rejected_limit", 0.5)
     assert "3 paths of labels.csv found by another case or extension" in said(project, capsys)

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import Project, make_pictures
+from conftest import Project, make_images
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -31,11 +31,11 @@ def test_the_extensions_include_torchvisions() -> None:
 
 
 def test_parts_are_disjoint_complete_and_stratified(project: Project) -> None:
-    make_pictures(project.path("pictures"), ("cat", "dog", "owl"), count=30)
+    make_images(project.path("images"), ("cat", "dog", "owl"), count=30)
     assert project.run("split") == 0
     parts = project.parts()
     everything = [entry.path for entries in parts.values() for entry in entries]
-    files = [path.relative_to(project.path("pictures")).as_posix() for path in project.path("pictures").glob("*/*")]
+    files = [path.relative_to(project.path("images")).as_posix() for path in project.path("images").glob("*/*")]
     assert sorted(everything) == sorted(files)
     assert len(set(everything)) == len(everything)
     for part, size in (("train", 21), ("val", 3), ("test", 6)):
@@ -57,10 +57,10 @@ def test_the_order_of_the_file_system_does_not_matter(project: Project, monkeypa
     assert {part: project.path(f"data/index/{part}.csv").read_bytes() for part in PARTS} == first
 
 
-def test_renamed_pictures_stay_in_their_part(project: Project) -> None:
+def test_renamed_images_stay_in_their_part(project: Project) -> None:
     assert project.run("split") == 0
     before = part_by(project, "sha256")
-    for number, path in enumerate(sorted(project.path("pictures/cat").iterdir(), reverse=True)):
+    for number, path in enumerate(sorted(project.path("images/cat").iterdir(), reverse=True)):
         path.rename(path.with_name(f"renamed {number:03d}.png"))
     assert project.run("split") == 0
     assert part_by(project, "sha256") == before
@@ -77,20 +77,20 @@ def test_another_seed_gives_another_split_and_the_same_seed_the_same(project: Pr
     assert part_by(project, "path") == first
 
 
-def test_an_added_picture_moves_at_most_a_few_others(project: Project) -> None:
-    make_pictures(project.path("pictures"), count=100)
+def test_an_added_image_moves_at_most_a_few_others(project: Project) -> None:
+    make_images(project.path("images"), count=100)
     assert project.run("split") == 0
     before = part_by(project, "path")
-    Image.new("RGB", (40, 40), "red").save(project.path("pictures/cat/new.png"))
+    Image.new("RGB", (40, 40), "red").save(project.path("images/cat/new.png"))
     assert project.run("split") == 0
     after = part_by(project, "path")
     assert sum(after[path] != part for path, part in before.items()) <= 2
 
 
 def test_copies_share_a_part_and_are_reported(project: Project) -> None:
-    cats = sorted(project.path("pictures/cat").iterdir())
+    cats = sorted(project.path("images/cat").iterdir())
     for number in range(12):
-        shutil.copy(cats[number], project.path(f"pictures/cat/copy {number}.png"))
+        shutil.copy(cats[number], project.path(f"images/cat/copy {number}.png"))
     assert project.run("split") == 0
     part = part_by(project, "path")
     for number in range(12):
@@ -101,7 +101,7 @@ def test_copies_share_a_part_and_are_reported(project: Project) -> None:
 
 def test_copies_in_two_classes_are_all_rejected(project: Project) -> None:
     project.set("split.rejected_limit", 0.1)
-    shutil.copy(project.path("pictures/cat/000.png"), project.path("pictures/dog/stray.png"))
+    shutil.copy(project.path("images/cat/000.png"), project.path("images/dog/stray.png"))
     assert project.run("split") == 0
     assert rejected_of(project) == {
         "cat/000.png": "same bytes as dog/stray.png, which is in another class",
@@ -124,31 +124,31 @@ def test_odd_names_are_taken_in_and_come_back_whole(project: Project) -> None:
     ]
     names.append(os.fsdecode(b"latin \xe9.png"))
     for number, name in enumerate(names):
-        path = project.path("pictures/cat") / name
+        path = project.path("images/cat") / name
         path.parent.mkdir(exist_ok=True)
         Image.new("RGB", (40, 40), (number, 0, 0)).save(path, "PNG")
     assert project.run("split", "build_model", "train_head", "finetune", "evaluate") == 0
     assert {f"cat/{name}" for name in names} <= set(part_by(project, "path"))
 
 
-def test_bad_pictures_are_left_out_and_reported_and_the_run_goes_on(project: Project) -> None:
+def test_bad_images_are_left_out_and_reported_and_the_run_goes_on(project: Project) -> None:
     project.set("split.rejected_limit", 0.5)
-    cats = project.path("pictures/cat")
+    cats = project.path("images/cat")
     good = (cats / "000.png").read_bytes()
     (cats / "empty.jpg").write_bytes(b"")
-    (cats / "text.jpg").write_text("no picture")
+    (cats / "text.jpg").write_text("no image")
     (cats / "truncated.png").write_bytes(good[: len(good) // 2])
     (cats / "loop.jpg").symlink_to("loop.jpg")
     (cats / "nothing.jpg").symlink_to("nowhere.jpg")
     (cats / "up").symlink_to("..")
     os.mkfifo(cats / "pipe.jpg")
-    (cats / "notes.txt").write_text("not meant to be a picture")
+    (cats / "notes.txt").write_text("not meant to be an image")
     assert project.run("split") == 0
     rejected = rejected_of(project)
     assert rejected.pop("cat/truncated.png").startswith("damaged: ")
     assert rejected == {
         "cat/empty.jpg": "empty file",
-        "cat/text.jpg": "not a picture in a known format",
+        "cat/text.jpg": "not an image in a known format",
         "cat/loop.jpg": "a link that loops",
         "cat/nothing.jpg": "a broken link",
         "cat/up": "a link that loops",
@@ -158,7 +158,7 @@ def test_bad_pictures_are_left_out_and_reported_and_the_run_goes_on(project: Pro
     assert len(part_by(project, "path")) == 40
 
 
-def test_pictures_that_may_not_be_read_are_left_out(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_may_not_be_read_are_left_out(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     # Root may read everything, so the refusal is the file system's in name only.
     read_bytes = Path.read_bytes
 
@@ -174,13 +174,13 @@ def test_pictures_that_may_not_be_read_are_left_out(project: Project, monkeypatc
 
 def test_files_above_the_size_limit_are_left_out(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "MAX_BYTES", 10_000)
-    Image.effect_noise((200, 200), 90).save(project.path("pictures/cat/huge.png"))
+    Image.effect_noise((200, 200), 90).save(project.path("images/cat/huge.png"))
     assert project.run("split") == 0
     assert rejected_of(project) == {"cat/huge.png": "larger than 10000 bytes"}
 
 
 def test_worker_processes_report_the_same(project: Project) -> None:
-    project.path("pictures/cat/text.jpg").write_text("no picture")
+    project.path("images/cat/text.jpg").write_text("no image")
     assert project.run("split") == 0
     outputs = [*project.path("data/index").iterdir(), project.path("metrics/split.json")]
     first = [path.read_bytes() for path in outputs]
@@ -207,40 +207,40 @@ def test_every_class_is_in_every_part(count: int, test_size: float, val_size: fl
             assert {entry.class_name for entry in parts[part]} == {"a", "b"}
 
 
-def test_fractions_are_kept_to_the_nearest_picture() -> None:
+def test_fractions_are_kept_to_the_nearest_image() -> None:
     parts = assign(entries(1000), 0.2, 0.1, seed=0)
     assert {part: len(chosen) for part, chosen in parts.items()} == {"train": 1400, "val": 200, "test": 400}
 
 
 @pytest.mark.parametrize("copies", [90, 150, 250, 400])
 def test_a_large_group_of_copies_goes_to_training(copies: int) -> None:
-    pictures = [Entry(f"a/{number}.png", 0, "a", f"a{number}") for number in range(600)]
-    pictures += [Entry(f"a/copy {number}.png", 0, "a", "same") for number in range(copies)]
+    images = [Entry(f"a/{number}.png", 0, "a", f"a{number}") for number in range(600)]
+    images += [Entry(f"a/copy {number}.png", 0, "a", "same") for number in range(copies)]
     for seed in range(50):
-        parts = assign(pictures, 0.2, 0.1, seed)
+        parts = assign(images, 0.2, 0.1, seed)
         for part, wanted in (("test", 0.2), ("val", 0.1)):
-            assert wanted * len(pictures) - 1 <= len(parts[part]) <= 1.1 * wanted * len(pictures)
+            assert wanted * len(images) - 1 <= len(parts[part]) <= 1.1 * wanted * len(images)
 
 
 @pytest.mark.parametrize("sizes", [(400, 1, 1), (400, 300, 1), (400, 300, 200)])
 def test_large_groups_of_copies_are_in_each_part_where_a_class_has_nothing_else(sizes: tuple[int, ...]) -> None:
-    pictures = [
+    images = [
         Entry(f"{name}/{group} {number}.png", label, name, f"{name}{group}")
         for label, name in enumerate(("a", "b"))
         for group, size in enumerate(sizes)
         for number in range(size)
     ]
     for seed in range(20):
-        parts = assign(pictures, 0.2, 0.1, seed)
+        parts = assign(images, 0.2, 0.1, seed)
         assert all({entry.class_name for entry in parts[part]} == {"a", "b"} for part in PARTS)
         assert len(parts["train"]) == 2 * sizes[0]
 
 
-def test_the_time_it_takes_is_proportional_to_the_number_of_pictures() -> None:
+def test_the_time_it_takes_is_proportional_to_the_number_of_images() -> None:
     classes, size = 500, 40
-    pictures = [Entry(f"{n % classes}/{n}", n % classes, f"{n % classes:03d}", f"{n}") for n in range(classes * size)]
+    images = [Entry(f"{n % classes}/{n}", n % classes, f"{n % classes:03d}", f"{n}") for n in range(classes * size)]
     started = time.process_time()
-    counts = count(assign(pictures, 0.2, 0.1, seed=1))
+    counts = count(assign(images, 0.2, 0.1, seed=1))
     assert counts["000"] == {"train": 28, "val": 4, "test": 8}
     same = {f"{name}/{number}.png": "same bytes" for name in ("a", "b") for number in range(20_000)}
     _, contradictions = find_copies(same, {path: path[0] for path in same})
@@ -250,8 +250,8 @@ def test_the_time_it_takes_is_proportional_to_the_number_of_pictures() -> None:
 
 def test_many_classes_are_counted_in_a_list_which_dvc_does_not_take_for_metrics(project: Project) -> None:
     names = tuple(f"class {number:02d}" for number in range(21))
-    shutil.rmtree(project.path("pictures"))
-    make_pictures(project.path("pictures"), names, count=4)
+    shutil.rmtree(project.path("images"))
+    make_images(project.path("images"), names, count=4)
     assert project.run("split") == 0
     report = project.split_report()
     assert report["parts"] == {"train": 42, "val": 21, "test": 21}

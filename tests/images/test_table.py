@@ -1,4 +1,4 @@
-"""Labels from a table, and pictures that must not be parted."""
+"""Labels from a table, and images that must not be parted."""
 
 import csv
 import random
@@ -25,15 +25,15 @@ def write_table(project: Project, rows: list[list[str]], delimiter: str = ",", n
 
 
 def flatten(project: Project) -> list[list[str]]:
-    """Put all pictures into one folder; returns the rows of a table with their labels."""
+    """Put all images into one folder; returns the rows of a table with their labels."""
     rows = [["path", "label"]]
-    for path in sorted(project.path("pictures").glob("*/*.png")):
+    for path in sorted(project.path("images").glob("*/*.png")):
         name = f"img/{path.parent.name[0]}{path.name}"
-        project.path("pictures/img").mkdir(exist_ok=True)
-        path.rename(project.path("pictures") / name)
+        project.path("images/img").mkdir(exist_ok=True)
+        path.rename(project.path("images") / name)
         rows.append([name, path.parent.name])
     for name in ("cat", "dog"):
-        project.path(f"pictures/{name}").rmdir()
+        project.path(f"images/{name}").rmdir()
     return rows
 
 
@@ -65,7 +65,7 @@ def test_a_split_in_a_table_in_folders_and_by_the_seed_give_the_same_index(proje
     for path, name, part in rows[1:]:
         target = project.path("parted") / part / name
         target.mkdir(parents=True, exist_ok=True)
-        shutil.copy(project.path("pictures") / path, target)
+        shutil.copy(project.path("images") / path, target)
     project.set("data.labels", None)
     project.set("data.path", "parted")
     assert project.run("split") == 0
@@ -83,13 +83,13 @@ def test_what_spreadsheets_make_of_a_table_is_understood(project: Project) -> No
 
 def test_a_path_may_be_spelt_in_other_ways(project: Project) -> None:
     rows = flatten(project)
-    image = project.path("pictures/img")
+    image = project.path("images/img")
     (image / "c000.png").rename(image / "cä.png")  # decomposed on the disk, composed in the table
     rows[1][0] = "img/cä.png"
     rows[2][0] = "img\\c001.png"
     rows[3][0] = "./img//c002.png"
     rows[4][0] = str(image.resolve() / "c003.png")
-    rows[5][0] = "pictures/img/c004.png"
+    rows[5][0] = "images/img/c004.png"
     write_table(project, rows)
     assert project.run("split") == 0
     paths = {one.path for entries in project.parts().values() for one in entries}
@@ -98,7 +98,7 @@ def test_a_path_may_be_spelt_in_other_ways(project: Project) -> None:
 
 def test_a_listed_file_needs_no_extension(project: Project) -> None:
     rows = flatten(project)
-    image = project.path("pictures/img")
+    image = project.path("images/img")
     (image / "c000.png").rename(image / "c000")
     rows[1][0] = "img/c000"
     write_table(project, rows)
@@ -113,11 +113,11 @@ def test_what_a_table_leaves_open_is_said_with_its_number(project: Project, caps
     rows += [[rows[7][0], "dog"]]
     del rows[8]
     project.set("split.rejected_limit", 0.1)
-    project.path("pictures/labels.csv").write_text("")
-    write_table(project, rows, name="pictures/labels.csv")
+    project.path("images/labels.csv").write_text("")
+    write_table(project, rows, name="images/labels.csv")
     assert project.run("split") == 0
     said = last_line(capsys)
-    assert "3 rejected, 0 groups of copies; 1 picture that the table does not list left out; 1 row" in said
+    assert "3 rejected, 0 groups of copies; 1 image that the table does not list left out; 1 row" in said
     report = project.split_report()
     assert report["rejected"] == [
         {"path": "img/c005.png", "reason": "listed without a label in labels.csv"},
@@ -138,9 +138,9 @@ def test_what_a_table_leaves_open_is_said_with_its_number(project: Project, caps
         (lambda rows: rows.clear(), "should have one column path in its first line, has nothing"),
         (lambda rows: rows[3].append("more"), "line 4: has 3 cells, the first line 2"),
         (lambda rows: rows[3].__setitem__(0, ""), "line 4: has no path"),
-        (lambda rows: rows[3].__setitem__(0, "../x.png"), "line 4: ../x.png is not below data.path, pictures"),
-        (lambda rows: [row.__setitem__(1, "") for row in rows[1:]], "labels.csv gives no picture a label"),
-        (lambda rows: [row.__setitem__(1, "cat") for row in rows[1:]], "pictures holds one class only (cat)"),
+        (lambda rows: rows[3].__setitem__(0, "../x.png"), "line 4: ../x.png is not below data.path, images"),
+        (lambda rows: [row.__setitem__(1, "") for row in rows[1:]], "labels.csv gives no image a label"),
+        (lambda rows: [row.__setitem__(1, "cat") for row in rows[1:]], "images holds one class only (cat)"),
         (lambda rows: rows[3].__setitem__(1, "CAT"), "class 'CAT' is too small to split"),
         (
             lambda rows: [
@@ -186,9 +186,9 @@ def test_a_split_in_a_table_that_cannot_be_used(
 def test_labels_of_a_table_may_differ_in_case_and_that_is_said(
     project: Project, refusal: Refusal, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    project.path("pictures/dog").rename(project.path("pictures/Cat"))
+    project.path("images/dog").rename(project.path("images/Cat"))
     assert "or name a table as data.labels, in which case counts" in refusal(project, "split")
-    project.path("pictures/Cat").rename(project.path("pictures/dog"))
+    project.path("images/Cat").rename(project.path("images/dog"))
     header, *rows = flatten(project)
     write_table(project, [header, *([path, label.replace("dog", "Cat")] for path, label in rows)])
     assert project.run("split") == 0
@@ -210,20 +210,20 @@ def test_a_row_without_a_label_is_rejected_and_no_class(project: Project, label:
 def test_a_table_that_is_not_there_or_not_utf8(project: Project, refusal: Refusal) -> None:
     project.set("data.labels", "labels.csv")
     assert "data.labels: labels.csv does not exist; give a CSV file or null" in refusal(project, "split")
-    project.path("pictures/labels.csv").write_text("")
-    assert "did you mean data.labels=pictures/labels.csv?" in refusal(project, "split")
+    project.path("images/labels.csv").write_text("")
+    assert "did you mean data.labels=images/labels.csv?" in refusal(project, "split")
     project.path("labels.csv").write_text("path,label\n", encoding="utf-16")
     assert "data.labels: labels.csv is not UTF-8" in refusal(project, "split")
-    project.set("data.labels", "pictures")
-    assert "data.labels: pictures is not a file" in refusal(project, "split")
+    project.set("data.labels", "images")
+    assert "data.labels: images is not a file" in refusal(project, "split")
 
 
 def make_scenes(project: Project, scenes: int = 30, size: int = 4) -> None:
     """Each class folder holds folders of scenes, each seen in both classes."""
-    shutil.rmtree(project.path("pictures"))
+    shutil.rmtree(project.path("images"))
     for label, name in enumerate(("cat", "dog")):
         for scene in range(scenes):
-            folder = project.path(f"pictures/{name}/scene {scene:02d}")
+            folder = project.path(f"images/{name}/scene {scene:02d}")
             folder.mkdir(parents=True)
             for number in range(size):
                 colour = (100 * label + number, scene, 50)
@@ -279,14 +279,14 @@ def test_the_whole_pipeline_runs_with_groups_and_the_report_says_what_they_mean(
     project.set("split.group", "folder")
     assert project.run("split", "build_model", "train_head", "finetune", "evaluate", "plot") == 0
     text = project.path("metrics/report.md").read_text()
-    assert "The test pictures are of 1 group (`split.group`, near-duplicates)" in text
+    assert "The test images are of 1 group (`split.group`, near-duplicates)" in text
 
 
 def test_copies_join_groups(project: Project) -> None:
     make_scenes(project)
     for scene in range(0, 10, 2):
-        source = project.path(f"pictures/cat/scene {scene:02d}/s{scene:02d} 0.png")
-        shutil.copy(source, project.path(f"pictures/cat/scene {scene + 1:02d}/copy.png"))
+        source = project.path(f"images/cat/scene {scene:02d}/s{scene:02d} 0.png")
+        shutil.copy(source, project.path(f"images/cat/scene {scene + 1:02d}/copy.png"))
     project.set("split.group", "folder")
     assert project.run("split") == 0
     parts = parts_of_scenes(project)
@@ -300,8 +300,8 @@ def test_an_added_group_moves_hardly_any_other(project: Project) -> None:
     project.set("split.group", "folder")
     assert project.run("split") == 0
     before = parts_of_scenes(project)
-    shutil.copytree(project.path("pictures/cat/scene 00"), project.path("pictures/cat/scene 60"))
-    for path in project.path("pictures/cat/scene 60").iterdir():
+    shutil.copytree(project.path("images/cat/scene 00"), project.path("images/cat/scene 60"))
+    for path in project.path("images/cat/scene 60").iterdir():
         Image.effect_noise((40, 40), 90).save(path)
     assert project.run("split") == 0
     after = parts_of_scenes(project)
@@ -317,7 +317,7 @@ def test_the_column_of_a_table_can_name_the_groups(project: Project, capsys: pyt
     assert "the column group not used (split.group=column does)" in last_line(capsys)
     project.set("split.group", "column")
     assert project.run("split") == 0
-    assert "1 picture in no group; groups: train 7, val 1, test 2" in last_line(capsys)
+    assert "1 image in no group; groups: train 7, val 1, test 2" in last_line(capsys)
     patients = {row[0]: row[2] for row in table[1:] if row[2]}
     parts: dict[str, set[str]] = {}
     for part, entries in project.parts().items():
@@ -331,7 +331,7 @@ def test_groups_that_a_given_split_parts_are_counted(project: Project, capsys: p
     make_scenes(project, scenes=6)
     for part in PARTS:
         for name in ("cat", "dog"):
-            shutil.copytree(project.path(f"pictures/{name}"), project.path(f"parted/{part}/{name}"))
+            shutil.copytree(project.path(f"images/{name}"), project.path(f"parted/{part}/{name}"))
     for number, path in enumerate(sorted(project.path("parted").rglob("*.png"))):
         Image.new("RGB", (40, 40), (number, number, 0)).save(path)
     shutil.rmtree(project.path("parted/test/cat/scene 00"))
@@ -345,9 +345,9 @@ def test_groups_that_a_given_split_parts_are_counted(project: Project, capsys: p
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ("folder", "split.group: no picture lies in a folder below that of its class"),
+        ("folder", "split.group: no image lies in a folder below that of its class"),
         ("column", "split.group: no table with a filled column group"),
-        (r"patient(\d+)", r"split.group: 'patient(\\d+)' matches no picture's path, such as 'cat/000.png'"),
+        (r"patient(\d+)", r"split.group: 'patient(\\d+)' matches no image's path, such as 'cat/000.png'"),
         ("^(cat|dog)/", "split.group: class 'cat' lies in 1 group only, needs 3, one for each part"),
         ("folders", "split.group: should be null, folder, column or a regular expression that has one group in paren"),
         ("(a)(b)", "regular expression that has one group in parentheses, is '(a)(b)'"),
@@ -361,7 +361,7 @@ def test_groups_that_cannot_be_formed(project: Project, refusal: Refusal, rule: 
 
 def test_the_folder_of_a_table_may_be_reached_by_a_link(project: Project) -> None:
     rows = flatten(project)
-    project.path("link").symlink_to("pictures")
+    project.path("link").symlink_to("images")
     project.set("data.path", "link")
     write_table(project, rows)
     assert project.run("split") == 0

@@ -1,4 +1,4 @@
-"""Every mode, depth and format comes out as the same picture saved plainly, or is refused with its true reason."""
+"""Every mode, depth and format comes out as the same image saved plainly, or is refused with its true reason."""
 
 import io
 import re
@@ -82,9 +82,9 @@ def png(values: np.ndarray, bits: int, kind: str, *chunks: bytes) -> bytes:
     )
 
 
-def encode(picture: Image.Image, kind: str, **options: Any) -> bytes:
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
     content = io.BytesIO()
-    picture.save(content, kind, **options)
+    image.save(content, kind, **options)
     return content.getvalue()
 
 
@@ -118,7 +118,7 @@ def product() -> Iterator[tuple[str, bytes, np.ndarray]]:
             yield f"associated {kind}", tiff(associated, photometric, 8, t338=[1]), plain(eight / 255, kind)
             ignored = "grey" if kind == "la" else "rgb"
             yield f"unspecified {kind}", tiff(eight, photometric, 8, t338=[0]), plain(eight / 255, ignored)
-        picture = Image.fromarray(eight[..., 0] if kind == "grey" else eight, {"la": "LA", "cmyk": "CMYK"}.get(kind))
+        image = Image.fromarray(eight[..., 0] if kind == "grey" else eight, {"la": "LA", "cmyk": "CMYK"}.get(kind))
         for form, options in (
             ("PNG", {}),
             ("WEBP", {"lossless": True, "exact": True}),
@@ -133,7 +133,7 @@ def product() -> Iterator[tuple[str, bytes, np.ndarray]]:
             if form in ("PPM", "BMP", "JPEG") and kind in ("la", "rgba"):
                 continue
             try:
-                content = encode(picture, form, **options)
+                content = encode(image, form, **options)
             except OSError:
                 continue  # this format has no such mode
             yield f"{form} {kind}", content, plain(eight / 255, kind)
@@ -155,7 +155,7 @@ TRUE_REASONS = (
 
 
 @pytest.mark.parametrize(("name", "content", "wanted"), PRODUCT, ids=[name for name, _, _ in PRODUCT])
-def test_every_mode_depth_and_format_is_the_plain_picture_or_refused(
+def test_every_mode_depth_and_format_is_the_plain_image_or_refused(
     name: str, content: bytes, wanted: np.ndarray
 ) -> None:
     try:
@@ -176,8 +176,8 @@ def test_every_mode_depth_and_format_is_the_plain_picture_or_refused(
         (tiff(np.round(BANDS[..., :1] * 20000), 1, 16, t339=[2]), "values with a sign, whose range is not stated"),
         (png(np.round(BANDS[..., :3] * 4095), 16, "rgb"), "at most 12 of 16 bits a colour used"),
         (tiff(np.round(BANDS[..., :3] * 4095), 2, 16), "at most 12 of 16 bits a colour used"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "not a picture in a known format"),
-        (encode(Image.new("RGB", (16, 16)), "PCX"), "not a picture in a known format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "not an image in a known format"),
+        (encode(Image.new("RGB", (16, 16)), "PCX"), "not an image in a known format"),
     ],
     ids=["signed 8", "signed 16", "12 of 16 bits, PNG", "12 of 16 bits, TIFF", "EPS", "PCX"],
 )
@@ -201,12 +201,12 @@ def test_transparency_that_is_none_is_left_out_and_named() -> None:
     for content in (bmp_v4(clear), png(clear, 8, "rgba"), encode(Image.fromarray(clear.astype(np.uint8)), "TIFF")):
         decoded = decode_with_facts(content)
         assert decoded.remarks == ("clear",)
-        assert np.abs(np.asarray(decoded.picture) - plain(eight / 255, "rgb")).max() <= 1
+        assert np.abs(np.asarray(decoded.image) - plain(eight / 255, "rgb")).max() <= 1
     band = eight.copy()
     band[..., 3] = np.clip(np.random.default_rng(0).normal(120, 30, (SIZE, SIZE)), 1, 254)
     decoded = decode_with_facts(tiff(band, 2, 8, t338=[2]))
     assert decoded.remarks == ("band",)
-    assert np.abs(np.asarray(decoded.picture) - plain(eight / 255, "rgb")).max() <= 1
+    assert np.abs(np.asarray(decoded.image) - plain(eight / 255, "rgb")).max() <= 1
     assert decode_with_facts(tiff(eight, 2, 8, t338=[2])).remarks == ()
 
 
@@ -275,15 +275,15 @@ def test_all_orientations_in_every_format_are_upright_once(
 ) -> None:
     if kind == "HEIF":
         pytest.importorskip("pillow_heif").register_heif_opener()
-    picture = Image.fromarray((BANDS[:32, :, :3] * 255).astype(np.uint8))
-    picture.paste((255, 255, 255), (0, 0, 16, 8))
+    image = Image.fromarray((BANDS[:32, :, :3] * 255).astype(np.uint8))
+    image.paste((255, 255, 255), (0, 0, 16, 8))
     exif = Image.Exif()
     exif[0x0112] = orientation
     turn = TURNS[orientation]
-    wanted = picture if turn is None else picture.transpose(Image.Transpose(turn))
-    decoded = decode_with_facts(encode(picture, kind, exif=exif.tobytes(), **options))
-    assert decoded.picture.size == decoded.size == wanted.size
-    assert np.abs(np.asarray(decoded.picture).astype(int) - np.asarray(wanted)).mean() < 8
+    wanted = image if turn is None else image.transpose(Image.Transpose(turn))
+    decoded = decode_with_facts(encode(image, kind, exif=exif.tobytes(), **options))
+    assert decoded.image.size == decoded.size == wanted.size
+    assert np.abs(np.asarray(decoded.image).astype(int) - np.asarray(wanted)).mean() < 8
 
 
 def photo(seed: int = 0) -> Image.Image:
@@ -323,11 +323,11 @@ def test_a_jpeg_that_was_cut_and_closed_or_has_a_hole_is_damaged(name: str, mode
 @pytest.mark.parametrize("colour", ["white", "black", (128, 128, 128), (127, 127, 127)])
 def test_whole_jpegs_of_flat_colours_are_not_taken_for_damaged(name: str, colour: object) -> None:
     for mode in ("RGB", "L", "CMYK"):
-        picture = Image.new("RGB", (1501, 903), colour)  # type: ignore[arg-type]
-        decode(encode(picture.convert(mode), "JPEG", **JPEGS[name]))
-        picture.paste(photo(), (300, 200))
-        decode(encode(picture.convert(mode), "JPEG", **JPEGS[name]))
-        whole = encode(picture.convert(mode), "JPEG", **JPEGS[name])
+        image = Image.new("RGB", (1501, 903), colour)  # type: ignore[arg-type]
+        decode(encode(image.convert(mode), "JPEG", **JPEGS[name]))
+        image.paste(photo(), (300, 200))
+        decode(encode(image.convert(mode), "JPEG", **JPEGS[name]))
+        whole = encode(image.convert(mode), "JPEG", **JPEGS[name])
         for padded in (whole + bytes(500), whole[:-2] + bytes(500) + whole[-2:], whole[:-2] + b"\0" + whole[-2:]):
             decode_with_facts(padded)
 
@@ -343,12 +343,12 @@ def test_a_jpeg_of_a_large_phone_is_read_where_it_may_be_decoded_small(monkeypat
 
 
 def save_all(project: Project, draw: Any) -> None:
-    for number, path in enumerate(sorted(project.path("pictures").rglob("*.png"))):
+    for number, path in enumerate(sorted(project.path("images").rglob("*.png"))):
         draw(path, number)
 
 
-def test_what_was_left_out_of_pictures_is_counted(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = project.path("pictures/cat")
+def test_what_was_left_out_of_images_is_counted(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = project.path("images/cat")
     pages = [Image.open(path) for path in sorted(folder.iterdir())[:3]]
     pages[0].save(folder / "pages.tiff", save_all=True, append_images=pages[1:])
     Image.new("RGB", (40, 40), "white").save(folder / "white.png")
@@ -359,14 +359,14 @@ def test_what_was_left_out_of_pictures_is_counted(project: Project, capsys: pyte
     clear.save(folder / "clear.png")
     assert project.run("split") == 0
     line = capsys.readouterr().out.splitlines()[-1]
-    assert "1 picture has more pages or frames than the first, which is taken" in line
-    assert "1 picture is transparent everywhere, and taken without that" in line
-    assert "1 picture is of one colour" in line
-    # The first page and the picture without its transparency are 000.png, `again` is 001.png.
-    assert "5 pictures the same as another when decoded (JPEG: small), though their bytes differ" in line
+    assert "1 image has more pages or frames than the first, which is taken" in line
+    assert "1 image is transparent everywhere, and taken without that" in line
+    assert "1 image is of one colour" in line
+    # The first page and the image without its transparency are 000.png, `again` is 001.png.
+    assert "5 images the same as another when decoded (JPEG: small), though their bytes differ" in line
 
 
-def test_masks_with_the_names_of_the_pictures_are_no_class(project: Project, refusal: Any) -> None:
+def test_masks_with_the_names_of_the_images_are_no_class(project: Project, refusal: Any) -> None:
     def draw(path: Path, number: int) -> None:
         if path.parent.name == "dog":
             mask = np.zeros((40, 40), np.uint8)
@@ -375,7 +375,7 @@ def test_masks_with_the_names_of_the_pictures_are_no_class(project: Project, ref
 
     save_all(project, draw)
     line = refusal(project, "split")
-    assert "dog in pictures has the file names of cat, and at most 16 colours a picture: masks, not a class" in line
-    for path in project.path("pictures/dog").iterdir():
+    assert "dog in images has the file names of cat, and at most 16 colours an image: masks, not a class" in line
+    for path in project.path("images/dog").iterdir():
         path.rename(path.with_name(f"x{path.name}"))
     assert project.run("split") == 0

@@ -91,7 +91,7 @@ def test_a_size_that_positions_do_not_allow_is_refused_with_one_that_they_do(arc
         stock_model(arch, size)
 
 
-def test_pictures_too_small_for_the_network_are_refused() -> None:
+def test_images_too_small_for_the_network_are_refused() -> None:
     with pytest.raises(StageError, match=r"model\.image_size: 64 is too small"):
         build_network(stock_model("inception_v3", 64), "pooled", 8, outputs=1, image_size=64)
 

@@ -99,7 +99,7 @@ def test_a_plain_dictionary_of_tensors_is_loaded_into_every_family(arch: str, tm
 
 
 @pytest.mark.parametrize("size", [96, 384])
-def test_embeddings_of_positions_are_interpolated_to_the_size_of_the_pictures(size: int, tmp_path: Path) -> None:
+def test_embeddings_of_positions_are_interpolated_to_the_size_of_the_images(size: int, tmp_path: Path) -> None:
     stock = stock_model("vit_b_32", 224)
     with torch.no_grad():  # a slope, which interpolation keeps
         slope = torch.linspace(0, 1, 7).repeat_interleave(7)
@@ -114,7 +114,7 @@ def test_embeddings_of_positions_are_interpolated_to_the_size_of_the_pictures(si
 
 
 @pytest.mark.parametrize("arch", ["googlenet", "inception_v3"])
-def test_a_file_with_auxiliary_classifiers_is_loaded_and_its_pictures_are_normalized_as_in_training(
+def test_a_file_with_auxiliary_classifiers_is_loaded_and_its_images_are_normalized_as_in_training(
     arch: str, tmp_path: Path
 ) -> None:
     stock = stock_model(arch).eval()
@@ -123,10 +123,10 @@ def test_a_file_with_auxiliary_classifiers_is_loaded_and_its_pictures_are_normal
     load(arch, tmp_path / "weights.safetensors")
     stock.transform_input = True  # as torchvision sets it for its weights
     size = weights.preprocessing.crop
-    picture = torch.rand(1, 3, size, size)
+    image = torch.rand(1, 3, size, size)
 
     def normalized(mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-        return (picture - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+        return (image - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
     with torch.inference_mode():
         expected = stock(normalized((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))

@@ -47,7 +47,7 @@ def test_a_smoothed_loss_is_the_loss_of_labels_of_which_a_part_is_spread_evenly(
 
 
 @pytest.mark.parametrize("classes", [2, 5])
-def test_a_weighted_loss_counts_each_picture_by_the_weight_of_its_class(classes: int) -> None:
+def test_a_weighted_loss_counts_each_image_by_the_weight_of_its_class(classes: int) -> None:
     logits, labels = some(classes)
     weights = torch.linspace(0.5, 2, classes, dtype=torch.float64)
     counted = weights[labels].numpy()
@@ -94,7 +94,7 @@ def test_weights_given_as_a_list_replace_what_was_there_and_are_printed(
 ) -> None:
     names = {"cat": "犬", "dog": unicodedata.normalize("NFD", "Löwe = big")}
     for old, new in names.items():
-        project.path(f"pictures/{old}").rename(project.path(f"pictures/{new}"))
+        project.path(f"images/{old}").rename(project.path(f"images/{new}"))
     for start in (None, ["cat=1"]):
         project.set("class_weights", start)
         composed = unicodedata.normalize("NFC", names["dog"])
@@ -107,7 +107,7 @@ def test_weights_given_as_a_list_replace_what_was_there_and_are_printed(
 
 def test_a_class_may_be_named_by_a_number(project: Project) -> None:
     for number, name in enumerate(("cat", "dog")):
-        project.path(f"pictures/{name}").rename(project.path(f"pictures/{number}"))
+        project.path(f"images/{name}").rename(project.path(f"images/{number}"))
     project.set("class_weights", {0: 2.0, 1: 1.0})
     project.build()
     assert project.run("train_head") == 0
@@ -115,15 +115,13 @@ def test_a_class_may_be_named_by_a_number(project: Project) -> None:
 
 @pytest.fixture
 def rare(project: Project) -> Project:
-    """Twenty pictures of a rare class whose colours overlap with those of the 200 others."""
+    """Twenty images of a rare class whose colours overlap with those of the 200 others."""
     noise = np.random.default_rng(0)
     for name, count, shift in (("cat", 20, 12), ("dog", 200, 0)):
         for number in range(count):
             pixels = noise.integers(0, 200, (40, 40, 3)).astype(float) + noise.normal(0, 12, 3)
             pixels[..., 0] += shift
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(
-                project.path(f"pictures/{name}/{number:03d}.png")
-            )
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(project.path(f"images/{name}/{number:03d}.png"))
     project.set("split.test_size", 0.3)
     project.set("train_head.epochs", 8)
     return project

@@ -38,7 +38,7 @@ def test_only_the_backbone_goes_on_with_other_classes_or_another_head(
     trained: Project, capsys: pytest.CaptureFixture[str], change: str
 ) -> None:
     if change == "classes":
-        trained.path("pictures/dog").rename(trained.path("pictures/wolf"))
+        trained.path("images/dog").rename(trained.path("images/wolf"))
     else:
         trained.set("model.head", "pooled")
     assert trained.run("split", "build_model") == 0

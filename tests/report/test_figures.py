@@ -30,7 +30,7 @@ from stages.report.style import save_figure, short_names
 from stages.scores.calibration import measure_calibrations
 from stages.scores.curves import precision_recall_curves, roc_curves, write_curves
 from stages.scores.metrics import Scores
-from stages.scores.predictions import Predictions, find_changed, find_confused, find_wrong, picture_losses
+from stages.scores.predictions import Predictions, find_changed, find_confused, find_wrong, image_losses
 from stages.training.history import Epoch
 
 SCORES = dict.fromkeys(("head", "finetuned"), Scores(0.9, 0.8, 0.95, 0.9, 0.3, 0.97, None, 0.9, 0.1, 0.05))
@@ -70,8 +70,8 @@ def words(figure: Figure) -> str:
 
 
 def ink(path: Path) -> int:
-    with Image.open(path) as picture:
-        return len(picture.convert("RGB").getcolors(2**22) or [])
+    with Image.open(path) as image:
+        return len(image.convert("RGB").getcolors(2**22) or [])
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def ink(path: Path) -> int:
         made_up(["$a_b$", "größe", "猫"], 30, skill=60),
         made_up(["cat", "dog"], 1, skill=1),
     ],
-    ids=["100 classes with long names", "perfect, odd names", "one picture"],
+    ids=["100 classes with long names", "perfect, odd names", "one image"],
 )
 def test_every_figure_of_numbers_is_drawn_without_a_warning(predictions: Predictions, tmp_path: Path) -> None:
     calibrations = measure_calibrations(
@@ -93,11 +93,11 @@ def test_every_figure_of_numbers_is_drawn_without_a_warning(predictions: Predict
         save_figure(tmp_path / f"{name}.png", figure)
         assert ink(tmp_path / f"{name}.png") > 20, name
         width, height = figure.get_size_inches()
-        with Image.open(tmp_path / f"{name}.png") as picture:
-            assert picture.info["dpi"] == pytest.approx((150, 150), abs=0.1)
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert image.info["dpi"] == pytest.approx((150, 150), abs=0.1)
             # Names and captions stay within what the figure was meant to take.
-            assert picture.width <= 150 * (width + 0.5)
-            assert picture.height <= 150 * (height + 0.5)
+            assert image.width <= 150 * (width + 0.5)
+            assert image.height <= 150 * (height + 0.5)
 
 
 def test_one_network_is_drawn_once(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_one_network_is_drawn_once(tmp_path: Path) -> None:
         assert name == "training" or "fine-tuned" in words(figure).lower()
     assert len(figures["confusion"].axes) == 2  # with the colour bar
     assert len(describe_losses(one).splitlines()) == 1
-    assert "neither fixed nor broke a picture" in words(draw_changed(one, album(tmp_path, one)))
+    assert "neither fixed nor broke an image" in words(draw_changed(one, album(tmp_path, one)))
 
 
 def test_the_same_figure_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_small_confusion_matrix_has_its_counts_and_a_large_one_its_mistakes() 
     assert "taken for" in many.axes[0].get_xlabel()
     assert "drawn" not in many.axes[0].get_xlabel()
     perfect = draw_confusion(made_up([f"class {number}" for number in range(20)], 200, skill=60))
-    assert "no mistakes on 200 pictures" in perfect.axes[0].get_xlabel()
+    assert "no mistakes on 200 images" in perfect.axes[0].get_xlabel()
 
 
 def test_of_very_many_classes_the_confusion_matrix_has_those_with_most_mistakes() -> None:
@@ -167,7 +167,7 @@ def test_of_very_many_classes_the_confusion_matrix_has_those_with_most_mistakes(
     assert "kind 299" not in names
     for axes in figure.axes[:2]:
         assert "drawn: the 40 of 300 classes with most mistakes" in axes.get_xlabel()
-    # Fractions are of all pictures of a class, whatever is drawn.
+    # Fractions are of all images of a class, whatever is drawn.
     shares = figure.axes[1].images[0].get_array()
     place = names.index("kind 7")
     assert (shares[place, place], shares[place, names.index("kind 107")]) == (0, 1)
@@ -228,12 +228,12 @@ def test_where_no_curve_is_defined_the_tables_are_empty(tmp_path: Path) -> None:
     assert (tmp_path / "roc.csv").read_text() == "false_positive_rate,head,finetuned\n"
 
 
-def test_picture_losses_are_scikit_learns_and_keep_the_digits_of_certainty() -> None:
+def test_image_losses_are_scikit_learns_and_keep_the_digits_of_certainty() -> None:
     predictions = made_up([str(number) for number in range(4)], 80, skill=1)
-    mean = picture_losses(predictions.labels, predictions.head).mean()
+    mean = image_losses(predictions.labels, predictions.head).mean()
     assert mean == pytest.approx(log_loss(predictions.labels, predictions.head), abs=1e-12)
     certain = np.array([[1.0, 1e-20], [1.0, 0.0], [0.0, 1.0]])
-    losses = picture_losses(np.array([0, 1, 1]), certain)
+    losses = image_losses(np.array([0, 1, 1]), certain)
     assert losses[0] == pytest.approx(1e-20)
     assert losses[1] == pytest.approx(-np.log(np.finfo(float).eps))
     assert losses[2] == 0
@@ -247,11 +247,11 @@ def test_a_loss_that_rose_beside_an_equal_accuracy_is_explained_by_its_numbers()
     risen = Predictions([""] * 100, labels, ["cat", "dog"], head, worse)
     text = describe_losses(risen)
     share = -np.log(1e-6) / (-np.log(1e-6) - 99 * np.log(0.95))
-    assert f"Fine-tuned: the worst picture carries {share:.1%} of the total loss of 100 pictures" in text
+    assert f"Fine-tuned: the worst image carries {share:.1%} of the total loss of 100 images" in text
     assert "the 1 mistake" in text
     assert f"mistakes add {(np.log(0.4) - np.log(1e-6)) / 100:+.2g}" in text
-    assert f"all other pictures {99 * (np.log(0.9) - np.log(0.95)) / 100:+.2g}" in text
-    assert "rose although no more pictures are wrong" in text
+    assert f"all other images {99 * (np.log(0.9) - np.log(0.95)) / 100:+.2g}" in text
+    assert "rose although no more images are wrong" in text
     assert "rose" not in describe_losses(Predictions([""] * 100, labels, ["cat", "dog"], worse, head))
 
 
@@ -282,7 +282,7 @@ def looks_at_colors(outputs: int) -> Network:
 
 
 def red_and_green() -> torch.Tensor:
-    """A red square in the upper left of a black picture, a green one in the lower right."""
+    """A red square in the upper left of a black image, a green one in the lower right."""
     images = torch.zeros(1, 3, 32, 32)
     images[0, 0, 4:12, 4:12] = 1
     images[0, 1, 20:28, 20:28] = 1
@@ -333,16 +333,16 @@ def test_galleries_show_the_most_confident_mistakes_and_what_changed(tmp_path: P
     wrong, (fixed, broken) = find_wrong(predictions), find_changed(predictions)
     assert min(len(wrong) - 9, len(fixed), len(broken)) > 0
     assert max(predictions.finetuned[wrong[0]]) == max(max(predictions.finetuned[position]) for position in wrong)
-    pictures = album(tmp_path, predictions)
-    mistakes, changes = draw_wrong(predictions, pictures, looks_at_colors(3)), draw_changed(predictions, pictures)
+    images = album(tmp_path, predictions)
+    mistakes, changes = draw_wrong(predictions, images, looks_at_colors(3)), draw_changed(predictions, images)
     assert len(mistakes.axes) == 9
-    assert f"{len(wrong)} mistakes on 60 pictures; the 9 most confident" in words(mistakes)
+    assert f"{len(wrong)} mistakes on 60 images; the 9 most confident" in words(mistakes)
     assert f"{max(predictions.finetuned[wrong[0]]):.1%}" in words(mistakes)
     assert predictions.paths[wrong[0]] in words(mistakes)
     assert len(changes.axes) == min(len(fixed), 10) + min(len(broken), 10)
-    assert f"fixed {len(fixed)} picture" in words(changes)
-    assert f"broke {len(broken)} picture" in words(changes)
-    confused = draw_confused(predictions, pictures)
+    assert f"fixed {len(fixed)} image" in words(changes)
+    assert f"broke {len(broken)} image" in words(changes)
+    confused = draw_confused(predictions, images)
     pairs = find_confused(predictions, "finetuned")
     assert len(confused.axes) == sum(min(len(found), 5) for *_, found in pairs[:4])
     assert {predictions.paths[position] for position in pairs[0][2][:5]} < set(words(confused).splitlines())
@@ -358,7 +358,7 @@ def test_galleries_show_the_most_confident_mistakes_and_what_changed(tmp_path: P
 
 def test_galleries_without_anything_to_show_say_so(tmp_path: Path) -> None:
     predictions = made_up(["cat", "dog"], 7, skill=60)
-    pictures = album(tmp_path, predictions)
-    assert "no mistakes on 7 pictures" in words(draw_wrong(predictions, pictures, looks_at_colors(1)))
-    assert "confuses no classes on 7 pictures" in words(draw_confused(predictions, pictures))
-    assert "neither fixed nor broke a picture, of 7 pictures" in words(draw_changed(predictions, pictures))
+    images = album(tmp_path, predictions)
+    assert "no mistakes on 7 images" in words(draw_wrong(predictions, images, looks_at_colors(1)))
+    assert "confuses no classes on 7 images" in words(draw_confused(predictions, images))
+    assert "neither fixed nor broke an image, of 7 images" in words(draw_changed(predictions, images))

@@ -17,7 +17,7 @@ def quiet(count: int, size: int, generator: torch.Generator) -> Tensor:
 
 
 def planted(corners: Tensor, size: int, colored: bool, generator: torch.Generator) -> Tensor:
-    """Quiet pictures, each with a patch, a quarter as wide, at its corner."""
+    """Quiet images, each with a patch, a quarter as wide, at its corner."""
     images, side = quiet(len(corners), size, generator), size // 4
     for image, (row, column) in zip(images, corners.tolist(), strict=True):
         patch = RED if colored else 2 * torch.randn(3, side, side, generator=generator)
@@ -38,7 +38,7 @@ def sees_patches(arch: str, size: int, colored: bool, generator: torch.Generator
     *reduce, linear, _, last = network.classifier
     with torch.no_grad():
         before, after = (nn.Sequential(network.backbone, *reduce)(images).mean(0) for images in (without, patched))
-        # Only what is new: behind LayerNorm, what quiet pictures have may be negative everywhere.
+        # Only what is new: behind LayerNorm, what quiet images have may be negative everywhere.
         direction = (after - before) - (after - before) @ before / (before @ before) * before
         linear.weight.copy_(direction[None] / direction.norm())
         linear.bias.fill_(100.0)  # the ReLU behind it lets all through
@@ -47,7 +47,7 @@ def sees_patches(arch: str, size: int, colored: bool, generator: torch.Generator
 
 
 @pytest.mark.parametrize("arch", families())
-def test_a_patch_is_found_in_its_quarter_of_the_picture(arch: str) -> None:
+def test_a_patch_is_found_in_its_quarter_of_the_image(arch: str) -> None:
     size = 299 if arch == "inception_v3" else 224
     colored = arch in ("convnext_tiny", "swin_t", "vit_b_32")  # LayerNorm takes away how strong noise is
     generator = torch.Generator().manual_seed(1)
@@ -90,7 +90,7 @@ def test_the_last_block_with_maps_that_tell_places_apart_is_taken(
         assert maps.shape == (2, side, side)
 
 
-def test_of_small_pictures_a_patch_is_found_in_its_quarter_by_an_earlier_block() -> None:
+def test_of_small_images_a_patch_is_found_in_its_quarter_by_an_earlier_block() -> None:
     generator = torch.Generator().manual_seed(1)
     network = sees_patches("mobilenet_v3_large", 64, False, generator)
     corners = torch.tensor([[8, 8], [8, 40], [40, 8], [40, 40]])

@@ -27,12 +27,12 @@ def measured(*temperatures: float) -> Calibrations:
 
 def test_the_table_has_the_scores_without_and_with_the_temperature() -> None:
     text = describe_probabilities(measured(1.0, 1.5), 40, 0)
-    assert "1.000 (head phase) and 1.500 (fine-tuned); fitted to 40 validation pictures" in text
+    assert "1.000 (head phase) and 1.500 (fine-tuned); fitted to 40 validation images" in text
     (row,) = (line for line in text.splitlines() if line.startswith("| fine-tuned, log-loss"))
     after = score(SURE.labels, SURE.finetuned).loss
     assert f" {after:.4f} (" in row.split("|")[3]
     assert f" {after:.4f} (" not in row.split("|")[2]
-    assert "a probability of 0.990 or more are wrong on the 100 validation pictures" in text
+    assert "a probability of 0.990 or more are wrong on the 100 validation images" in text
     assert "0 mistakes on the other 90" in text
     assert "--reject 0.990" in text
 
@@ -43,7 +43,7 @@ def test_one_network_is_described_once() -> None:
     assert text.count("log-loss |") == 1
 
 
-def test_it_says_on_which_pictures_each_temperature_was_fitted() -> None:
+def test_it_says_on_which_images_each_temperature_was_fitted() -> None:
     calibrations = measured(1.0, 1.5)
     text = describe_probabilities(calibrations, 40, 320)
     assert (
@@ -53,9 +53,9 @@ def test_it_says_on_which_pictures_each_temperature_was_fitted() -> None:
     assert "the fine-tuned network's is the same" in describe_probabilities(calibrations, 0, 320)
 
 
-def test_without_validation_pictures_the_report_says_that_no_temperature_was_fitted() -> None:
+def test_without_validation_images_the_report_says_that_no_temperature_was_fitted() -> None:
     text = describe_probabilities(measured(1.0, 1.0), 0, 0)
-    assert "a temperature is fitted on validation pictures, and there are none" in text
+    assert "a temperature is fitted on validation images, and there are none" in text
     assert "|" not in text
 
 

@@ -41,7 +41,7 @@ def scores(accuracy: float, **more: float | None) -> Scores:
 def evaluation(**changes: Any) -> Evaluation:
     gain = Gain(0.03, 0.01, 0.06, -0.1, -0.2, -0.05, 12, 3, 0.035, "better", "better")
     near = NearDuplicates(0.9, 0, 0, 0.9, 0.93)
-    remarks = ["3 pictures beside the class folders left out."]
+    remarks = ["3 images beside the class folders left out."]
     found = Evaluation(scores(0.9, auroc=None, loss=0.2345), scores(0.93), gain, near, None, remarks)
     return replace(found, **changes)
 
@@ -55,7 +55,7 @@ def split(val: int = 100) -> dict[str, Any]:
         "rejected": rejected,
         "duplicates": [["a", "b"], ["c", "d"]],
         "ignored": {},
-        "notes": ["3 pictures beside the class folders left out"],
+        "notes": ["3 images beside the class folders left out"],
     }
 
 
@@ -90,11 +90,11 @@ def test_the_verdict_stands_above_all() -> None:
 def test_it_says_what_was_trained_on_what() -> None:
     text = report()
     assert "`mobilenet_v3_large`" in text
-    assert "trained on 3,000 pictures of 3 classes, watched on 300, tested on 300." in text
+    assert "trained on 3,000 images of 3 classes, watched on 300, tested on 300." in text
     assert row(text, "cat") == ["cat", "1,000", "100", "100"]
     assert row(text, "**all**") == ["**all**", "**3,000**", "**300**", "**300**"]
     assert "1 file rejected, 2 groups of copies" in text
-    assert "- 3 pictures beside the class folders left out.\n" in text
+    assert "- 3 images beside the class folders left out.\n" in text
     assert row(text, "`finetune.lr`") == ["`finetune.lr`", "`1e-05`"]
     assert row(text, "`model.image_size`") == ["`model.image_size`", "`null`"]
 
@@ -110,7 +110,7 @@ def test_the_table_has_both_checkpoints_and_the_gain() -> None:
     ]
     assert row(text, "log-loss") == ["log-loss (lower is better)", "0.2345", "0.5000", "+0.2655"]
     assert row(text, "area under ROC") == ["area under ROC", "undefined", "0.5000", "undefined"]
-    assert "fixed 12 pictures and broke 3 (exact McNemar test: p = 0.035)" in text
+    assert "fixed 12 images and broke 3 (exact McNemar test: p = 0.035)" in text
     assert "| 95% interval |  |  | -0.2000 to -0.0500 |" in text
 
 
@@ -118,7 +118,7 @@ def test_one_network_has_one_column_and_no_gain() -> None:
     same = replace(evaluation().gain, identical=True)
     text = report(evaluation(gain=same, near_duplicates=NearDuplicates(0.9, 1, 1, 0.88, 0.91)), PAIRS)
     assert text.splitlines()[2].startswith("**Fine-tuning changed nothing")
-    assert row(text, "on the test pictures") == ["on the test pictures", "both checkpoints"]
+    assert row(text, "on the test images") == ["on the test images", "both checkpoints"]
     assert row(text, "accuracy") == ["accuracy", "93.00%"]
     assert row(text, "95% interval") == ["95% interval", "88.00% to 95.00%"]
     assert row(text, "without them") == ["without them", "91.00%"]
@@ -130,14 +130,14 @@ def test_one_network_has_one_column_and_no_gain() -> None:
 def test_the_verdict_of_groups_is_said_to_be_one() -> None:
     text = report(evaluation(gain=replace(evaluation().gain, groups=40)))
     assert "; by 40 whole groups" in text.splitlines()[2]
-    assert "The test pictures are of 40 groups (`split.group`, near-duplicates); those of a group are alike." in text
-    assert "group" not in report().split("## Pictures")[0]
+    assert "The test images are of 40 groups (`split.group`, near-duplicates); those of a group are alike." in text
+    assert "group" not in report().split("## Images")[0]
 
 
 def test_limits_are_stated() -> None:
-    assert "The test set has 300 pictures: one of them is 0.33 points of accuracy." in report()
+    assert "The test set has 300 images: one of them is 0.33 points of accuracy." in report()
     assert "flatter" not in report()
-    assert "training watched the test pictures, so these numbers flatter" in report(val=0)
+    assert "training watched the test images, so these numbers flatter" in report(val=0)
     assert "watched and tested on the same 300" in report(val=0)
     assert "The data are consistent with a true gain of +1.00 to +6.00 points of accuracy." in report()
     watched = replace(evaluation().gain, mcnemar_p=None, verdict=None, loss_verdict=None)
@@ -147,7 +147,7 @@ def test_limits_are_stated() -> None:
 def test_copies_that_are_not_counted_are_named_with_their_number() -> None:
     text = report(copies=7)
     assert "tested on 293." in text
-    assert "The test set has 293 pictures: one of them is 0.34 points of accuracy." in text
+    assert "The test set has 293 images: one of them is 0.34 points of accuracy." in text
     assert "7 more files of the test part have the same bytes as one of these" in text
     assert "same bytes as one of these" not in report()
 
@@ -196,12 +196,12 @@ def test_at_most_twenty_near_duplicates_are_listed(count: int) -> None:
     text = report(found, pairs)
     assert text.count("\n| cat/") == min(count, 20)
     assert (f"{count - 20} more" in text) == (count > 20)
-    assert row(text, "all test pictures") == ["all test pictures", "90.00%", "93.00%"]
+    assert row(text, "all test images") == ["all test images", "90.00%", "93.00%"]
     assert row(text, "without them") == ["without them", "88.00%", "undefined"]
 
 
 def test_a_clean_test_set_is_said_to_be_one() -> None:
-    assert "No test picture was found to be nearly the same as a training or validation picture" in report()
+    assert "No test image was found to be nearly the same as a training or validation image" in report()
 
 
 def test_the_labels_that_are_believed_least_are_listed() -> None:
@@ -212,14 +212,14 @@ def test_the_labels_that_are_believed_least_are_listed() -> None:
     judged = Judged([str(number) for number in range(80)], np.array([0] * 40 + [1] * 40), probabilities)
     split = {"rejected": [], "classes": {"cat": {"train": 0, "val": 0, "test": 80}}}
     text = describe_suspects(suspects, judged, ["cat", "dog"], split)
-    assert text.startswith("25 pictures where the network prefers another label; about 3 of 80 labels may be wrong")
-    assert "`make folds` looks at all pictures" in text
+    assert text.startswith("25 images where the network prefers another label; about 3 of 80 labels may be wrong")
+    assert "`make folds` looks at all images" in text
     assert row(text, "cat/0") == ["cat/0\\|.jpg", "cat", "0.0100", "dog", "0.9900"]
     assert row(text, "... ")[0] == "... 5 more in `suspects.csv`"
     assert "disagrees with no label" in describe_suspects([], judged, ["cat", "dog"], split)
 
 
-def test_labels_of_pictures_out_of_fold_and_contradictions_are_listed_too() -> None:
+def test_labels_of_images_out_of_fold_and_contradictions_are_listed_too() -> None:
     probabilities = np.array([[0.4, 0.6]] * 10 + [[0.6, 0.4]] * 10 + [[0.3, 0.7]] * 10)
     judged = Judged([str(number) for number in range(30)], np.array([0] * 10 + [1] * 20), probabilities)
     rejected = [
@@ -229,7 +229,7 @@ def test_labels_of_pictures_out_of_fold_and_contradictions_are_listed_too() -> N
     split = {"rejected": rejected, "classes": {"cat": {"train": 5, "val": 5, "test": 20}}}
     text = describe_suspects([Suspect("cat/1", "cat", 0.4, "dog", 0.6)], judged, ["cat", "dog"], split)
     assert text.startswith(
-        "These pictures have two labels each, and are left out:\n\n- `cat/a.jpg`: same bytes as dog/b.jpg"
+        "These images have two labels each, and are left out:\n\n- `cat/a.jpg`: same bytes as dog/b.jpg"
     )
     assert "cannot be read" not in text
     assert "make folds" not in text

@@ -1,4 +1,4 @@
-"""Temperatures, and what they and leaving pictures to a person are worth, against planted answers."""
+"""Temperatures, and what they and leaving images to a person are worth, against planted answers."""
 
 import numpy as np
 import pytest
@@ -20,10 +20,10 @@ from stages.scores.predictions import Predictions
 from stages.training.temperature import fit_temperature
 
 
-def honest(pictures: int, outputs: int, spread: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def honest(images: int, outputs: int, spread: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits whose probabilities are right as often as they say."""
     generator = torch.Generator().manual_seed(seed)
-    logits = spread * torch.randn(pictures, outputs, generator=generator, dtype=torch.float64)
+    logits = spread * torch.randn(images, outputs, generator=generator, dtype=torch.float64)
     probabilities = objective.probabilities(logits)
     return logits, torch.multinomial(probabilities, 1, generator=generator)[:, 0]
 
@@ -35,7 +35,7 @@ def test_a_planted_temperature_is_recovered(outputs: int, planted: float) -> Non
     assert fit_temperature(planted * logits, labels) == pytest.approx(planted, rel=0.05)
 
 
-def test_with_many_pictures_it_is_scikit_learns() -> None:
+def test_with_many_images_it_is_scikit_learns() -> None:
     generator = np.random.default_rng(0)
     inputs = generator.normal(size=(6000, 3))
     labels = generator.permutation(6000) % 3
@@ -49,9 +49,9 @@ def test_with_many_pictures_it_is_scikit_learns() -> None:
     assert np.abs(ours - theirs.predict_proba(inputs)).max() < 2e-3
 
 
-@pytest.mark.parametrize("pictures", [1, 10, 100])
-def test_a_few_pictures_that_are_all_right_make_no_network_infinitely_sure(pictures: int) -> None:
-    temperature = fit_temperature(torch.full((pictures, 1), 3.0), torch.ones(pictures, dtype=torch.int64))
+@pytest.mark.parametrize("images", [1, 10, 100])
+def test_a_few_images_that_are_all_right_make_no_network_infinitely_sure(images: int) -> None:
+    temperature = fit_temperature(torch.full((images, 1), 3.0), torch.ones(images, dtype=torch.int64))
     assert 0.3 < temperature < 1
 
 
@@ -98,7 +98,7 @@ def coverage_of(confidences: list[float], wrong: set[int]) -> tuple[np.ndarray, 
     return labels, np.stack([sure, 1 - sure], axis=1)
 
 
-def test_as_few_pictures_as_possible_are_left_to_a_person() -> None:
+def test_as_few_images_as_possible_are_left_to_a_person() -> None:
     # The 150th and the 190th surest are wrong: of 199 one may be, of 200 both.
     labels, probabilities = coverage_of(np.linspace(0.999, 0.6, 300).tolist(), {149, 189, 230, 231})
     assert choose_threshold(labels, probabilities) == probabilities[229, 0]
@@ -106,11 +106,11 @@ def test_as_few_pictures_as_possible_are_left_to_a_person() -> None:
     assert (found.answered, found.mistakes) == (230, 2)
     assert found.left == pytest.approx(70 / 300)
     assert found.left_low < found.left < found.left_high
-    assert "leaves 23.3% of the test pictures to a person" in describe_coverage(found)
+    assert "leaves 23.3% of the test images to a person" in describe_coverage(found)
     assert "2 mistakes on the other 230 (95% interval 0.24% to 3.11%)" in describe_coverage(found)
 
 
-def test_pictures_of_the_same_probability_are_answered_together_or_not() -> None:
+def test_images_of_the_same_probability_are_answered_together_or_not() -> None:
     assert choose_threshold(*coverage_of([0.9] * 50 + [0.8] * 50, {99})) == 0.8
     labels, probabilities = coverage_of([0.9] * 50 + [0.8] * 50, {60, 70})
     assert choose_threshold(labels, probabilities) == 0.9
@@ -144,7 +144,7 @@ def test_the_threshold_is_that_of_the_validation_images_not_of_the_test() -> Non
 def test_where_there_is_no_threshold_the_sentence_says_so_and_names_no_command() -> None:
     test = coverage_of([0.9] * 10, {3})
     assert choose_threshold(*test) is None
-    for validation, expected in ((10, "even the most confident are wrong"), (0, "No validation pictures")):
+    for validation, expected in ((10, "even the most confident are wrong"), (0, "No validation images")):
         said = describe_coverage(measure_coverage(*test, None, validation))
         assert expected in said
         assert "--reject" not in said

@@ -11,7 +11,7 @@ NOTHING = {"rejected": [], "notes": []}
 
 
 def predictions(counts: dict[str, int], head: dict[str, int], finetuned: dict[str, int]) -> Predictions:
-    """`head` and `finetuned`: how many pictures of each class are classified correctly; the others as the first."""
+    """`head` and `finetuned`: how many images of each class are classified correctly; the others as the first."""
     labels = np.repeat(np.arange(len(counts)), list(counts.values()))
 
     def probabilities(correct: dict[str, int]) -> np.ndarray:
@@ -46,14 +46,14 @@ def test_unequal_classes_are_judged_by_balanced_accuracy() -> None:
     assert (found.gain_low, found.gain_high) == pytest.approx((0.125 - half, 0.125 + half), abs=0.01)
     (line,) = remarks(run)
     assert line.startswith(
-        "The classes are unequal, 440 test pictures to 40: look at the balanced accuracy, 75.00% before"
+        "The classes are unequal, 440 test images to 40: look at the balanced accuracy, 75.00% before"
     )
     assert compare_balanced(predictions({"good": 400, "flaw": 40}, counts, counts)) is None
     (line,) = remarks(predictions(counts, counts, counts))
     assert line.endswith("look at the balanced accuracy, 100.00%.")
 
 
-def test_a_class_of_which_each_picture_is_fixed_or_broken_has_an_interval() -> None:
+def test_a_class_of_which_each_image_is_fixed_or_broken_has_an_interval() -> None:
     # 1 - 4/5 - 1/5 is below 0 in floats.
     labels = np.repeat([0, 1], [60, 5])
     before, after = labels.copy(), labels.copy()
@@ -79,8 +79,8 @@ def test_rare_untested_and_never_predicted_classes_are_named() -> None:
     lines = remarks(predictions(counts, counts, {"cat": 40, "dog": 0, "owl": 5, "fox": 0}))
     assert lines == [
         "Never predicted by the fine-tuned network: dog.",
-        "Fewer than 20 test pictures, which say little of a class: owl.",
-        "Without test pictures: fox.",
+        "Fewer than 20 test images, which say little of a class: owl.",
+        "Without test images: fox.",
     ]
     many = {f"class {number}": 5 for number in range(30)}
     (few,) = remarks(predictions(many, many, many))
@@ -89,9 +89,9 @@ def test_rare_untested_and_never_predicted_classes_are_named() -> None:
 
 def test_what_was_left_out_is_said_where_the_scores_are() -> None:
     counts = {"cat": 50, "dog": 60}
-    split: dict[str, list[object]] = {"rejected": [{}, {}], "notes": ["5 pictures beside the class folders left out"]}
+    split: dict[str, list[object]] = {"rejected": [{}, {}], "notes": ["5 images beside the class folders left out"]}
     assert remarks(predictions(counts, counts, counts), split, 3) == [
-        "3 test pictures not counted: the bytes are those of another.",
+        "3 test images not counted: the bytes are those of another.",
         "2 files rejected by split: see split.json.",
-        "Split: 5 pictures beside the class folders left out.",
+        "Split: 5 images beside the class folders left out.",
     ]

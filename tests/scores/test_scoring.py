@@ -80,7 +80,7 @@ def test_scores_are_scikit_learns(classes: int) -> None:
         assert getattr(scores, name) == pytest.approx(value, abs=1e-12), name
     for label, of_class in enumerate(scores_of_classes(labels, values)):
         hits = int(((predicted == label) & (labels == label)).sum())
-        assert (of_class.label, of_class.name, of_class.support) == (label, NAMES[label], (labels == label).sum())
+        assert (of_class.label, of_class.class_name, of_class.support) == (label, NAMES[label], (labels == label).sum())
         assert of_class.head_precision == pytest.approx(hits / (predicted == label).sum())
         assert of_class.head_recall == pytest.approx(hits / (labels == label).sum())
         assert of_class.finetuned_precision == (None if label else pytest.approx((labels == 0).mean()))
@@ -153,14 +153,14 @@ def test_the_same_model_twice_is_no_evidence() -> None:
     assert (gain.accuracy, gain.loss, gain.fixed, gain.broken, gain.mcnemar_p) == (0, 0, 0, 0, 1)
     assert gain.verdict == gain.loss_verdict == "no evidence"
     assert gain.accuracy_low < 0 < gain.accuracy_high
-    # Of the same network it is exactly 0, whatever the pictures.
+    # Of the same network it is exactly 0, whatever the images.
     gain = verdict.compare(labels, values, values, identical=True)
     assert gain.identical
     assert (gain.accuracy_low, gain.accuracy_high, gain.loss_low, gain.loss_high) == (0, 0, 0, 0)
 
 
 def of_losses(losses: np.ndarray) -> np.ndarray:
-    """Probabilities of two classes, for pictures of the first, that have these log-losses."""
+    """Probabilities of two classes, for images of the first, that have these log-losses."""
     return np.stack([np.exp(-losses), 1 - np.exp(-losses)], axis=1)
 
 
@@ -199,14 +199,14 @@ def test_without_a_difference_the_interval_of_the_log_loss_holds_0_in_95_percent
     assert np.mean([gain.loss_verdict == "no evidence" for gain in gains]) > 0.95 - 3 * math.sqrt(0.05 * 0.95 / 300)
 
 
-def test_pictures_of_a_group_are_one_observation() -> None:
+def test_images_of_a_group_are_one_observation() -> None:
     chance, labels = np.random.default_rng(1), np.arange(40) % 2
     right = [*[False] * 5, *[True] * 35]
     head, finetuned = (model_with(values, labels) for values in (right, [True] * 40))
     finetuned = finetuned + (0.5 - finetuned) * chance.random((40, 1)) * 0.5
     one = verdict.compare(labels, head, finetuned)
     assert (one.fixed, one.broken, one.verdict) == (5, 0, "no evidence")
-    # Each picture ten times says no more than each once.
+    # Each image ten times says no more than each once.
     again = [np.repeat(values, 10, axis=0) for values in (labels, head, finetuned)]
     assert verdict.compare(*again).verdict == "better"
     grouped = verdict.compare(*again, np.repeat(np.arange(40), 10))
@@ -228,18 +228,18 @@ def test_the_p_value_of_groups_is_that_of_all_ways_to_toss_their_signs() -> None
     assert verdict.mcnemar_p(changes) == pytest.approx(np.mean(np.array(sums) >= abs(changes.sum())))
 
 
-def test_pictures_in_no_group_are_groups_of_their_own() -> None:
+def test_images_in_no_group_are_groups_of_their_own() -> None:
     names = ["a", "", "b", "a", "", "b/2.png"]
     entries = [Entry(f"{name}/{number}.png", 0, "cat", "", name) for number, name in enumerate(names)]
     assert list(bootstrap.number_groups(entries)) == [0, 1, 2, 0, 3, 4]
     assert bootstrap.number_groups([entries[1], entries[4]]) is None
 
 
-@pytest.mark.parametrize("pictures", [3, 100_000, 3_000_000])
-def test_however_many_pictures_few_resamples_are_in_memory_at_once(pictures: int) -> None:
-    counts = next(bootstrap.draw_counts(pictures, np.random.default_rng(0)))
-    assert counts.size <= max(2_000_000, pictures)
-    assert set(counts.sum(axis=1)) == {pictures}
+@pytest.mark.parametrize("images", [3, 100_000, 3_000_000])
+def test_however_many_images_few_resamples_are_in_memory_at_once(images: int) -> None:
+    counts = next(bootstrap.draw_counts(images, np.random.default_rng(0)))
+    assert counts.size <= max(2_000_000, images)
+    assert set(counts.sum(axis=1)) == {images}
 
 
 def test_shuffled_labels_score_as_chance() -> None:
@@ -274,7 +274,7 @@ def test_what_is_undefined_is_null_and_never_zero_or_nan() -> None:
 
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.parametrize("right", [True, False], ids=["right", "wrong"])
-def test_a_single_picture_can_be_scored(classes: int, right: bool) -> None:
+def test_a_single_image_can_be_scored(classes: int, right: bool) -> None:
     labels = np.array([1])
     values = certain([1 if right else 0], classes)
     scores = metrics.score(labels, values)
@@ -288,7 +288,7 @@ def test_a_single_picture_can_be_scored(classes: int, right: bool) -> None:
     assert gain.verdict == "no evidence"
 
 
-def test_without_a_picture_of_class_one_two_classes_have_no_ranking_scores() -> None:
+def test_without_a_image_of_class_one_two_classes_have_no_ranking_scores() -> None:
     scores = metrics.score(np.array([0, 0]), certain([0, 1], 2))
     assert scores.auroc is None
     assert scores.average_precision is None
@@ -333,30 +333,30 @@ GAIN = verdict.Gain(
     [
         (
             {},
-            "Accuracy: better, +2.50 points (95% interval +0.90 to +4.76, p = 0.021; 13 pictures fixed, 3 broken); "
+            "Accuracy: better, +2.50 points (95% interval +0.90 to +4.76, p = 0.021; 13 images fixed, 3 broken); "
             "probabilities: no evidence, log-loss -0.0100 (-0.0200 to +0.0010).",
         ),
         (
             {"verdict": "worse", "accuracy": -0.1, "accuracy_low": -0.15, "accuracy_high": -0.05, "mcnemar_p": 1e-7,
              "loss_verdict": "better", "loss_high": -0.005, "groups": 40},
-            "Accuracy: worse, -10.00 points (95% interval -15.00 to -5.00, p < 0.001; 13 pictures fixed, 3 broken); "
+            "Accuracy: worse, -10.00 points (95% interval -15.00 to -5.00, p < 0.001; 13 images fixed, 3 broken); "
             "probabilities: better, log-loss -0.0100 (-0.0200 to -0.0050); by 40 whole groups.",
         ),
         (
             {"verdict": "no evidence", "accuracy": -0.00001, "fixed": 1, "broken": 1, "mcnemar_p": 1.0,
              "loss_low": None, "loss_high": None},
-            "Accuracy: no evidence, +0.00 points (95% interval +0.90 to +4.76, p = 1.000; 1 picture fixed, 1 broken); "
-            "probabilities: no evidence, log-loss -0.0100 (no interval of fewer than 6 pictures).",
+            "Accuracy: no evidence, +0.00 points (95% interval +0.90 to +4.76, p = 1.000; 1 image fixed, 1 broken); "
+            "probabilities: no evidence, log-loss -0.0100 (no interval of fewer than 6 images).",
         ),
         (
             {"verdict": None, "loss_verdict": None, "mcnemar_p": None},
-            "NO VERDICT: training watched the test pictures (split.val_size is 0), which flatters: "
+            "NO VERDICT: training watched the test images (split.val_size is 0), which flatters: "
             "accuracy +2.50 points, log-loss -0.0100.",
         ),
         (
             {"identical": True, "verdict": None, "mcnemar_p": None},
             "Fine-tuning changed nothing: both checkpoints are the same network. Try another finetune.lr, more blocks "
-            "(finetune.unfreeze) or more pictures.",
+            "(finetune.unfreeze) or more images.",
         ),
     ],
 )  # fmt: skip

@@ -34,7 +34,7 @@ def test_the_interval_is_that_of_the_paper() -> None:
     assert high - low == pytest.approx(2 * 2.776445105 * math.sqrt(0.00025 / 5), rel=1e-8)
 
 
-def test_folds_together_are_one_test_of_all_pictures() -> None:
+def test_folds_together_are_one_test_of_all_images() -> None:
     chance = np.random.default_rng(0)
     runs = {
         f"fold {fold}": predictions(f"{fold}", chance.random(60 + fold) < 0.7, chance.random(60 + fold) < 0.95)
@@ -43,14 +43,14 @@ def test_folds_together_are_one_test_of_all_pictures() -> None:
     together = combine_folds(runs, 0.25)
     pooled = join(list(runs.values()))
     gain = compare(pooled.labels, pooled.head, pooled.finetuned)
-    assert together.pictures == len(pooled.paths) == 310
+    assert together.images == len(pooled.paths) == 310
     for name in ("accuracy", "loss", "fixed", "broken", "mcnemar_p"):
         assert getattr(together.gain, name) == getattr(gain, name)
     assert together.head == pytest.approx((pooled.head.argmax(axis=1) == pooled.labels).mean())
     assert together.gain.accuracy_low <= gain.accuracy_low < gain.accuracy_high <= together.gain.accuracy_high
     assert together.gain.verdict == together.gain.loss_verdict == "better"
     line = describe_folds(together).splitlines()[-1]
-    assert line == f"{describe_gain(together.gain)} 5 folds, each picture tested once."
+    assert line == f"{describe_gain(together.gain)} 5 folds, each image tested once."
 
 
 @pytest.mark.slow
@@ -73,7 +73,7 @@ def test_the_same_predictions_in_all_folds_are_no_evidence() -> None:
     right = np.arange(50) % 10 > 0
     together = combine_folds({f"{fold}": predictions(f"{fold}", right, right) for fold in range(3)}, 0.5)
     assert (together.gain.accuracy, together.gain.mcnemar_p) == (0, 1)
-    # That of one test of 150 pictures: equal folds are no certainty.
+    # That of one test of 150 images: equal folds are no certainty.
     assert (together.gain.accuracy_low, together.gain.accuracy_high) == paired_interval(135, 0, 0, 150)
     assert together.gain.accuracy_high - together.gain.accuracy_low > 0.03
     assert together.gain.verdict == together.gain.loss_verdict == "no evidence"
@@ -90,7 +90,7 @@ def test_folds_that_differ_have_a_wider_interval_and_no_verdict() -> None:
     assert together.gain.loss_low < gain.loss_low < gain.loss_high < 0 < together.gain.loss_high
 
 
-def test_groups_and_watched_test_pictures_are_heard_of_in_folds() -> None:
+def test_groups_and_watched_test_images_are_heard_of_in_folds() -> None:
     right = np.arange(40) >= 8
     runs = {f"{fold}": predictions(f"{fold}", right, np.ones(40, dtype=bool)) for fold in range(3)}
     assert combine_folds(runs, 0.5).gain.verdict == "better"

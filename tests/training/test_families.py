@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 import torch
 from _pytest.mark import ParameterSet
-from conftest import FAMILIES, LARGE, STAGES, Project, families, image_size_of, make_pictures
+from conftest import FAMILIES, LARGE, STAGES, Project, families, image_size_of, make_images
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -45,7 +45,7 @@ def runs() -> Iterator[ParameterSet]:
 
 @pytest.fixture
 def entries(tmp_path: Path) -> list[Entry]:
-    root = make_pictures(tmp_path / "pictures", count=2, size=64)
+    root = make_images(tmp_path / "images", count=2, size=64)
     files = sorted(root.rglob("*.png"))
     return [
         Entry(file.relative_to(root).as_posix(), 0, "cat", hashlib.sha256(file.read_bytes()).hexdigest())
@@ -62,7 +62,7 @@ def trained_like(arch: str) -> Network:
         if isinstance(module, _BatchNorm):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.bias, -0.5, 0.5)
-    # Of pictures that differ much: a small variance would blow up what rounding leaves, above what is tested here.
+    # Of images that differ much: a small variance would blow up what rounding leaves, above what is tested here.
     calibrate_batchnorm(network, [4 * torch.rand(16, 1, 1, 1) * torch.randn(16, 3, size, size)])
     set_trainable(network, 0)
     return network
@@ -95,7 +95,7 @@ def batchnorm_of(project: Project, name: str) -> list[bytes]:
 def test_kept_rows_and_the_tail_are_the_plain_network_at_every_cut(
     arch: str, tmp_path: Path, entries: list[Entry], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = tmp_path / "pictures"
+    root = tmp_path / "images"
     network = trained_like(arch)
     preprocessing = Preprocessing(crop=image_size_of(arch))
     ((images, _),) = Batches(root, entries, preprocessing, len(entries), workers=0)
@@ -118,7 +118,7 @@ def test_kept_rows_and_the_tail_are_the_plain_network_at_every_cut(
 
 
 def small_project(folder: Path, arch: str, classes: int, unfreeze: int | None) -> Project:
-    make_pictures(folder / "pictures", classes=("cat", "dog", "owl")[:classes], count=6, size=64)
+    make_images(folder / "images", classes=("cat", "dog", "owl")[:classes], count=6, size=64)
     project = Project(folder)
     project.set("model.arch", arch)
     project.set("model.image_size", image_size_of(arch))

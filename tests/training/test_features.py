@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, STAGES, Project, make_pictures
+from conftest import ROOT, STAGES, Project, make_images
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -38,7 +38,7 @@ def kept_files(folder: Path) -> list[Path]:
 
 
 def computed(capsys: pytest.CaptureFixture[str]) -> int:
-    """How many pictures' activations were computed since the last call, as the stages say."""
+    """How many images' activations were computed since the last call, as the stages say."""
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("activations: ")]
     return sum(int(line.split()[1]) for line in lines)
 
@@ -48,10 +48,10 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path) -> bytes:
         raise AssertionError(f"{path} was read again")
 
-    monkeypatch.setattr("stages.images.batches.read_picture", refuse)
+    monkeypatch.setattr("stages.images.batches.read_image", refuse)
 
 
-def test_each_picture_is_computed_once_for_all_stages_and_experiments(
+def test_each_image_is_computed_once_for_all_stages_and_experiments(
     built: Project, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
     assert built.run(*STAGES[2:]) == 0
@@ -64,7 +64,7 @@ def test_each_picture_is_computed_once_for_all_stages_and_experiments(
     assert computed(capsys) == 0
 
 
-def test_another_seed_and_another_split_compute_nothing_again_and_new_pictures_are_computed_alone(
+def test_another_seed_and_another_split_compute_nothing_again_and_new_images_are_computed_alone(
     built: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     built.set("model.weights", "weights.safetensors")
@@ -76,19 +76,19 @@ def test_another_seed_and_another_split_compute_nothing_again_and_new_pictures_a
     assert built.run("build_model", "train_head") == 0
     trained_on = computed(capsys)
     built.set("seed", 7)
-    built.set("split.val_size", 0)  # every picture is trained on or watched
+    built.set("split.val_size", 0)  # every image is trained on or watched
     assert built.run("split", "build_model", "train_head") == 0
     assert computed(capsys) == 40 - trained_on
-    make_pictures(built.path("pictures/more"), count=3, size=48)
+    make_images(built.path("images/more"), count=3, size=48)
     for name in ("cat", "dog"):
-        for picture in (built.path("pictures/more") / name).iterdir():
-            picture.rename(built.path("pictures") / name / f"new {picture.name}")
-    shutil.rmtree(built.path("pictures/more"))
+        for image in (built.path("images/more") / name).iterdir():
+            image.rename(built.path("images") / name / f"new {image.name}")
+    shutil.rmtree(built.path("images/more"))
     assert built.run("split", "build_model", "train_head") == 0
     assert computed(capsys) == 6
 
 
-@pytest.mark.parametrize("change", ["weights", "preprocessing", "precision", "picture", "library", "code"])
+@pytest.mark.parametrize("change", ["weights", "preprocessing", "precision", "image", "library", "code"])
 def test_what_changes_an_activation_is_never_served_an_old_one(
     built: Project, capsys: pytest.CaptureFixture[str], change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,10 +109,10 @@ def test_what_changes_an_activation_is_never_served_an_old_one(
         assert built.run("build_model") == 0
     elif change == "precision":
         built.set("precision", "bfloat16")
-    elif change == "picture":
+    elif change == "image":
         index = built.path("data/index/train.csv")
         first, *others = read_index(index)
-        path = built.path("pictures") / first.path
+        path = built.path("images") / first.path
         Image.new("RGB", (40, 40), "red").save(path)
         write_index(index, [replace(first, sha256=hashlib.sha256(path.read_bytes()).hexdigest()), *others])
         seen = 1
@@ -143,7 +143,7 @@ def test_kept_activations_train_as_live_ones_do(built: Project, capsys: pytest.C
     assert live[0] != live[2]
 
 
-def test_with_augmentation_nothing_is_kept_for_the_pictures_to_train_on(
+def test_with_augmentation_nothing_is_kept_for_the_images_to_train_on(
     built: Project, capsys: pytest.CaptureFixture[str], cold_cache: Path
 ) -> None:
     for phase in ("train_head", "finetune"):
@@ -155,7 +155,7 @@ def test_with_augmentation_nothing_is_kept_for_the_pictures_to_train_on(
     assert all(entry.sha256 in named for entry in read_index(built.path("data/index/val.csv")))
 
 
-def test_with_augmentation_kept_activations_of_the_same_pictures_are_not_used(
+def test_with_augmentation_kept_activations_of_the_same_images_are_not_used(
     built: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert built.run("train_head") == 0
@@ -185,7 +185,7 @@ def test_a_damaged_file_is_noticed_and_computed_again(
 
 
 def test_two_processes_compute_the_same_activations_once(project: Project, cold_cache: Path) -> None:
-    make_pictures(project.path("images"), count=150)
+    make_images(project.path("images"), count=150)
     project.set("train_head.epochs", 1)
     project.build()
     other = project.folder.parent / f"{project.folder.name} other"
@@ -226,10 +226,10 @@ def test_nothing_is_kept_in_passing_that_fine_tuning_cannot_read(built: Project,
     built.set("finetune.augment", "light")
     assert built.run("train_head") == 0
     watched = {entry.sha256 for entry in read_index(built.path("data/index/val.csv"))}
-    pictures = {entry.sha256 for entry in read_index(built.path("data/index/train.csv"))} | watched
+    images = {entry.sha256 for entry in read_index(built.path("data/index/train.csv"))} | watched
     folders = [folder for folder in (cold_cache / "activations").iterdir() if folder.is_dir()]
-    named = [{sha256 for sha256 in pictures if sha256 in contents(folder)} for folder in folders]
-    assert sorted(named, key=len) == [watched, pictures]  # for fine-tuning, for the head
+    named = [{sha256 for sha256 in images if sha256 in contents(folder)} for folder in folders]
+    assert sorted(named, key=len) == [watched, images]  # for fine-tuning, for the head
 
 
 def contents(folder: Path) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import Project, make_pictures
+from conftest import Project, make_images
 from test_features import no_decoding
 from test_resume import PLACES, outputs, run_killed
 from torch import nn
@@ -52,7 +52,7 @@ def test_mixup_mixes_inputs_and_labels_in_the_same_shares() -> None:
 @pytest.mark.parametrize("classes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_mixup_trains_two_and_many_classes(project: Project, classes: int) -> None:
     if classes == 3:
-        make_pictures(project.path("pictures"), ("cat", "dog", "horse"))
+        make_images(project.path("images"), ("cat", "dog", "horse"))
     project.build()
     assert project.run("train_head") == 0
     plain = read_history(project.path("metrics/train_head"))

@@ -1,4 +1,4 @@
-"""Several processes train what one would: the same pictures, the same steps, the same scores."""
+"""Several processes train what one would: the same images, the same steps, the same scores."""
 
 import multiprocessing
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Project, make_pictures
+from conftest import ROOT, Project, make_images
 from safetensors.torch import load_file
 from test_features import kept_files
 from test_resume import outputs, states
@@ -86,7 +86,7 @@ def accuracies(project: Project, stage: str) -> list[float]:
 @pytest.fixture
 def built(project: Project) -> Project:
     for phase in PHASES:
-        project.set(f"{phase}.batch_size", 9)  # 28 pictures: the last batch has one of them
+        project.set(f"{phase}.batch_size", 9)  # 28 images: the last batch has one of them
         project.set(f"{phase}.epochs", 3)
     project.set("finetune.lr", 1e-3)
     project.build()
@@ -116,7 +116,7 @@ def mixed(project: Project) -> None:
 
 
 def three_classes(project: Project) -> None:
-    make_pictures(project.path("pictures"), ("cat", "dog", "horse"))
+    make_images(project.path("images"), ("cat", "dog", "horse"))
     project.set("model.head", "pooled")
     project.build()
 
@@ -191,7 +191,7 @@ def test_more_processes_than_validation_images_train_and_score(built: Project) -
 
 
 @pytest.mark.usefixtures("cold_cache")
-def test_a_picture_is_computed_by_one_process_and_only_the_first_one_speaks(built: Project) -> None:
+def test_a_image_is_computed_by_one_process_and_only_the_first_one_speaks(built: Project) -> None:
     assert run_together(built, "train_head", count=3) == [0, 0, 0]
     printed = [built.path(f"printed.{rank}").read_text() for rank in range(3)]
     assert "3 processes, each has 3 images of a batch of 9" in printed[0]
@@ -309,7 +309,7 @@ def test_each_process_has_a_gpu_of_its_own_or_there_are_none(monkeypatch: pytest
         count_processes(2, "cuda:1")
 
 
-def test_more_processes_than_pictures_of_a_batch_are_refused(built: Project) -> None:
+def test_more_processes_than_images_of_a_batch_are_refused(built: Project) -> None:
     built.set("train_head.batch_size", 1)
     assert run_together(built, "train_head") == [1, 1]
     assert "processes: 2 are more than a batch has images, 1" in built.path("failed.0").read_text()
@@ -375,15 +375,14 @@ def test_processes_end_with_the_one_that_started_them(built: Project) -> None:
 @pytest.mark.slow
 def test_what_is_wrong_in_one_process_is_said_in_one_line(built: Project) -> None:
     gone = built.parts()["train"][1]
-    built.path(f"pictures/{gone.path}").unlink()
+    built.path(f"images/{gone.path}").unlink()
     built.set("processes", 2)
     built.set("train_head.augment", "light")
     process = built.start("train_head")
     _, error = process.communicate(timeout=60)
     assert process.returncode == 1
     assert error == (
-        f"error: pictures/{gone.path}: gone since the split was made; bring it back, "
-        "or run `dvc repro` to split again\n"
+        f"error: images/{gone.path}: gone since the split was made; bring it back, or run `dvc repro` to split again\n"
     )
 
 

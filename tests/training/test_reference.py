@@ -18,7 +18,7 @@ def features_of(project: Project, part: str) -> torch.Tensor:
     """Computed block by block from the checkpoint, without what training shares."""
     network, description = load_checkpoint(project.checkpoint("finetuned"))
     entries = project.parts()[part]
-    batches = Batches(project.path("pictures"), entries, description.preprocessing, len(entries), 0)
+    batches = Batches(project.path("images"), entries, description.preprocessing, len(entries), 0)
     with torch.inference_mode():
         maps = network.eval().backbone(torch.cat([images for images, _ in batches]))
     return functional.normalize(maps.mean((2, 3)))
