@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from stages.common.cli import StageError, run
-from stages.common.experiments import read_files, run_missing
+from stages.common.experiments import read_file, run_missing
 from stages.common.files import write_text
 from stages.common.params import load_params
 from stages.common.records import write_record, write_table
@@ -25,8 +25,7 @@ from stages.scores.predictions import Predictions, count_once, read_predictions
 from stages.scores.suspects import Suspect, estimate_wrong_labels, find_suspects
 
 FOLDS = 5
-PREDICTIONS = ("metrics/predictions.csv", "data/predictions.npz")
-SPLIT, INDEX = "metrics/split.json", "data/index/test.csv"
+PREDICTIONS, SPLIT, INDEX = "data/predictions.npz", "metrics/split.json", "data/index/test.csv"
 
 
 def main() -> None:
@@ -46,14 +45,15 @@ def main() -> None:
             raise StageError(f"--folds: should be 2 or more, is {count}")
         settings = {f"fold {fold}": {"split.folds": count, "split.fold": fold} for fold in range(count)}
         commits = run_missing(settings, params)
-        runs = {name: read_files(commit, read_predictions, *PREDICTIONS) for name, commit in commits.items()}
+        runs = {name: read_file(commit, read_predictions, PREDICTIONS) for name, commit in commits.items()}
         together = combine(runs, list(commits.values()), grouped=params.split.group is not None)
         print(describe_folds(together))
         pooled = join(list(runs.values()))
         wrong = estimate_wrong_labels(pooled.labels, pooled.finetuned)
         suspects = find_suspects(pooled.paths, pooled.labels, pooled.finetuned, pooled.classes)
         write_table(arguments.output / "suspects.csv", Suspect, suspects)
-        save_figure(arguments.output / "suspects.png", draw_suspects(suspects, Path(params.data.path)))
+        if suspects:
+            save_figure(arguments.output / "suspects.png", draw_suspects(suspects, Path(params.data.path)))
         print(f"about {wrong:.0f} of {len(pooled.paths):,} labels may be wrong: {arguments.output}/suspects.csv")
         page = compose_page("folds", together, describe_folds(together), wrong, suspects)
     else:
@@ -61,7 +61,7 @@ def main() -> None:
         seeds = read_seeds(arguments.seeds)
         commits = run_missing({f"seed {seed}": {"split.seed": own, "seed": seed} for seed in seeds}, params)
         together = combine_seeds(
-            {name: read_files(commit, read_predictions, *PREDICTIONS) for name, commit in commits.items()}
+            {name: read_file(commit, read_predictions, PREDICTIONS) for name, commit in commits.items()}
         )
         print(describe_seeds(together))
         page = compose_page("seeds", together, describe_seeds(together), None, [])
@@ -91,9 +91,9 @@ def combine(runs: dict[str, Predictions], commits: list[str], grouped: bool) -> 
         commits: of their experiments, in the same order.
         grouped: whether the images come in groups.
     """
-    counts = [each for commit in commits for each in class_counts(read_files(commit, read_summary, SPLIT)).values()]
+    counts = [each for commit in commits for each in class_counts(read_file(commit, read_summary, SPLIT)).values()]
     train, val, test = (sum(each[part] for each in counts) for part in PARTS)
-    tested = [count_once(read_files(commit, read_index, INDEX)) for commit in commits] if grouped else []
+    tested = [count_once(read_file(commit, read_index, INDEX)) for commit in commits] if grouped else []
     groups = number_groups([entry for entries in tested for entry in entries])
     return combine_folds(runs, test / train, groups, watched=not val)
 

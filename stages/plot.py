@@ -3,11 +3,10 @@
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from stages.common.cli import StageError, run
 from stages.common.files import write_text
-from stages.common.params import Params, load_params
+from stages.common.params import load_params
 from stages.common.records import read_record, read_table
 from stages.common.seeds import make_deterministic
 from stages.images.index import PARTS, read_index
@@ -30,6 +29,9 @@ from stages.training.history import read_history, read_kept
 from stages.training.line import Point
 from stages.training.search import Candidate
 
+# All that the checkpoints depend on.
+RECIPE = {"data", "seed", "precision", "split", "model", "class_weights", "train_head", "finetune"}
+
 
 def main() -> None:
     """Draw what `evaluate` found and what the images show, and put it all on one page."""
@@ -43,10 +45,10 @@ def main() -> None:
     arguments = parser.parse_args()
     params, metrics = load_params(arguments.params), arguments.metrics
     index = arguments.index / "test.csv"
-    test, predictions = read_index(index), read_predictions(metrics / "predictions.csv", arguments.probabilities)
+    test, predictions = read_index(index), read_predictions(arguments.probabilities)
     entries = count_once(test)
     if [entry.path for entry in entries] != predictions.paths:
-        raise StageError(f"{metrics / 'predictions.csv'}: not the images of {index}; `dvc repro` makes both again")
+        raise StageError(f"{arguments.probabilities}: not the images of {index}; `dvc repro` makes both again")
     evaluation, classes = read_evaluation(metrics), read_table(metrics / "classes.csv", ClassScores, "evaluate")
     pairs = read_table(metrics / "near_duplicates.csv", Leak, "split")
     split = read_summary(metrics / "split.json")
@@ -66,36 +68,29 @@ def main() -> None:
     drawn = replace(predictions, identical=identical)
     figures = draw_numbers(drawn, evaluation.scores, (head, finetune), selected, calibrations, (line, alpha))
     figures |= draw_images(drawn, album, network)
-    for name, figure in figures.items():
-        save_figure(metrics / "figures" / f"{name}.png", figure)
-    write_curves(metrics / "curves", predictions)
     captions = {"losses": describe_losses(drawn)}
+    for name, figure in figures.items():
+        (metrics / "figures" / f"{name}.png").unlink(missing_ok=True)
+        if isinstance(figure, str):
+            captions[name] = figure
+        else:
+            save_figure(metrics / "figures" / f"{name}.png", figure)
+    write_curves(metrics / "curves", predictions)
     parts = {part: sum(counts[part] for counts in class_counts(split).values()) for part in PARTS}
-    training = describe_training(head, finetune, selected, params, candidates, line, alpha, parts["train"])
+    training = describe_training((head, finetune), selected, params, candidates, line, alpha, parts["train"])
     copies = len(test) - len(entries)
     judged = judge_all(predictions, arguments.out_of_fold)
     found = read_table(metrics / "suspects.csv", Suspect, "evaluate")
     suspects = describe_suspects(found, judged, predictions.classes, split)
     out_of_fold = len(judged.paths) - len(entries)
     probabilities = describe_probabilities(calibrations, parts["val"], out_of_fold, identical)
-    results = Results(evaluation, classes, copies, split, list_recipe(params), pairs, suspects, probabilities, training)
-    write_text(metrics / "report.md", compose_report(results, "figures", captions))
+    results = Results(
+        evaluation, classes, copies, split, params.model_dump(include=RECIPE), pairs, suspects, probabilities, training
+    )
+    drawn_names = [name for name, figure in figures.items() if not isinstance(figure, str)]
+    write_text(metrics / "report.md", compose_report(results, "figures", captions, drawn_names))
     print(describe(evaluation))
     print(f"report in {metrics / 'report.md'}")
-
-
-def list_recipe(params: Params) -> dict[str, Any]:
-    """Return all that the checkpoints hang on, by name; a section's are a dictionary."""
-    return {
-        "data": params.data.model_dump(),
-        "seed": params.seed,
-        "precision": params.precision,
-        "split": params.split.model_dump(),
-        "model": params.model.model_dump(),
-        "class_weights": params.class_weights,
-        "train_head": params.train_head.model_dump(),
-        "finetune": params.finetune.model_dump(),
-    }
 
 
 if __name__ == "__main__":

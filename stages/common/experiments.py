@@ -98,10 +98,9 @@ def run_missing(settings: dict[str, dict[str, int]], params: Params) -> dict[str
     return commits
 
 
-def read_files(commit: str, reader: Callable[..., Read], *names: str) -> Read:
-    """Return what `reader` makes of files of an experiment."""
+def read_file(commit: str, reader: Callable[[Path], Read], name: str) -> Read:
+    """Return what `reader` makes of a file of an experiment."""
     with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / Path(name).name for name in names]
-        for name, file in zip(names, files, strict=True):
-            file.write_bytes(read_result(commit, name))
-        return reader(*files)
+        file = Path(folder) / Path(name).name
+        file.write_bytes(read_result(commit, name))
+        return reader(file)

@@ -18,12 +18,11 @@ from stages.network.backbones import cut_into_blocks, stock_options, stock_shape
 from stages.network.checkpoint import Description
 from stages.network.network import Network, Standardize
 from stages.report.markdown import bullets, cell, code, table
-from stages.report.page import describe_limits
+from stages.report.page import describe_limits, tabulate_counts
 from stages.scores.evaluation import Evaluation
 from stages.scores.metrics import Scores
 from stages.scores.verdict import describe_gain
 
-_MOST_CLASSES = 100
 _UNLIKE = (
     " `unlike`, the second output of `model.onnx`, tells: above 1.0, an image is farther from the training "
     "images than 99% of the validation images."
@@ -69,12 +68,8 @@ def compose_card(
     counts = class_counts(split)
     parts = {part: sum(numbers[part] for numbers in counts.values()) for part in PARTS}
     counted = parts | {"test": tested}
-    rows = [[cell(name), *(f"{numbers[part]:,}" for part in PARTS)] for name, numbers in counts.items()]
-    if len(rows) > _MOST_CLASSES:
-        rows = [*rows[:_MOST_CLASSES], [f"... {len(rows) - _MOST_CLASSES:,} more", "", "", ""]]
     if recipe.get("model.weights"):
         recipe = recipe | {"model.weights": Path(recipe["model.weights"]).name}  # not where it is on this machine
-    rows.append(["**all**", *(f"**{count:,}**" for count in parts.values())])
     weights = "random weights" if description.weights is None else f"the weights {code(Path(description.weights).name)}"
     return "\n\n".join(
         [
@@ -103,7 +98,7 @@ def compose_card(
             "With safetensors and torchvision:",
             _fenced(torchvision_program(network, description)),
             "## Data",
-            table(["class", *PARTS], rows),
+            tabulate_counts(split),
             "## Recipe",
             table(["parameter", "value"], [[f"`{name}`", code(value)] for name, value in recipe.items()]),
         ]

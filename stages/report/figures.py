@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -36,8 +37,11 @@ def draw_numbers(
     selected: tuple[int, int],
     calibrations: Calibrations,
     line: tuple[Sequence[Point], float],
-) -> dict[str, Figure]:
-    """Draw all figures of numbers, by name; `histories` and `selected` are of both phases, `line` of the second."""
+) -> dict[str, Figure | str]:
+    """Draw all figures of numbers, by name; `histories` and `selected` are of both phases, `line` of the second.
+
+    A sentence where there is nothing to draw.
+    """
     return {
         "training": draw_training(*histories, selected, *line),
         "confusion": draw_confusion(predictions),
@@ -71,40 +75,37 @@ def draw_training(
     panels = ((losses, "loss", "train_loss", "val_loss"), (accuracies, "accuracy", "train_accuracy", "accuracy"))
     first = 0
     for phase, look, kept in zip((head, finetune), LOOKS.values(), selected, strict=True):
-        ring = first + [epoch.number for epoch in phase].index(kept)
-        for axes, _, training, validation in panels:
+        ring = [epoch.number for epoch in phase].index(kept)
+        for axes, name, training, validation in panels:
             for series, dashes, face in ((training, ":", "white"), (validation, "-", look.color)):
-                points = [(first + number, getattr(epoch, series)) for number, epoch in enumerate(phase)]
-                known = [(number, value) for number, value in points if value is not None]
-                axes.plot(
-                    [number for number, _ in known],
-                    [value for _, value in known],
-                    dashes,
-                    color=look.color,
-                    marker=look.marker,
-                    markersize=5 if len(phase) <= 30 else 3,
-                    markerfacecolor=face,
-                    label=f"{look.title}: {'training' if series == training else 'validation'}",
-                )
+                # A series may lack a value: epoch 0 has no training loss.
+                values = [math.nan if (value := getattr(epoch, series)) is None else value for epoch in phase]
+                label = f"{look.title}: {'training' if series == training else 'validation'}"
+                marker = {"marker": look.marker, "markersize": 5 if len(phase) <= 30 else 3, "markerfacecolor": face}
+                axes.plot(range(first, first + len(phase)), values, dashes, color=look.color, label=label, **marker)
             # What lies within the line is no epoch.
             if phase is head or alpha in (0, 1):
-                _ring(axes, ring, getattr(phase[ring - first], validation))
+                _ring(axes, first + ring, getattr(phase[ring], validation))
+            axes.set_ylabel(name)
         first += len(phase)
-    for axes, name, *_ in panels:
-        axes.set(ylabel=name, xlim=(-0.6, first - 0.4))
+    for axes in (losses, accuracies):
+        axes.set_xlim(-0.6, first - 0.4)
         axes.axvline(len(head) - 0.5, color="black", linewidth=1)
-    both = [loss for epoch in (*head, *finetune) for loss in (epoch.train_loss, epoch.val_loss)]
-    values = [loss for loss in both if loss is not None]
-    if 0 < _LOG_RANGE * min(values) < max(values):
+    both = [loss for epoch in (*head, *finetune) for loss in (epoch.train_loss, epoch.val_loss) if loss is not None]
+    if 0 < _LOG_RANGE * min(both) < max(both):
         use_log_axis(losses, "y")
     else:
-        losses.set_ylim(0, 1.1 * max(values))
+        losses.set_ylim(0, 1.1 * max(both))
     accuracies.margins(y=0.1)
     losses.set_title(f"head phase: epoch {selected[0]} kept ◯")
     losses.set_title("fine-tuning" if 0 < alpha < 1 else f"fine-tuning: epoch {selected[1]} kept ◯", loc="right")
     accuracies.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     accuracies.set_xlabel("epoch of the phase")
-    _number_epochs(accuracies, head, finetune)
+    # The numbers begin again at the hand-over.
+    every = [epoch.number for epoch in (*head, *finetune)]
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, len(every)) if step * 20 >= len(every))
+    places = [*range(0, len(head), step), *range(len(head), len(every), step)]
+    accuracies.set_xticks(places, [str(every[place]) for place in places])
     if line:
         _draw_line(grid[0, 1], grid[1, 1], line, alpha)
     figure.legend(*losses.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
@@ -128,18 +129,6 @@ def _draw_line(losses: Axes, accuracies: Axes, line: Sequence[Point], alpha: flo
 
 def _ring(axes: Axes, place: float, height: float) -> None:
     axes.plot(place, height, "o", markersize=15, fillstyle="none", color="black", markeredgewidth=1.3)
-
-
-def _number_epochs(axes: Axes, *phases: Sequence[Epoch]) -> None:
-    """Let the numbers begin again at the hand-over."""
-    every = [epoch.number for phase in phases for epoch in phase]
-    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, len(every)) if step * 20 >= len(every))
-    places: list[int] = []
-    before = 0
-    for phase in phases:
-        places += range(before, before + len(phase), step)
-        before += len(phase)
-    axes.set_xticks(places, [str(every[place]) for place in places])
 
 
 @house_style()
@@ -225,61 +214,51 @@ def _most_confused(predictions: Predictions, model: str, most: int = 5) -> str:
 
 
 @house_style()
-def draw_curves(predictions: Predictions, scores: dict[str, Scores]) -> Figure:
+def draw_curves(predictions: Predictions, scores: dict[str, Scores]) -> Figure | str:
     """Draw ROC and precision-recall of each checkpoint, their areas, as in `scores`, in the legends."""
+    counted, names = counted_classes(predictions), short_names(predictions.classes, 30)
+    roc, precision_recall = roc_curves(predictions), precision_recall_curves(predictions)
+    if roc is None or precision_recall is None:
+        return "There are no curves: they need test images of two classes."
     figure = new_figure(10, 5)
     left, right = figure.subplots(1, 2)
-    counted = counted_classes(predictions)
-    names = short_names(predictions.classes, 30)
+    title = f"one class against the rest, mean over {plural(len(counted), 'class', 'classes')} (macro)"
     if len(predictions.classes) == 2:
-        title, share = f"positive: {names[1]}", float(np.mean(predictions.labels == 1))
-    else:
-        title = f"one class against the rest, mean over {plural(len(counted), 'class', 'classes')} (macro)"
-        share = float(np.mean([np.mean(predictions.labels == label) for label in counted] or [0]))
-    for axes, name, score, curve in (
-        (left, "ROC", "auroc", roc_curves(predictions)),
-        (right, "Precision-recall", "average_precision", precision_recall_curves(predictions)),
+        title = f"positive: {names[1]}"
+    share = float(np.mean([np.mean(predictions.labels == label) for label in counted]))
+    for axes, curve, name, area, key, place in (
+        (left, roc, "ROC", "area", "auroc", "lower right"),
+        (right, precision_recall, "Precision-recall", "average precision", "average_precision", "lower left"),
     ):
+        areas = {model: getattr(scores[model], key) for model in predictions.models}
+        for model, value in areas.items():
+            label = f"{LOOKS[model].title}, {area} {'undefined' if value is None else number(value)}"
+            _draw_curve(axes, curve, model, label=label, clip_on=False)
+        if all((value or 0) > _ZOOM_FROM for value in areas.values()):
+            _enlarge_corner(axes, curve, corner=0.0 if axes is left else 1.0)
+        if axes is left:
+            axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":", label="chance")
+        else:
+            axes.axhline(share, color=GREY, linewidth=0.8, linestyle=":", label=f"chance ({share:.1%})")
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02), aspect="equal")
         axes.set_title(f"{name}\n{title}")
-        if curve is None:
-            axes.text(0.5, 0.5, "needs test images\nof two classes", ha="center", va="center", size=12)
-            continue
-        areas = {model: getattr(scores[model], score) for model in predictions.models}
-        _draw_curve(axes, curve, "area" if score == "auroc" else "average precision", areas)
-        if all((area or 0) > _ZOOM_FROM for area in areas.values()):
-            _enlarge_corner(axes, curve, corner=0.0 if axes is left else 1.0)
-    left.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":", label="chance")
-    left.set(xlabel="false positive rate", ylabel="true positive rate")
-    right.axhline(share, color=GREY, linewidth=0.8, linestyle=":", label=f"chance ({share:.1%})")
-    right.set(xlabel="recall", ylabel="precision")
-    for axes, place in ((left, "lower right"), (right, "lower left")):
         axes.legend(loc=place, fontsize=9)
+    left.set(xlabel="false positive rate", ylabel="true positive rate")
+    right.set(xlabel="recall", ylabel="precision")
     return figure
 
 
-def _draw_curve(axes: Axes, curve: Curve, shown: str, areas: dict[str, float | None]) -> None:
-    for model, area in areas.items():
-        look = LOOKS[model]
-        axes.plot(
-            curve.x,
-            curve.y[model],
-            look.line,
-            color=look.color,
-            linewidth=2.2,
-            zorder=look.layer,
-            label=f"{look.title}, {shown} {'undefined' if area is None else number(area)}",
-            clip_on=False,
-        )
+def _draw_curve(axes: Axes, curve: Curve, model: str, **more: Any) -> None:  # noqa: ANN401 (of matplotlib)
+    look = LOOKS[model]
+    axes.plot(curve.x, curve.y[model], look.line, color=look.color, linewidth=2.2, zorder=look.layer, **more)
 
 
 def _enlarge_corner(axes: Axes, curve: Curve, corner: float) -> None:
     """Show a good curve's corner, at x = 0 or 1 and y = 1, once more: all that differs is there."""
     shown = (-0.005, _ZOOM) if corner == 0 else (1 - _ZOOM, 1.005)
     inset = axes.inset_axes((0.3, 0.32, 0.55, 0.55))
-    for model, y in curve.y.items():
-        look = LOOKS[model]
-        inset.plot(curve.x, y, look.line, color=look.color, linewidth=2.2, zorder=look.layer)
+    for model in curve.y:
+        _draw_curve(inset, curve, model)
     inset.tick_params(labelsize=7)
     inset.set(xticks=np.arange(0, 1.01, 0.05), yticks=np.arange(0, 1.01, 0.05), xlim=shown, ylim=(1 - _ZOOM, 1.005))
     inset.spines[["top", "right"]].set_visible(True)

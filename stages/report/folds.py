@@ -7,10 +7,10 @@ from matplotlib.figure import Figure
 
 from stages.common.format import percent, plural, points, signed
 from stages.images.decode import ImageError, decode, read_image
-from stages.report.galleries import Sheet, caption, say
+from stages.report.galleries import Sheet, caption
 from stages.report.markdown import table
 from stages.report.page import tabulate_suspects
-from stages.report.style import GREY, house_style, new_figure, shorten
+from stages.report.style import GREY, house_style, new_figure, shorten, shorten_path
 from stages.scores.folds import Together
 from stages.scores.suspects import Suspect
 
@@ -55,14 +55,7 @@ def draw_runs(kind: str, together: Together) -> Figure:
 
 @house_style()
 def draw_suspects(suspects: list[Suspect], root: Path) -> Figure:
-    """Draw the images whose labels are believed least.
-
-    Args:
-        suspects: the least believed first.
-        root: the folder that their paths are relative to.
-    """
-    if not suspects:
-        return say("Of no image is another class more probable than its label.")
+    """Draw images whose labels are believed least, from the folder that their paths are relative to."""
     shown = suspects[:_MOST_DRAWN]
     title = f"The {plural(len(shown), 'label')} that the networks believe least"
     sheet = Sheet([(title, "", len(shown))], columns=5, ratio=1, lines=3)
@@ -74,7 +67,7 @@ def draw_suspects(suspects: list[Suspect], root: Path) -> Figure:
         except (OSError, ImageError):
             axes.text(0.5, 0.5, "gone", ha="center", va="center", transform=axes.transAxes)
         says = f"{shorten(one.suggestion, 14)}, {percent(one.suggestion_probability)}"
-        caption(axes, f"label: {shorten(one.label, 18)}", f"rather {says}", shorten(one.path, 26))
+        caption(axes, f"label: {shorten(one.label, 18)}", f"suggested: {says}", shorten_path(one.path, 26))
     return sheet.figure
 
 
@@ -112,7 +105,7 @@ def compose_page(kind: str, together: Together, summary: str, wrong: float | Non
             f"About {wrong:.0f} of {together.images:,}, by [confident learning](https://arxiv.org/abs/1911.00068) on "
             "the fine-tuned networks' probabilities. The images whose label is believed least come first: look at "
             "them, for a mistake of the network ranks as high as one of the label.",
-            "![Labels that are believed least](suspects.png)",
-            tabulate_suspects(suspects, "suspects.csv"),
         ]
+    if suspects:
+        parts += ["![Labels that are believed least](suspects.png)", tabulate_suspects(suspects)]
     return "\n\n".join(parts) + "\n"

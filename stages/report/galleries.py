@@ -16,14 +16,13 @@ from stages.images.index import Entry
 from stages.images.preprocessing import Preprocessing, make_transform
 from stages.network.network import Network
 from stages.report.gradcam import enlarge, find_block, grad_cam
-from stages.report.style import GREY, house_style, new_figure, short_names, shorten, wrap
+from stages.report.style import GREY, house_style, new_figure, short_names, shorten_path, wrap
 from stages.scores.metrics import predicted_labels
 from stages.scores.predictions import Positions, Predictions, find_changed, find_confused, find_wrong
 
 Pixels = NDArray[np.float32]
 
-_WIDTH = 10.0  # inches, of a figure
-_MARGIN = 0.15  # inches, around it
+_WIDTH, _MARGIN = 10.0, 0.15  # inches, of a figure and around it
 _MOST_WRONG = 9
 _MOST_PAIRS, _MOST_OF_A_PAIR = 4, 5  # of classes that are confused, and images of each
 _MOST_CHANGED = 10  # fixed ones, and as many broken ones
@@ -40,13 +39,8 @@ class Album:
     def load(self, positions: Positions) -> torch.Tensor:
         """Return these images preprocessed, (n, 3, crop, crop); raises what `read_entry` does."""
         transform, grey_max = make_transform(self.preprocessing, "none"), self.preprocessing.grey_max
-        least = self.preprocessing.least("none")
-        entries = [self.entries[position] for position in positions]
+        entries, least = [self.entries[position] for position in positions], self.preprocessing.least("none")
         return torch.stack([transform(read_entry(self.root, entry, grey_max, least)) for entry in entries])
-
-    def pixels(self, images: torch.Tensor) -> Pixels:
-        """Return preprocessed images as they look, (n, crop, crop, 3) in [0, 1]."""
-        return as_pixels(images, self.preprocessing)
 
 
 def as_pixels(images: torch.Tensor, preprocessing: Preprocessing) -> Pixels:
@@ -56,8 +50,14 @@ def as_pixels(images: torch.Tensor, preprocessing: Preprocessing) -> Pixels:
     return seen
 
 
-def draw_images(predictions: Predictions, album: Album, network: Network) -> dict[str, Figure]:
-    """Draw all figures of this module, by name; `network` is the fine-tuned one, on the CPU."""
+def draw_images(predictions: Predictions, album: Album, network: Network) -> dict[str, Figure | str]:
+    """Draw all figures of this module, by name; a sentence where there is nothing to draw.
+
+    Args:
+        predictions: on the images of `album`, in its order.
+        album: the test images.
+        network: the fine-tuned one, on the CPU.
+    """
     return {
         "wrong": draw_wrong(predictions, album, network),
         "confused": draw_confused(predictions, album),
@@ -66,103 +66,84 @@ def draw_images(predictions: Predictions, album: Album, network: Network) -> dic
 
 
 @house_style()
-def draw_wrong(predictions: Predictions, album: Album, network: Network) -> Figure:
-    """Draw the fine-tuned network's mistakes, the most confident first, with Grad-CAM toward what it predicted.
-
-    Args:
-        predictions: on the images of `album`, in its order.
-        album: the test images.
-        network: the fine-tuned one, on the CPU.
-    """
+def draw_wrong(predictions: Predictions, album: Album, network: Network) -> Figure | str:
+    """Draw the fine-tuned network's mistakes, the most confident first, with Grad-CAM toward what it predicted."""
     wrong, total = find_wrong(predictions), plural(len(predictions.labels), "image")
     if not wrong:
-        return say(f"The fine-tuned network makes no mistakes on {total}.")
+        return f"The fine-tuned network makes no mistakes on {total}."
     positions = wrong[:_MOST_WRONG]
     predicted = predicted_labels(predictions.finetuned)[positions]
     images = album.load(positions)
-    block = find_block(network, images.shape[-1])
-    maps = None if block is None else grad_cam(network.eval(), images, torch.from_numpy(predicted), block)
-    shown = "" if len(wrong) == len(positions) else f"; the {len(positions)} most confident of them"
-    title = f"The fine-tuned network's {plural(len(wrong), 'mistake')} on {total}{shown}"
-    if maps is None:
-        note = "Without Grad-CAM: at this size of the images, no block has maps of 7 x 7 values."
-    else:
+    pixels, block = as_pixels(images, album.preprocessing), find_block(network, images.shape[-1])
+    note = "Without Grad-CAM: at this size of the images, no block has maps of 7 x 7 values."
+    if block is not None:
+        maps = grad_cam(network.eval(), images, torch.from_numpy(predicted), block)
+        heat = enlarge(maps, images.shape[-1]).numpy()
+        gap = np.ones((len(pixels), pixels.shape[1], max(1, round(0.02 * len(pixels[0]))), 3), dtype=np.float32)
+        warm = np.stack([lay_over(own, warmth) for own, warmth in zip(pixels, heat, strict=True)])
+        pixels = np.concatenate([pixels, gap, warm], axis=2)
         note = (
             "Right of each image: Grad-CAM, where the network saw evidence for its prediction (bright: most, dark: "
-            f"none), from {maps.shape[1]} x {maps.shape[2]} values after block {(block or 0) + 1} "
-            f"of {len(network.backbone)}."
+            f"none), from {maps.shape[1]} x {maps.shape[2]} values after block {block + 1} of {len(network.backbone)}."
         )
+    shown = "" if len(wrong) == len(positions) else f"; the {len(positions)} most confident of them"
+    title = f"The fine-tuned network's {plural(len(wrong), 'mistake')} on {total}{shown}"
     names = short_names(predictions.classes, 24)
-    sheet = Sheet([(title, note, len(positions))], columns=3, ratio=1 if maps is None else 2, lines=3)
-    shown_pixels = album.pixels(images)
-    if maps is not None:
-        heat = enlarge(maps, images.shape[-1]).numpy()
-        pairs = zip(shown_pixels, heat, strict=True)
-        shown_pixels = np.stack([_side_by_side(pixels, lay_over(pixels, warmth)) for pixels, warmth in pairs])
-    for cell, position, pixels, label in zip(sheet.cells, positions, shown_pixels, predicted, strict=True):
-        cell.imshow(pixels)
+    sheet = Sheet([(title, note, len(positions))], columns=3, ratio=1 if block is None else 2, lines=3)
+    for cell, position, own, label in zip(sheet.cells, positions, pixels, predicted, strict=True):
+        cell.imshow(own)
         surety = probability(float(predictions.finetuned[position, label]))
-        caption(cell, f"predicted {names[label]}, {surety}", f"true: {names[predictions.labels[position]]}",
-                 shorten(predictions.paths[position], 42))  # fmt: skip
+        true = f"true: {names[predictions.labels[position]]}"
+        caption(cell, f"predicted {names[label]}, {surety}", true, shorten_path(predictions.paths[position], 42))
     return sheet.figure
 
 
 @house_style()
-def draw_confused(predictions: Predictions, album: Album) -> Figure:
-    """Draw images from the largest cells of the fine-tuned network's confusion matrix, beside its diagonal.
-
-    Args:
-        predictions: on the images of `album`, in its order.
-        album: the test images.
-    """
+def draw_confused(predictions: Predictions, album: Album) -> Figure | str:
+    """Draw images from the largest cells of the fine-tuned network's confusion matrix, beside its diagonal."""
     pairs = find_confused(predictions, "finetuned")
     if not pairs:
-        return say(f"The fine-tuned network confuses no classes on {plural(len(predictions.labels), 'image')}.")
+        return f"The fine-tuned network confuses no classes on {plural(len(predictions.labels), 'image')}."
     names, total = short_names(predictions.classes, 30), np.bincount(predictions.labels)
     sections, positions = [], []
     for true, guess, found in pairs[:_MOST_PAIRS]:
         shown = found[:_MOST_OF_A_PAIR]
         rest = "" if len(shown) == len(found) else f"; the {len(shown)} most confident"
-        sections.append(
-            (f"{names[true]} taken for {names[guess]}: {len(found):,} of {total[true]:,}{rest}", "", len(shown))
-        )
+        title = f"{names[true]} taken for {names[guess]}: {len(found):,} of {total[true]:,}{rest}"
+        sections.append((title, "", len(shown)))
         positions += shown
     sheet = Sheet(sections, columns=_MOST_OF_A_PAIR, ratio=1, lines=2)
-    for cell, position, pixels in zip(sheet.cells, positions, album.pixels(album.load(positions)), strict=True):
-        cell.imshow(pixels)
+    pixels = as_pixels(album.load(positions), album.preprocessing)
+    for cell, position, own in zip(sheet.cells, positions, pixels, strict=True):
+        cell.imshow(own)
         surety = probability(float(predictions.finetuned[position].max()))
-        caption(cell, surety, shorten(predictions.paths[position], 26))
+        caption(cell, surety, shorten_path(predictions.paths[position], 26))
     return sheet.figure
 
 
 @house_style()
-def draw_changed(predictions: Predictions, album: Album) -> Figure:
-    """Draw the images that fine-tuning fixed and those that it broke, with both predictions.
-
-    Args:
-        predictions: on the images of `album`, in its order.
-        album: the test images.
-    """
-    groups, total = find_changed(predictions), plural(len(predictions.labels), "image")
+def draw_changed(predictions: Predictions, album: Album) -> Figure | str:
+    """Draw the images that fine-tuning fixed and those that it broke, with both predictions."""
+    groups = find_changed(predictions)
     if not any(groups):
-        return say(f"Fine-tuning neither fixed nor broke an image, of {total}.")
-    sections = []
+        return f"Fine-tuning neither fixed nor broke an image, of {plural(len(predictions.labels), 'image')}."
+    sections, positions = [], []
     for name, group in zip(("fixed", "broke"), groups, strict=True):
         shown = f"; the {_MOST_CHANGED} that changed most" if len(group) > _MOST_CHANGED else ""
         many = plural(len(group), "image") if group else "no image"
         sections.append((f"Fine-tuning {name} {many}{shown}", "", min(len(group), _MOST_CHANGED)))
+        positions += group[:_MOST_CHANGED]
     sheet = Sheet(sections, columns=5, ratio=1, lines=4)
-    positions = [position for group in groups for position in group[:_MOST_CHANGED]]
     names = short_names(predictions.classes, 14)
-    guesses = {name: predicted_labels(values) for name, values in predictions.models.items()}
-    for cell, position, pixels in zip(sheet.cells, positions, album.pixels(album.load(positions)), strict=True):
-        cell.imshow(pixels)
-        before, after = (
-            f"{names[guesses[name][position]]}, {probability(float(values[position, guesses[name][position]]))}"
-            for name, values in predictions.models.items()
-        )
-        true = names[predictions.labels[position]]
-        caption(cell, f"true: {true}", f"before: {before}", f"after: {after}", shorten(predictions.paths[position], 26))
+    pixels = as_pixels(album.load(positions), album.preprocessing)
+    for cell, position, own in zip(sheet.cells, positions, pixels, strict=True):
+        cell.imshow(own)
+        answers = []
+        for values in (predictions.head[position], predictions.finetuned[position]):
+            guess = int(predicted_labels(values[None])[0])
+            answers.append(f"{names[guess]}, {probability(float(values[guess]))}")
+        true, path = names[predictions.labels[position]], shorten_path(predictions.paths[position], 26)
+        caption(cell, f"true: {true}", f"before: {answers[0]}", f"after: {answers[1]}", path)
     return sheet.figure
 
 
@@ -205,35 +186,13 @@ def caption(axes: Axes, first: str, *others: str) -> None:
     """Write lines under an image: the first in bold, the last, its path, small and grey."""
     for number, line in enumerate((first, *others)):
         last = number == len(others)
-        axes.annotate(
-            line,
-            (0, 0),
-            (0, -3 - 10.8 * number),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            va="top",
-            size=6.5 if last else 7.8,
-            weight="normal" if number else "bold",
-            color=GREY if last else "black",
-            annotation_clip=False,
-        )
-
-
-def _side_by_side(left: Pixels, right: Pixels) -> Pixels:
-    gap = np.ones((len(left), max(1, round(0.02 * len(left))), 3), dtype=np.float32)
-    return np.concatenate([left, gap, right], axis=1)
+        text = axes.annotate(line, (0, 0), (0, -3 - 10.8 * number), "axes fraction", "offset points", va="top")
+        text.set(size=6.5 if last else 7.8, weight="normal" if number else "bold", color=GREY if last else "black")
+        text.set_annotation_clip(False)
 
 
 def lay_over(pixels: Pixels, heat: NDArray[np.float32]) -> Pixels:
     """Let the image show in grey through its heat map, whose colours rise in lightness: it reads in greyscale too."""
     grey = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    colors = colormaps["inferno"](heat)[..., :3]
-    mixed: Pixels = (0.4 * grey[..., None] + 0.6 * colors).astype(np.float32)
+    mixed: Pixels = (0.4 * grey[..., None] + 0.6 * colormaps["inferno"](heat)[..., :3]).astype(np.float32)
     return mixed
-
-
-def say(text: str) -> Figure:
-    """Return a figure of one sentence."""
-    figure = new_figure(8, 1.6, layout=None)
-    figure.text(0.5, 0.5, text, ha="center", va="center", size=13)
-    return figure

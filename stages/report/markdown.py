@@ -12,6 +12,12 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def tabulate_first(header: list[str], rows: list[list[str]], most: int, file: str) -> str:
+    """Return a table of the first rows, and of how many more there are in a file."""
+    more = [[f"... {len(rows) - most:,} more in `{file}`", *[""] * (len(header) - 1)]] * (len(rows) > most)
+    return table(header, [*rows[:most], *more])
+
+
 def cell(text: str) -> str:
     """Let no name of a class or a file be taken for Markdown or for the end of a table's cell."""
     escaped = "".join(f"\\{character}" if character in r"\`*_{}[]<>#|~$&" else character for character in text)

@@ -7,14 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stages.scores.bootstrap import draw_counts
 from stages.scores.coverage import Coverage, choose_threshold, measure_coverage
-from stages.scores.metrics import Labels, Probabilities, calibration_gaps, predicted_labels, squared_errors
+from stages.scores.metrics import Labels, Probabilities, expected_calibration_error, predicted_labels, squared_errors
 from stages.scores.predictions import Predictions, image_losses
-
-_Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -30,8 +27,8 @@ class Estimate:
 class Quality:
     """What probabilities are worth: mean log-loss in nats, Brier score and expected calibration error, as in `Scores`.
 
-    Lower is better. The intervals are those of a bootstrap over the test images (percentiles of 2,000). The
-    calibration error has none: it is biased upwards, and more so on a resample, which holds images twice
+    Lower is better. The intervals are those of a bootstrap over the test images (percentiles of 2,000). The calibration
+    error has none: it is biased upwards, and more so on a resample, which holds images twice
     (https://proceedings.mlr.press/v151/roelofs22a.html).
     """
 
@@ -94,26 +91,17 @@ def measure_calibrations(
 def measure_calibration(
     labels: Labels, probabilities: Probabilities, temperature: float, checkpoint: str = ""
 ) -> Calibration:
-    """Measure what a temperature changed.
-
-    Args:
-        labels: (n,).
-        probabilities: with the temperature, (n, classes).
-        temperature: above 0.
-        checkpoint: SHA-256 of its file.
-    """
-    sides = [_Sums(labels, values) for values in (without_temperature(probabilities, temperature), probabilities)]
-    before, after = (np.array(side.of(np.ones((1, len(labels)))))[:, 0] for side in sides)
-    resamples = draw_counts(len(labels), np.random.default_rng(0))
-    scores = zip(*([np.array(side.of(counts)) for side in sides] for counts in resamples), strict=True)
-    drawn = [np.concatenate(parts, axis=1) for parts in scores]
-    return Calibration(
-        checkpoint,
-        temperature,
-        _quality(before, drawn[0]),
-        _quality(after, drawn[1]),
-        _quality(after - before, drawn[1] - drawn[0]),
-    )
+    """Measure what a temperature changed, from probabilities (n, classes) that it is in."""
+    sides = [without_temperature(probabilities, temperature), probabilities]
+    # Of each image, its log-loss and its squared error before, after, and their change: (n, 6).
+    before, after = (np.stack([image_losses(labels, p), squared_errors(labels, p)], axis=1) for p in sides)
+    every = np.concatenate([before, after, after - before], axis=1)
+    drawn = np.concatenate([counts @ every for counts in draw_counts(len(labels), np.random.default_rng(0))])
+    rows = np.concatenate([every.mean(axis=0)[None], np.percentile(drawn / len(labels), [2.5, 97.5], axis=0)])
+    estimates = [Estimate(*column) for column in rows.T.tolist()]
+    first, second = (expected_calibration_error(predicted_labels(p) == labels, p.max(axis=1)) for p in sides)
+    losses, briers, errors = estimates[::2], estimates[1::2], (first, second, second - first)
+    return Calibration(checkpoint, temperature, *map(Quality, losses, briers, errors))
 
 
 def without_temperature(probabilities: Probabilities, temperature: float) -> Probabilities:
@@ -125,24 +113,3 @@ def without_temperature(probabilities: Probabilities, temperature: float) -> Pro
     with np.errstate(divide="ignore"):
         plain: Probabilities = softmax(np.log(probabilities) * temperature, axis=1)
     return plain
-
-
-class _Sums:
-    """What each of n images adds to the three scores; of the calibration error, to each bin."""
-
-    def __init__(self, labels: Labels, probabilities: Probabilities) -> None:
-        self._losses = image_losses(labels, probabilities)
-        self._errors = squared_errors(labels, probabilities)
-        self._gaps = calibration_gaps(predicted_labels(probabilities) == labels, probabilities.max(axis=1))
-
-    def of(self, counts: _Values) -> tuple[_Values, _Values, _Values]:
-        """Return each score, (m,), of m samples that have each image so many times, (m, n)."""
-        total = counts.sum(axis=1)
-        gaps = np.abs(counts @ self._gaps).sum(axis=1)
-        return counts @ self._losses / total, counts @ self._errors / total, gaps / total
-
-
-def _quality(values: _Values, drawn: _Values) -> Quality:
-    intervals = np.percentile(drawn[:2], [2.5, 97.5], axis=1).T.tolist()
-    loss, brier = (Estimate(value, *interval) for value, interval in zip(values[:2].tolist(), intervals, strict=True))
-    return Quality(loss, brier, float(values[2]))

@@ -39,13 +39,9 @@ class Coverage:
 
 
 def risk_curve(labels: Labels, probabilities: Probabilities) -> tuple[_Values, _Values]:
-    """Return the shares of images that are answered, ascending, and of these the shares that are wrong.
+    """Return the shares of images that are answered, ascending, and of these the shares that are wrong, (m,) each.
 
-    One for each distinct highest probability, (m,) each: the images with that or more are answered.
-
-    Args:
-        labels: (n,).
-        probabilities: (n, classes).
+    One for each distinct highest probability of `probabilities`, (n, classes): images with that or more are answered.
     """
     wrong, _, last = _ordered(labels, probabilities)
     answered = np.arange(1, len(wrong) + 1)
@@ -53,12 +49,7 @@ def risk_curve(labels: Labels, probabilities: Probabilities) -> tuple[_Values, _
 
 
 def choose_threshold(labels: Labels, probabilities: Probabilities) -> float | None:
-    """Return the lowest probability from which at most 1% of the answers are wrong, `None` if there is none.
-
-    Args:
-        labels: (n,), of images that nothing will be promised of.
-        probabilities: (n, classes).
-    """
+    """Return the lowest probability from which at most 1% of the answers are wrong, `None` if there is none."""
     wrong, confidence, last = _ordered(labels, probabilities)
     good = np.flatnonzero(last & (np.cumsum(wrong) <= MOST_WRONG * np.arange(1, len(wrong) + 1)))
     return float(confidence[good[-1]]) if len(good) else None
@@ -67,14 +58,7 @@ def choose_threshold(labels: Labels, probabilities: Probabilities) -> float | No
 def measure_coverage(
     labels: Labels, probabilities: Probabilities, threshold: float | None, validation: int
 ) -> Coverage:
-    """Measure a threshold.
-
-    Args:
-        labels: of the test images, (n,).
-        probabilities: likewise, (n, classes).
-        threshold: as `choose_threshold` returns it.
-        validation: the number of images that it was chosen on.
-    """
+    """Measure on test images, labels (n,), a threshold that was chosen on so many validation images."""
     if threshold is None:
         return Coverage(None, validation)
     sure = probabilities.max(axis=1) >= threshold
@@ -89,9 +73,8 @@ def _ordered(labels: Labels, probabilities: Probabilities) -> tuple[NDArray[np.b
     """Return, the surest image first: whether it is wrong, how sure, and whether the next one is less sure."""
     confidence = probabilities.max(axis=1)
     order = np.argsort(-confidence, kind="stable")
-    sorted_confidence = confidence[order]
-    last = np.append(sorted_confidence[1:] < sorted_confidence[:-1], True)
-    return (predicted_labels(probabilities) != labels)[order], sorted_confidence, last
+    last = np.append(np.diff(confidence[order]) < 0, True)
+    return (predicted_labels(probabilities) != labels)[order], confidence[order], last
 
 
 def describe_coverage(coverage: Coverage) -> str:

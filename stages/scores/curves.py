@@ -1,6 +1,6 @@
 """ROC and precision-recall curves, and the tables from which DVC plots them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,35 +8,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.common.files import write_csv
-from stages.scores.metrics import Labels, Probabilities, predicted_labels
+from stages.scores.metrics import predicted_labels
 from stages.scores.predictions import Predictions
 
-MAX_ROWS = 200
+Values = NDArray[np.float64]
 
-_Values = NDArray[np.float64]
-# x -> the curve's values just left and just right of it, where it may jump.
-_Sides = Callable[[_Values], tuple[_Values, _Values]]
+# Where curves are measured: so many that no jump looks slanted.
+GRID: Values = np.linspace(0, 1, 200)
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One curve a checkpoint over the same x, (m,), ascending; where a curve jumps, x is there twice."""
+    """One curve a checkpoint over the same `x`, which is `GRID`."""
 
-    x: _Values
-    y: dict[str, _Values]
+    x: Values
+    y: dict[str, Values]
 
 
 def roc_curves(predictions: Predictions) -> Curve | None:
-    """Return true positive rates over false positive rates, as `_average` says; `None` where no class has both."""
-    return _average(predictions, _roc_sides)
+    """Return true positive rates over false positive rates, the mean over `counted_classes`; `None` without any."""
+    return _average(predictions, _true_rates)
 
 
 def precision_recall_curves(predictions: Predictions) -> Curve | None:
-    """Return precisions over recalls, as `_average` says; `None` where no class has both.
-
-    Steps, whose area is scikit-learn's `average_precision_score`.
-    """
-    return _average(predictions, _precision_sides)
+    """Return precisions over recalls, the mean over `counted_classes`; `None` without any."""
+    return _average(predictions, _precisions)
 
 
 def counted_classes(predictions: Predictions) -> list[int]:
@@ -49,77 +45,41 @@ def counted_classes(predictions: Predictions) -> list[int]:
 
 
 def write_curves(folder: Path, predictions: Predictions) -> None:
-    """Write `roc.csv`, `precision_recall.csv` and `confusion.csv`, each whole or not at all.
-
-    The curves have at most 200 rows, the first and the last among them; `confusion.csv` has one row a test image.
-    """
+    """Write `roc.csv`, `precision_recall.csv` and, with a row for each test image, `confusion.csv`."""
     for name, x, curve in (
         ("roc", "false_positive_rate", roc_curves(predictions)),
         ("precision_recall", "recall", precision_recall_curves(predictions)),
     ):
-        rows = np.empty((0, 3)) if curve is None else np.stack([curve.x, *curve.y.values()], axis=1)
-        kept = np.unique(np.linspace(0, max(len(rows) - 1, 0), MAX_ROWS).round().astype(int))[: len(rows)]
-        write_csv(folder / f"{name}.csv", [x, *predictions.models], rows[kept].tolist() if len(rows) else [])
-    columns = (predictions.labels, predicted_labels(predictions.head), predicted_labels(predictions.finetuned))
+        rows = [] if curve is None else np.stack([curve.x, *curve.y.values()], axis=1).tolist()
+        write_csv(folder / f"{name}.csv", [x, *predictions.models], rows)
+    columns = (predictions.labels, *map(predicted_labels, predictions.models.values()))
     names = ([predictions.classes[label] for label in labels] for labels in zip(*columns, strict=True))
     write_csv(folder / "confusion.csv", ["actual", *predictions.models], names)
 
 
-def _average(
-    predictions: Predictions, sides_of: Callable[[NDArray[np.bool_], _Values], tuple[_Values, _Sides]]
-) -> Curve | None:
-    """Average the curves of `counted_classes`, each class weighing the same (macro)."""
-    models = {
-        name: [sides_of(truth, scores) for truth, scores in _one_against_rest(predictions.labels, values, predictions)]
+def _average(predictions: Predictions, curve: Callable[[NDArray[np.bool_], Values], Values]) -> Curve | None:
+    labels, counted = predictions.labels, counted_classes(predictions)
+    if not counted:
+        return None
+    sums = {
+        name: sum((curve(labels == label, values[:, label]) for label in counted), np.zeros(len(GRID)))
         for name, values in predictions.models.items()
     }
-    jumps = [x for curves in models.values() for x, _ in curves]
-    if not jumps:
-        return None
-    x = np.unique(np.concatenate(jumps))
-    y = {}
-    for name, curves in models.items():
-        total = np.zeros((2, len(x)))
-        for _, sides in curves:  # one after the other: together they may not fit into memory
-            total += sides(x)
-        y[name] = (total / len(curves)).T.ravel()
-    return Curve(np.repeat(x, 2), y)
+    return Curve(GRID, {name: total / len(counted) for name, total in sums.items()})
 
 
-def _one_against_rest(
-    labels: Labels, probabilities: Probabilities, predictions: Predictions
-) -> Iterator[tuple[NDArray[np.bool_], _Values]]:
-    for label in counted_classes(predictions):
-        yield labels == label, probabilities[:, label]
-
-
-def _roc_sides(truth: NDArray[np.bool_], scores: _Values) -> tuple[_Values, _Sides]:
+def _true_rates(truth: NDArray[np.bool_], scores: Values) -> Values:
     from sklearn.metrics import roc_curve
 
     false_rates, true_rates, _ = roc_curve(truth, scores)
-
-    def sides(x: _Values) -> tuple[_Values, _Values]:
-        # Of several values at one x, np.interp takes the last.
-        left, right = (np.interp(values, false_rates, true_rates) for values in (np.nextafter(x, -1), x))
-        return left, right
-
-    return false_rates, sides
+    rates: Values = np.interp(GRID, false_rates, true_rates)
+    return rates
 
 
-def _precision_sides(truth: NDArray[np.bool_], scores: _Values) -> tuple[_Values, _Sides]:
+def _precisions(truth: NDArray[np.bool_], scores: Values) -> Values:
     from sklearn.metrics import precision_recall_curve
 
+    # Recalls descend to 0, whose precision is made up; a place has the precision of the first recall that reaches it.
     precisions, recalls, _ = precision_recall_curve(truth, scores)
-    # From the highest threshold down; of several precisions at one recall, the first reached, which is the highest.
-    recalls, first = np.unique(recalls[::-1], return_index=True)
-    # The area begins with the precision of the first recall above 0.
-    precisions = precisions[::-1][first][1:]
-
-    def sides(x: _Values) -> tuple[_Values, _Values]:
-        left, right = (
-            precisions[np.minimum(np.searchsorted(recalls[1:], x, side), len(precisions) - 1)]
-            for side in ("left", "right")
-        )
-        return left, right
-
-    return recalls, sides
+    reached: Values = precisions[:-1][len(recalls) - 2 - np.searchsorted(recalls[-2::-1], GRID)]
+    return reached

@@ -1,7 +1,7 @@
 """What a model's probabilities are worth: accuracy and its interval, loss, ranking, calibration."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,13 +52,7 @@ class Scores:
 
 
 def score(labels: Labels, probabilities: Probabilities, groups: Groups | None = None) -> Scores:
-    """Score one model on at least one image.
-
-    Args:
-        labels: (n,).
-        probabilities: (n, classes).
-        groups: the number of each image's group, (n,); `None`: each is its own.
-    """
+    """Score one model's probabilities (n, classes) on at least one image; `groups` as `number_groups` returns them."""
     from sklearn.metrics import average_precision_score, log_loss, precision_recall_fscore_support, roc_auc_score
 
     predicted = predicted_labels(probabilities)
@@ -72,7 +66,7 @@ def score(labels: Labels, probabilities: Probabilities, groups: Groups | None = 
         accuracy=float(right.mean()),
         accuracy_low=low,
         accuracy_high=high,
-        balanced_accuracy=_mean(_defined(recall)),
+        balanced_accuracy=float(np.nanmean(recall)),
         loss=float(log_loss(labels, probabilities, labels=numbers)),
         auroc=_mean_if_any(
             roc_auc_score(positive, probabilities[:, label])
@@ -84,7 +78,7 @@ def score(labels: Labels, probabilities: Probabilities, groups: Groups | None = 
             for label, positive in zip(ranked, positives, strict=True)
             if positive.any()
         ),
-        f1_macro=_mean(_defined(f1)),
+        f1_macro=float(np.nanmean(f1)),
         brier=float(squared_errors(labels, probabilities).mean()),
         ece=expected_calibration_error(right, probabilities.max(axis=1)),
     )
@@ -101,25 +95,12 @@ def wilson_interval(successes: int, count: int) -> tuple[float, float]:
 def expected_calibration_error(right: NDArray[np.bool_], confidences: NDArray[np.float64]) -> float:
     """Return how far the highest probability is from the accuracy, in [0, 1]: 0 where 80% sure is right in 80%.
 
-    Images are put into 15 equally wide bins by that probability, each with its upper edge; the distances of a bin's
-    accuracy from its mean probability are averaged by the number of images (Guo et al. 2017,
-    https://arxiv.org/abs/1706.04599).
-
-    Args:
-        right: (n,), whether the prediction is right.
-        confidences: (n,), the highest probability.
+    Images are put into 15 equally wide bins by their highest probability, `confidences` (n,), each with its upper edge;
+    the distances of a bin's accuracy from its mean probability are averaged by the number of images (Guo et al. 2017,
+    https://arxiv.org/abs/1706.04599). `right`, (n,): whether the prediction is right.
     """
-    return float(np.abs(calibration_gaps(right, confidences).sum(axis=0)).sum() / len(right))
-
-
-def calibration_gaps(right: NDArray[np.bool_], confidences: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return in the column of each image's bin how much surer it should have been, (n, bins); elsewhere 0.
-
-    Arguments as for `expected_calibration_error`.
-    """
-    gaps = np.zeros((len(right), CALIBRATION_BINS))
-    gaps[np.arange(len(right)), confidence_bins(confidences)] = right - confidences
-    return gaps
+    gaps = np.bincount(confidence_bins(confidences), right - confidences, CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / len(right))
 
 
 def confidence_bins(confidences: NDArray[np.float64]) -> Labels:
@@ -129,27 +110,14 @@ def confidence_bins(confidences: NDArray[np.float64]) -> Labels:
 
 
 def squared_errors(labels: Labels, probabilities: Probabilities) -> NDArray[np.float64]:
-    """Return what each image adds to the mean that is the Brier score (see `Scores`), (n,).
-
-    Args:
-        labels: (n,).
-        probabilities: (n, classes).
-    """
+    """Return what each image adds to the mean that is the Brier score (see `Scores`), (n,)."""
     classes = probabilities.shape[1]
     errors = (probabilities - (labels[:, None] == np.arange(classes))) ** 2
     added: NDArray[np.float64] = errors[:, 1] if classes == 2 else errors.sum(axis=1)
     return added
 
 
-def _defined(values: Iterable[float]) -> list[float]:
-    return [float(value) for value in values if not math.isnan(value)]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 def _mean_if_any(values: Iterable[float]) -> float | None:
     """Return the mean of the values that are defined, `None` if none is."""
-    defined = _defined(values)
-    return _mean(defined) if defined else None
+    defined = [float(value) for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else None

@@ -32,21 +32,18 @@ def summarize(leaks: list[Leak], predictions: Predictions, compared: float) -> N
     left = np.array([path not in paired for path in predictions.paths])
     head, finetuned = (
         float((predicted_labels(probabilities) == predictions.labels)[left].mean()) if left.any() else None
-        for probabilities in predictions.models.values()
+        for probabilities in (predictions.head, predictions.finetuned)
     )
     return NearDuplicates(THRESHOLD, len(leaks), len(paired), head, finetuned, compared)
 
 
 def describe_none(found: NearDuplicates) -> str:
     """Say that there is no pair, as far as was looked."""
+    flat = f"{percent(1 - found.compared)} of all images have too little contrast"
     if found.compared < 0.5:
-        return f"Whether test images are nearly the same as others is not known: {_flat(found)} to be compared."
-    limits = f"{LOOKED_FOR} {_flat(found)}." if found.compared < 1 else LOOKED_FOR
+        return f"Whether test images are nearly the same as others is not known: {flat} to be compared."
+    limits = f"{LOOKED_FOR} {flat}." if found.compared < 1 else LOOKED_FOR
     return f"No test image was found to be nearly the same as a training or validation image. {limits}"
-
-
-def _flat(found: NearDuplicates) -> str:
-    return f"{percent(1 - found.compared)} of all images have too little contrast"
 
 
 def describe_near_duplicates(found: NearDuplicates, count: int) -> str:

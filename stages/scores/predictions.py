@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.common.cli import StageError
-from stages.common.files import read_csv, write_bytes, write_csv
+from stages.common.files import write_bytes, write_csv
 from stages.images.index import Entry
 from stages.scores.metrics import Labels, Probabilities, predicted_labels
 
@@ -18,8 +18,6 @@ from stages.scores.metrics import Labels, Probabilities, predicted_labels
 MOST_CLASSES = 20
 
 _MODELS = ("head", "finetuned")
-_SHORT_COLUMNS = ("prediction", "probability", "true_probability")
-_AGAIN = "`dvc repro evaluate` writes it again"
 
 Positions = list[int]
 
@@ -28,8 +26,8 @@ Positions = list[int]
 class Predictions:
     """The test images: paths and labels (n,); class names by label; both checkpoints' probabilities (n, classes).
 
-    An image that is there several times, with the same bytes, is one image: see `count_once`. `identical`: both are
-    the same network, and `models` has it once; who draws them sets it.
+    An image that is there several times, with the same bytes, is one image: see `count_once`. `identical`: both are the
+    same network, and `models` has it once; who draws them sets it.
     """
 
     paths: list[str]
@@ -54,90 +52,46 @@ def count_once(entries: list[Entry]) -> list[Entry]:
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write `path,label`, then `MODEL.CLASS` for each model and class, whole or not at all.
+    """Write a table for git: `path,label`, then `MODEL.CLASS` for each model and class, with all digits.
 
-    Probabilities are written with all their digits: every score can be computed again from this file. With more than 20
-    classes it has, for each model, `MODEL_prediction` (a label), `MODEL_probability` (of that label) and
-    `MODEL_true_probability` instead; the rest is in what `write_probabilities` writes.
+    With more than 20 classes it has, for each model, `MODEL_prediction` (a label), `MODEL_probability` (of that label)
+    and `MODEL_true_probability` instead; the rest is in what `write_probabilities` writes.
     """
-    models = list(predictions.models.values())
-    if len(predictions.classes) > MOST_CLASSES:
-        header = _short_header()
-        columns = [column for values in models for column in _short_columns(predictions.labels, values)]
-    else:
-        header = _header(predictions.classes)
-        columns = [column.tolist() for values in models for column in values.T]
-    write_csv(path, header, zip(predictions.paths, predictions.labels.tolist(), *columns, strict=True))
+    names, columns, every = ["path", "label"], [], np.arange(len(predictions.labels))
+    for model in _MODELS:
+        values: Probabilities = getattr(predictions, model)
+        if len(predictions.classes) <= MOST_CLASSES:
+            names += [f"{model}.{name}" for name in predictions.classes]
+            columns += values.T.tolist()
+        else:
+            predicted = predicted_labels(values)
+            names += [f"{model}_{name}" for name in ("prediction", "probability", "true_probability")]
+            columns += [predicted.tolist(), *(values[every, of].tolist() for of in (predicted, predictions.labels))]
+    write_csv(path, names, zip(predictions.paths, predictions.labels.tolist(), *columns, strict=True))
 
 
 def write_probabilities(path: Path, predictions: Predictions) -> None:
-    """Write all predictions as a NumPy archive (`.npz`) of the fields of `Predictions`, whole or not at all.
-
-    The same predictions give the same bytes.
-    """
+    """Write the fields of `Predictions` as a NumPy archive (`.npz`); the same predictions give the same bytes."""
     content = io.BytesIO()
-    np.savez(
-        content,
-        paths=np.array(predictions.paths, dtype=np.str_),
-        labels=predictions.labels,
-        classes=np.array(predictions.classes, dtype=np.str_),
-        head=predictions.head,
-        finetuned=predictions.finetuned,
-    )
+    paths, classes = (np.array(names, np.str_) for names in (predictions.paths, predictions.classes))
+    numbers = {"labels": predictions.labels, "head": predictions.head, "finetuned": predictions.finetuned}
+    np.savez(content, allow_pickle=False, paths=paths, classes=classes, **numbers)
     write_bytes(path, content.getbuffer())
 
 
-def read_predictions(path: Path, probabilities: Path) -> Predictions:
-    """Read what `write_predictions` wrote; from what `write_probabilities` wrote where that has not all of it.
+def read_predictions(path: Path) -> Predictions:
+    """Read what `write_probabilities` wrote.
 
     Raises:
-        StageError: not such files, or not of the same run.
+        StageError: not such a file.
         OSError: not there.
     """
     try:
-        header, rows = read_csv(path)
-        paths, labels = [row[0] for row in rows], np.array([int(row[1]) for row in rows], dtype=np.int64)
-        if header == _short_header():
-            return _read_probabilities(probabilities, path, paths, labels)
-        count = (len(header) - 2) // 2
-        classes = [column.removeprefix("head.") for column in header[2 : 2 + count]]
-        if header != _header(classes):
-            raise ValueError("unexpected columns")
-        values = np.array([row[2:] for row in rows], dtype=np.float64).reshape(len(rows), 2 * count)
-    except (ValueError, IndexError) as error:
-        raise StageError(f"{path}: not a file of predictions ({error}); {_AGAIN}") from error
-    return Predictions(paths, labels, classes, values[:, :count], values[:, count:])
-
-
-def _read_probabilities(path: Path, table: Path, paths: list[str], labels: Labels) -> Predictions:
-    try:
         with np.load(path, allow_pickle=False) as content:
-            read = Predictions(
-                content["paths"].tolist(),
-                content["labels"],
-                content["classes"].tolist(),
-                content["head"],
-                content["finetuned"],
-            )
+            paths, classes = content["paths"].tolist(), content["classes"].tolist()
+            return Predictions(paths, content["labels"], classes, content["head"], content["finetuned"])
     except (BadZipFile, ValueError, KeyError, EOFError, AttributeError) as error:
-        raise StageError(f"{path}: not a file of probabilities ({error}); {_AGAIN}") from error
-    if read.paths != paths or not np.array_equal(read.labels, labels):
-        raise StageError(f"{path}: not the images of {table}; `dvc repro evaluate` writes both again")
-    return read
-
-
-def _header(classes: Sequence[str]) -> list[str]:
-    return ["path", "label", *(f"{model}.{name}" for model in _MODELS for name in classes)]
-
-
-def _short_header() -> list[str]:
-    return ["path", "label", *(f"{model}_{column}" for model in _MODELS for column in _SHORT_COLUMNS)]
-
-
-def _short_columns(labels: Labels, probabilities: Probabilities) -> list[list[float]]:
-    """Return what `_SHORT_COLUMNS` names, (n,) each."""
-    every, predicted = np.arange(len(labels)), predicted_labels(probabilities)
-    return [predicted.tolist(), probabilities[every, predicted].tolist(), probabilities[every, labels].tolist()]
+        raise StageError(f"{path}: not predictions ({error}); `dvc repro evaluate` writes it again") from error
 
 
 def image_losses(labels: Labels, probabilities: Probabilities) -> NDArray[np.float64]:
@@ -153,14 +107,6 @@ def image_losses(labels: Labels, probabilities: Probabilities) -> NDArray[np.flo
     return np.where(true > 0.5, from_others, -np.log(np.maximum(true, np.finfo(np.float64).eps)))
 
 
-def find_wrong(predictions: Predictions) -> Positions:
-    """Return the positions of the fine-tuned checkpoint's mistakes, the most confident first."""
-    predicted = predicted_labels(predictions.finetuned)
-    wrong = np.flatnonzero(predicted != predictions.labels)
-    confidence = predictions.finetuned[wrong, predicted[wrong]]
-    return [int(position) for position in wrong[np.argsort(-confidence, kind="stable")]]
-
-
 def find_confused(predictions: Predictions, model: str) -> list[tuple[int, int, Positions]]:
     """Return the pairs of a true label and another that a checkpoint predicts instead, with their images' positions.
 
@@ -168,13 +114,18 @@ def find_confused(predictions: Predictions, model: str) -> list[tuple[int, int, 
     """
     probabilities = predictions.models[model]
     predicted = predicted_labels(probabilities)
-    confidence = probabilities.max(axis=1)
     pairs: dict[tuple[int, int], Positions] = {}
-    for position in np.argsort(-confidence, kind="stable").tolist():
+    for position in np.argsort(-probabilities.max(axis=1), kind="stable").tolist():
         pair = (int(predictions.labels[position]), int(predicted[position]))
         if pair[0] != pair[1]:
             pairs.setdefault(pair, []).append(position)
     return [(*pair, found) for pair, found in sorted(pairs.items(), key=lambda item: (-len(item[1]), item[0]))]
+
+
+def find_wrong(predictions: Predictions) -> Positions:
+    """Return the positions of the fine-tuned checkpoint's mistakes, the most confident first."""
+    wrong = predicted_labels(predictions.finetuned) != predictions.labels
+    return _ordered(wrong, predictions.finetuned.max(axis=1))
 
 
 def find_changed(predictions: Predictions) -> tuple[Positions, Positions]:
@@ -182,14 +133,14 @@ def find_changed(predictions: Predictions) -> tuple[Positions, Positions]:
 
     Each list has first the image whose true class changed its probability most.
     """
-    before, after = (
-        predicted_labels(values) == predictions.labels for values in (predictions.head, predictions.finetuned)
-    )
+    before, after = (predicted_labels(p) == predictions.labels for p in (predictions.head, predictions.finetuned))
     every = np.arange(len(predictions.labels))
     change = np.abs(predictions.finetuned - predictions.head)[every, predictions.labels]
+    return _ordered(after & ~before, change), _ordered(before & ~after, change)
 
-    def ordered(chosen: NDArray[np.bool_]) -> Positions:
-        positions = np.flatnonzero(chosen)
-        return [int(position) for position in positions[np.argsort(-change[positions], kind="stable")]]
 
-    return ordered(after & ~before), ordered(before & ~after)
+def _ordered(chosen: NDArray[np.bool_], values: NDArray[np.float64]) -> Positions:
+    """Return the chosen positions, that with the highest value first."""
+    positions = np.flatnonzero(chosen)
+    order: Positions = positions[np.argsort(-values[positions], kind="stable")].tolist()
+    return order

@@ -36,16 +36,29 @@ def choose(losses: Sequence[NDArray[np.float64]]) -> int:
     These are the points whose mean loss is less than a standard error above the lowest, that of the paired difference
     over the images (the one-standard-error rule, Breiman et al. 1984). Among them, the middle of the line is what
     WiSE-FT recommends where nothing is known; of two as near to it, the later one is kept. So it takes evidence to go
-    back to the start, or on to the end.
+    back to the start, or on to the end. Where there is a barrier between the two, a point whose loss is clearly higher
+    than that of both, no point with a higher mean loss than the start is kept: averaging asks for weights that are
+    linearly connected (Frankle et al. 2020, https://arxiv.org/abs/1912.05671), and the rate was too high for that.
 
     Args:
         losses: for each of `ALPHAS`, the loss of each image, (n,); not finite ones rule a point out.
     """
     usable = [position for position, values in enumerate(losses) if np.isfinite(values).all()]
     lowest = min(usable, key=lambda position: float(losses[position].mean()))
-    near = []
-    for position in usable:
-        excess = losses[position] - losses[lowest]
-        if position == lowest or excess.mean() < excess.std() / math.sqrt(len(excess)):
-            near.append(position)
+    start, end = losses[0], losses[usable[-1]]
+    has_barrier = any(
+        _is_higher(losses[between], start) and _is_higher(losses[between], end) for between in usable[1:-1]
+    )
+    near = [
+        position
+        for position in usable
+        if (position == lowest or not _is_higher(losses[position], losses[lowest]))
+        and (not has_barrier or losses[position].mean() <= start.mean())
+    ]
     return min(near, key=lambda position: (abs(ALPHAS[position] - 0.5), -position))
+
+
+def _is_higher(losses: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
+    """Whether a mean loss is higher than another by the standard error of their paired difference, or more."""
+    excess = losses - others
+    return bool(excess.mean() >= excess.std() / math.sqrt(len(excess)))

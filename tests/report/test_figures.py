@@ -89,6 +89,8 @@ def test_every_figure_of_numbers_is_drawn_without_a_warning(predictions: Predict
     )
     figures = draw_numbers(predictions, SCORES, (history(0.7, 0.3, 0.2), history(0.1)), (2, 0), calibrations, ((), 0))
     assert list(figures) == ["training", "confusion", "curves", "reliability", "coverage", "losses"]
+    if len(predictions.labels) == 1:
+        assert "need test images of two classes" in figures.pop("curves")
     for name, figure in figures.items():
         save_figure(tmp_path / f"{name}.png", figure)
         assert ink(tmp_path / f"{name}.png") > 20, name
@@ -112,7 +114,7 @@ def test_one_network_is_drawn_once(tmp_path: Path) -> None:
         assert name == "training" or "fine-tuned" in words(figure).lower()
     assert len(figures["confusion"].axes) == 2  # with the colour bar
     assert len(describe_losses(one).splitlines()) == 1
-    assert "neither fixed nor broke an image" in words(draw_changed(one, album(tmp_path, one)))
+    assert "neither fixed nor broke an image" in draw_changed(one, album(tmp_path, one))
 
 
 def test_the_same_figure_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -134,7 +136,7 @@ def test_both_phases_have_a_point_for_epoch_0_and_it_can_be_the_one_kept() -> No
     losses = figure.axes[0]
     lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in losses.lines}
     assert lines["head phase: validation"] == ([0, 1, 2], [0.7, 0.5, 0.3])
-    assert lines["head phase: training"][0] == [1, 2]
+    assert np.isfinite(lines["head phase: training"][1]).tolist() == [False, True, True]
     assert lines["fine-tuned: validation"] == ([3, 4], [0.3, 0.9])
     assert [line.get_xdata()[0] for line in losses.lines if line.get_fillstyle() == "none"] == [2, 3]
     assert [text.get_text() for text in figure.axes[1].get_xticklabels()] == ["0", "1", "2", "0", "1"]
@@ -202,9 +204,9 @@ def test_areas_under_the_curves_are_scikit_learns(classes: int, absent: frozense
     for model, values in rounded.models.items():
         truths = [(rounded.labels == label, values[:, label]) for label in counted]
         area = np.mean([roc_auc_score(*truth) for truth in truths])
-        assert np.trapezoid(roc.y[model], roc.x) == pytest.approx(area, abs=1e-9)
+        assert np.trapezoid(roc.y[model], roc.x) == pytest.approx(area, abs=3e-3)
         precision = np.mean([average_precision_score(*truth) for truth in truths])
-        assert np.trapezoid(precision_recall.y[model], precision_recall.x) == pytest.approx(precision, abs=1e-9)
+        assert np.trapezoid(precision_recall.y[model], precision_recall.x) == pytest.approx(precision, abs=3e-3)
 
 
 def test_tables_for_dvc_are_short_and_keep_both_ends(tmp_path: Path) -> None:
@@ -359,6 +361,6 @@ def test_galleries_show_the_most_confident_mistakes_and_what_changed(tmp_path: P
 def test_galleries_without_anything_to_show_say_so(tmp_path: Path) -> None:
     predictions = made_up(["cat", "dog"], 7, skill=60)
     images = album(tmp_path, predictions)
-    assert "no mistakes on 7 images" in words(draw_wrong(predictions, images, looks_at_colors(1)))
-    assert "confuses no classes on 7 images" in words(draw_confused(predictions, images))
-    assert "neither fixed nor broke an image, of 7 images" in words(draw_changed(predictions, images))
+    assert "no mistakes on 7 images" in draw_wrong(predictions, images, looks_at_colors(1))
+    assert "confuses no classes on 7 images" in draw_confused(predictions, images)
+    assert "neither fixed nor broke an image, of 7 images" in draw_changed(predictions, images)

@@ -382,7 +382,7 @@ def test_predictions_are_read_as_they_were_written_however_many_classes(classes:
     assert archive.read_bytes() == content
     columns = table.read_text(errors="surrogateescape").splitlines()[0].split(",")
     assert len(columns) == (2 + 2 * classes if classes <= 20 else 8)
-    read = read_predictions(table, archive)
+    read = read_predictions(archive)
     assert (read.paths, list(read.classes)) == (written.paths, written.classes)
     for name in ("labels", "head", "finetuned"):
         assert np.array_equal(getattr(read, name), getattr(written, name)), name

@@ -38,6 +38,15 @@ def test_the_loss_kept_is_never_more_than_a_standard_error_above_that_of_the_sta
         assert excess.mean() <= excess.std() / np.sqrt(30) + 1e-12
 
 
+def test_a_point_behind_a_barrier_is_not_kept() -> None:
+    # As at rates that are too high: the images cannot tell the end from the start, but the way there is much worse.
+    random = np.random.default_rng(0)
+    start, change = random.normal(1, 1, 100), random.normal(0, 4, 100)
+    line = [start + alpha * (change - change.mean() + 0.2) for alpha in ALPHAS]
+    assert choose(line) == 5
+    assert choose([values + 8 * alpha * (1 - alpha) for values, alpha in zip(line, ALPHAS, strict=True)]) == 0
+
+
 def test_a_line_on_which_nothing_changes_leaves_the_start() -> None:
     assert choose([np.ones(5)] * len(ALPHAS)) == 0
 
