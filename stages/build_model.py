@@ -45,20 +45,24 @@ def main() -> None:
     preprocessing = weights.preprocessing.framed(model.image_size, model.framing, params.data.grey_max)
     stock = stock_model(model.arch, preprocessing.crop)
     load_into(stock, weights, model.arch)
-    network = build_network(stock, model.head, model.hidden, outputs_for(len(classes)), preprocessing.crop)
+    hidden, standardized, own = model.hidden, False, weights.own
+    if own is not None and (own.head, own.classes) == (model.head, tuple(classes)):
+        hidden, standardized = own.hidden, own.standardized
+    network = build_network(stock, model.head, hidden, outputs_for(len(classes)), preprocessing.crop, standardized)
     description = Description(
         model.arch,
         model.head,
-        model.hidden,
+        hidden,
         tuple(classes),
         preprocessing,
         weights.source,
         weights.sha256,
+        standardized=standardized,
         recipe={"seed": params.seed, "model": model.model_dump()},
     )
     head = ""
-    if weights.own is not None:
-        kept = continue_from(network, description, weights.tensors, weights.own)
+    if own is not None:
+        kept = continue_from(network, description, weights.tensors, own)
         head = f" with {'its' if kept else 'a new'} head"
     # Better said now than after the head phase.
     require_blocks(network, params.finetune.unfreeze)

@@ -49,7 +49,7 @@ def main() -> None:
     found: Found | None = None
     if searches:
         read = partial(read_all, prefix, kept=kept, batch_size=READ_AT_ONCE, title="features")
-        found = find_head(read, entries, description.hidden, phase, weights, params.seed, device)
+        found = find_head(read, entries, description.recipe["model"]["hidden"], phase, weights, params.seed, device)
         description = found.install(network, description)
         print(describe_search(found))
     if found is not None and phase.augment == "none" and not phase.mixup:

@@ -83,13 +83,7 @@ class ImageDataset(Dataset[tuple[Tensor, int] | StageError]):
 
 
 class Order(Sampler[tuple[int, int]]):
-    """Positions, in order or shuffled differently in each `epoch`, each with its own seed.
-
-    Args:
-        count: number of positions.
-        seed: the same orders for the same seed; `None` keeps the index's order.
-        share: whose places of the order to go through, of several ranks.
-    """
+    """The positions of a rank, in order or, by `seed`, shuffled differently in each `epoch`; each with its own seed."""
 
     def __init__(self, count: int, seed: int | None = None, share: Share = Share()) -> None:  # noqa: B008 (frozen)
         self.count, self.seed, self.share, self.epoch = count, seed, share, 0
@@ -130,8 +124,7 @@ class Batches:
         root: the folder that the entries' paths are relative to.
         entries: the images.
         preprocessing: as the network expects.
-        batch_size: images a batch; the last one may be smaller. Of several processes, each has its part of it, which
-            may be none.
+        batch_size: images a batch, of which a rank has its part, perhaps none; the last one may be smaller.
         workers: decoding processes; 0 decodes in this one. The batches do not depend on it.
         augment: for training images only.
         order: of the images; `None`: the index's.
@@ -175,11 +168,7 @@ class Batches:
         self._order.epoch = epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield batches.
-
-        Raises:
-            StageError: an image is gone or changed since the index was made, or a decoding process was killed.
-        """
+        """Yield batches; a StageError where an image is gone or changed, or a decoding process was killed."""
         for batch in loaded(self._loader):
             stop_if_interrupted()
             if isinstance(batch, StageError):
@@ -189,11 +178,7 @@ class Batches:
 
 
 def loaded(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Yield what a loader does.
-
-    Raises:
-        StageError: a decoding process was killed, or cannot hand over its images.
-    """
+    """Yield what a loader does; a StageError where a decoding process was killed or cannot hand over its images."""
     try:
         yield from loader
     except RuntimeError as error:

@@ -93,14 +93,16 @@ def fit_transparent_colour(image: Image.Image) -> None:
         image.info["transparency"] = tuple(value >> 8 for value in key)
 
 
-def require_bright_colours(image: Image.Image) -> None:
-    """Refuse an image of 16 bits a colour of which only the lower ones are used: Pillow keeps the upper 8.
+def find_dim_colours(image: Image.Image) -> tuple[str, ...]:
+    """Return the remark `dim` for 16 bits a colour of which 14 or fewer are used: Pillow keeps the upper 8.
 
     Raises:
-        RangeError: it would be nearly black.
+        RangeError: it would be nearly black, with 12 or fewer.
     """
-    if 0 < np.asarray(image.convert("RGB")).max() < 16:
+    highest = np.asarray(image.convert("RGB")).max()
+    if 0 < highest < 16:
         raise RangeError("at most 12 of 16 bits a colour used; save it as 8 bits, or with values up to 65,535")
+    return ("dim",) if 0 < highest < 64 else ()
 
 
 def without_false_alpha(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:

@@ -19,9 +19,9 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from stages.images.colour import (
     RangeError,
+    find_dim_colours,
     fit_transparent_colour,
     highest_grey,
-    require_bright_colours,
     require_stated_values,
     to_rgb,
     without_false_alpha,
@@ -88,7 +88,7 @@ class Decoded:
     """An image; its upright `size` in the file; the highest value of 16-bit grey, `None` for other images.
 
     `storage`: the file's format and mode, and the camera by EXIF. `remarks`: `pages` after the first are left out; the
-    transparency is none, since it is `clear` everywhere, or a `band` of its own.
+    transparency is none, since it is `clear` everywhere, or a `band` of its own; 16 bits a colour are `dim`.
     """
 
     image: Image.Image
@@ -241,11 +241,10 @@ def _load(image: ImageFile.ImageFile) -> tuple[Image.Image, int, str, int | None
     orientation, camera = _read_exif(image)
     image.load()
     highest = highest_grey(image)
-    if deep and highest is None:
-        require_bright_colours(image)
+    dim = find_dim_colours(image) if deep and highest is None else ()
     shown, why = without_false_alpha(image)
     # Pillow turns TIFFs as it loads them.
-    return shown, 1 if image.format == "TIFF" else orientation, camera, highest, (*pages, *why)
+    return shown, 1 if image.format == "TIFF" else orientation, camera, highest, (*pages, *dim, *why)
 
 
 def _check_size(width: int, height: int, most: int) -> None:

@@ -39,6 +39,7 @@ _REMARKS = {
     "pages": ("image has", "images have", "more pages or frames than the first, which is taken"),
     "clear": ("image is", "images are", "transparent everywhere, and taken without that"),
     "band": ("image has", "images have", "a band of its own in place of transparency, which is left out"),
+    "dim": ("image of 16 bits a colour is", "images of 16 bits a colour are", "dark: at most 14 bits are used"),
     "blank": ("image is", "images are", "of one colour"),
 }
 

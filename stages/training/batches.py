@@ -1,7 +1,7 @@
 """Batches for the tail of a network: kept activations, or what the frozen prefix makes of images on the way."""
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,20 +32,26 @@ class Part(NamedTuple):
     whole: int
 
 
-class Batches(Protocol):
-    """Batches for the tail of a network, iterated over once an epoch."""
+class Batches:
+    """Batches for the tail of a network, iterated over once an epoch: this rank's part of each."""
+
+    def __init__(self, prefix: FrozenPrefix, entries: list[Entry], batch_size: int, shuffle_seed: int | None) -> None:
+        self.order = Order(len(entries), shuffle_seed, share=prefix.share)
+        # This rank's places in each batch, and how many images there are in it.
+        own, whole = (share.places(len(entries), batch_size) for share in (prefix.share, Share()))
+        self.parts = [(places, len(every)) for places, every in zip(own, whole, strict=True)]
 
     def __len__(self) -> int:
         """Return the number of batches."""
-        ...
+        return len(self.parts)
 
     def __iter__(self) -> Iterator[Part]:
         """Yield this rank's part of each batch."""
-        ...
+        raise NotImplementedError
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the augmentation of the next pass."""
-        ...
+        self.order.epoch = epoch
 
 
 def open_batches(
@@ -58,15 +64,8 @@ def open_batches(
 ) -> Batches:
     """Return batches of activations; where not all are kept, and of augmented images, they are computed live.
 
-    Without augmentation, the bytes do not depend on what is kept.
-
-    Args:
-        prefix: whose activations.
-        entries: the images.
-        kept: as `keep` returns it.
-        batch_size: images per batch; the last one may be smaller.
-        augment: for training images only.
-        shuffle_seed: each epoch takes another order, the same ones for the same seed; `None` keeps the index's.
+    Without augmentation, the bytes do not depend on what is kept. With a `shuffle_seed`, each epoch has another order,
+    the same ones for the same seed; `None` keeps the index's. The last batch may be smaller.
     """
     if augment == "none" and not kept.missing(entries):
         return _Rows(prefix, entries, kept, batch_size, shuffle_seed)
@@ -74,15 +73,7 @@ def open_batches(
 
 
 def read_all(prefix: FrozenPrefix, entries: list[Entry], kept: Kept, batch_size: int, title: str) -> Iterator[Tensor]:
-    """Yield the activations of images in batches, float32, on the CPU; in all ranks those of all images.
-
-    Args:
-        prefix: whose activations.
-        entries: the images.
-        kept: as `keep` returns it.
-        batch_size: of images; the last one may be smaller.
-        title: of the progress bar.
-    """
+    """Yield the activations of images in batches, float32, on the CPU; in all ranks those of all images."""
     count = prefix.share.count
     # Each begins with the first rank's part, so that it is put together as the whole index is.
     batches = open_batches(prefix, entries, kept, -(-batch_size // count) * count)
@@ -91,11 +82,7 @@ def read_all(prefix: FrozenPrefix, entries: list[Entry], kept: Kept, batch_size:
 
 
 def interleave(rows: Tensor | None) -> Tensor:
-    """Return the rows of all places, (n, ...), where each rank has those of its share, in order, on the CPU.
-
-    Args:
-        rows: (m, ...), `None` if this rank has none.
-    """
+    """Return the rows of all places, (n, ...), where each rank has those of its share, or none, on the CPU."""
     parts = [part for part in ranks.gather(rows) if part is not None and len(part)]
     if len(parts) == 1:
         return parts[0]
@@ -105,25 +92,21 @@ def interleave(rows: Tensor | None) -> Tensor:
     return every
 
 
-class _Rows:
+class _Rows(Batches):
     """Batches of kept rows; on a GPU all of them are, where they fit into half of what is free of its memory."""
 
     def __init__(
         self, prefix: FrozenPrefix, entries: list[Entry], kept: Kept, batch_size: int, shuffle_seed: int | None
     ) -> None:
+        super().__init__(prefix, entries, batch_size, shuffle_seed)
         self.kept, self.entries, self.device = kept, entries, prefix.device
-        self.parts = _divide(prefix.share, entries, batch_size)
         self.labels = torch.tensor([entry.label for entry in entries], device=self.device)
-        self.order = Order(len(entries), shuffle_seed, share=prefix.share)
         self.resident: Tensor | None = None
         if self.device.type == "cuda":
             needed = kept.gather(entries[:1]).nbytes * len(entries)
             if needed < torch.cuda.mem_get_info(self.device)[0] // 2:
                 parts = range(0, len(entries), READ_AT_ONCE)
                 self.resident = torch.cat([self._read(entries[first : first + READ_AT_ONCE]) for first in parts])
-
-    def __len__(self) -> int:
-        return len(self.parts)
 
     def __iter__(self) -> Iterator[Part]:
         positions = [position for position, _ in self.order]
@@ -146,34 +129,18 @@ class _Rows:
         rows = rows.pin_memory() if self.device.type == "cuda" else rows
         return rows.to(self.device, non_blocking=True)
 
-    def set_epoch(self, epoch: int) -> None:
-        self.order.epoch = epoch
 
-
-class _Live:
+class _Live(Batches):
     """Batches of what the prefix makes of images, perhaps augmented, on the way."""
 
     def __init__(
         self, prefix: FrozenPrefix, entries: list[Entry], batch_size: int, augment: Augment, shuffle_seed: int | None
     ) -> None:
-        self.order = Order(len(entries), shuffle_seed, share=prefix.share)
-        self.parts = _divide(prefix.share, entries, batch_size)
+        super().__init__(prefix, entries, batch_size, shuffle_seed)
         self.images, self.prefix = prefix.read(entries, batch_size, augment, self.order), prefix
-
-    def __len__(self) -> int:
-        return len(self.parts)
 
     def __iter__(self) -> Iterator[Part]:
         activations = torch.empty(0, device=self.prefix.device)
         for (images, labels), (places, whole) in zip(self.images, self.parts, strict=True):
             (activations,) = self.prefix.forward(images) if places else (activations[:1],)
             yield Part(activations, labels.to(self.prefix.device, non_blocking=True), places, whole)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.order.epoch = epoch
-
-
-def _divide(share: Share, entries: list[Entry], batch_size: int) -> list[tuple[range, int]]:
-    """Return this rank's places in each batch, and how many images there are in it."""
-    own, whole = (each.places(len(entries), batch_size) for each in (share, Share()))
-    return [(places, len(every)) for places, every in zip(own, whole, strict=True)]

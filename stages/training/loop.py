@@ -53,13 +53,9 @@ class Fit:
 class Trainer:
     """Trains what `set_trainable` left trainable in a network or in the tail of one, and evaluates it.
 
-    Args:
-        network: moved to `device`; its frozen tensors and all of BatchNorm are never changed.
-        device: where to compute.
-        precision: in what.
-        class_weights: as for `objective.loss`; of the training and of the validation loss.
-        tempered: the validation loss is that of the probabilities that will be served, after a temperature fitted to
-            the same images; else that of the logits as they are.
+    Frozen tensors and all of BatchNorm are never changed. `class_weights`, as for `objective.loss`, are in the training
+    and in the validation loss. `tempered`: the latter is that of the probabilities that will be served, after a
+    temperature fitted to the same images; else that of the logits as they are.
     """
 
     def __init__(
@@ -98,11 +94,9 @@ class Trainer:
             train: the training images.
             val: the images to watch.
             phase: how to train.
-            on_epoch: called for epoch 0, the network as it is; after each epoch; and for each that a stopped run had
-                finished.
+            on_epoch: called for epoch 0, the network as it is, and after each epoch, also those of a stopped run.
             state: where a stopped run resumes.
-            keep_start: epoch 0 is one of those that `select: best` chooses from, and patience counts from it. On a
-                line it is one end.
+            keep_start: `select: best` may choose epoch 0, and patience counts from it. On a line it is one end.
             layer_decay: as for `make_optimizer`.
 
         Raises:
@@ -167,22 +161,21 @@ class Trainer:
         """Measure the line from the start to the weights as they are, and keep the point that `line.choose` says."""
         trainable = trainable_parameters(self.network)
         end = _copy_of(trainable)
+
+        def move_to(alpha: float) -> None:  # both ends are exact
+            pairs = zip(start, end, strict=True)
+            between = [torch.lerp(first, last, alpha) for first, last in pairs] if 0 < alpha < 1 else []
+            _copy_into(trainable, between or (end if alpha else start))
+
         points, losses = [], []
         for alpha in ALPHAS:
-            self._interpolate(start, end, alpha)
-            logits, labels = self._predict(val)
-            scores, each = self._score(logits, labels)
+            move_to(alpha)
+            scores, each = self._score(*self._predict(val))
             points.append(Point(alpha, scores.loss, scores.accuracy, scores.temperature))
             losses.append(each)
         point = points[ranks.agree(choose(losses))]
-        self._interpolate(start, end, point.alpha)
-        selected = epochs[-1] if point.alpha else epochs[0]
-        return Fit(epochs, selected, None, True, tuple(points), point)
-
-    def _interpolate(self, start: list[Tensor], end: list[Tensor], alpha: float) -> None:
-        """Set the trained tensors to a point between two lists of values; both ends are exact."""
-        values = end if alpha == 1 else [torch.lerp(first, last, alpha) for first, last in zip(start, end, strict=True)]
-        _copy_into(trainable_parameters(self.network), start if alpha == 0 else values)
+        move_to(point.alpha)
+        return Fit(epochs, epochs[-1] if point.alpha else epochs[0], None, True, tuple(points), point)
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Return the logits, (n, outputs), float32, in evaluation mode."""
@@ -210,15 +203,9 @@ class Trainer:
         return score_logits(logits, labels, self.class_weights, self.tempered)
 
     def step(self, part: Part, optimizer: torch.optim.Optimizer, phase: Phase) -> tuple[Tensor, Tensor]:
-        """Take one optimizer step; return the loss, a scalar, and the logits before it.
+        """Take one optimizer step, that of the whole batch; return the loss of this rank's part, and its logits before.
 
-        Of several processes, each returns what belongs to its part of the batch; the step is that of the whole batch.
-
-        Args:
-            part: what enters the network.
-            optimizer: as `make_optimizer` makes it.
-            phase: its `label_smoothing`, its `mixup` as for `mix`, and its `clip_norm`, the largest norm of all
-                gradients together.
+        Of `phase`, `label_smoothing`, `mixup` and `clip_norm`, the largest norm of all gradients together, are used.
         """
         self._trained.train()
         inputs, labels = part.inputs, part.labels.to(self.device)
@@ -227,9 +214,13 @@ class Trainer:
             inputs, others, share = mix(part, phase.mixup)
         every = self._forward(inputs, self._trained)
         logits = every[: len(labels)]
-        loss = self._loss(logits, labels, phase) if len(labels) else every.sum()
+
+        def loss_for(truth: Tensor) -> Tensor:
+            return objective.loss(logits, truth, self.class_weights, phase.label_smoothing)
+
+        loss = loss_for(labels) if len(labels) else every.sum()
         if share < 1 and len(labels):
-            loss = share * loss + (1 - share) * self._loss(logits, others, phase)
+            loss = share * loss + (1 - share) * loss_for(others)
         optimizer.zero_grad()
         # So that the mean over the ranks is that of the whole batch.
         weighted = loss * (len(labels) * ranks.count() / part.whole)
@@ -238,9 +229,6 @@ class Trainer:
             nn.utils.clip_grad_norm_(trainable_parameters(self.network), phase.clip_norm)
         optimizer.step()
         return loss.detach(), logits.detach()
-
-    def _loss(self, logits: Tensor, labels: Tensor, phase: Phase) -> Tensor:
-        return objective.loss(logits, labels, self.class_weights, phase.label_smoothing)
 
     def _look_at_start(self, val: Batches) -> Epoch:
         scores = self.evaluate(val)
@@ -266,10 +254,7 @@ class Trainer:
             for step, part in enumerate(train, start=1):
                 loss, logits = self.step(part, optimizer, phase)
                 schedule.step()
-                if len(part.labels):
-                    result.add(loss, logits, part.labels.to(self.device), part.whole)
-                else:
-                    result.add_none(part.whole)
+                result.add(loss, logits, part.labels.to(self.device), part.whole)
                 progress.update()
                 if step % _CHECKED == 0 or step == len(train):
                     result.require_finite(f"of epoch {number}")
@@ -287,28 +272,20 @@ class Trainer:
 
     def _forward(self, inputs: Tensor, network: nn.Module) -> Tensor:
         with autocast(self.device, self.precision):
-            logits: Tensor = network(self._place(inputs))
+            # Tokens have no such layout: it is one of maps.
+            layout = self._layout if inputs.dim() == 4 else torch.contiguous_format
+            logits: Tensor = network(inputs.to(self.device, memory_format=layout))
         return logits.float()
-
-    def _place(self, inputs: Tensor) -> Tensor:
-        # Tokens have no such layout: it is one of maps.
-        layout = self._layout if inputs.dim() == 4 else torch.contiguous_format
-        return inputs.to(self.device, memory_format=layout)
 
 
 def mix(part: Part, alpha: float) -> tuple[Tensor, Tensor, float]:
     """Mix each input with another one of the batch, as mixup does (Zhang et al. 2018, https://arxiv.org/abs/1710.09412).
 
     Kept activations are mixed as images would be: manifold mixup (Verma et al. 2019, https://arxiv.org/abs/1806.05236).
-    Of several processes, each mixes its own images with those of all.
-
-    Args:
-        part: of a batch.
-        alpha: above 0: of the Beta distribution of the share of the first one.
+    The share is from Beta(alpha, alpha). Of several ranks, each mixes its own images with those of all.
 
     Returns:
-        The mixed inputs; the labels of the others, (n,); the share of the first ones, in [0.5, 1], to which the labels
-        stay.
+        The mixed inputs; the labels of the others, (n,); the share of the first ones, in [0.5, 1].
     """
     # From the processor's generator: its state is what a stopped run resumes with.
     drawn = float(torch.distributions.Beta(alpha, alpha).sample())
@@ -333,12 +310,7 @@ def _join_parts(inputs: Tensor, labels: Tensor, places: range) -> tuple[Tensor, 
 
 
 class _Pass:
-    """What the batches of one pass came to, on the device: reading it at each batch would make a GPU wait.
-
-    Args:
-        device: of what is added.
-        outputs: number of logits.
-    """
+    """What the batches of one pass came to, on the device: reading it at each batch would make a GPU wait."""
 
     def __init__(self, device: torch.device, outputs: int) -> None:
         kind = BinaryAccuracy if outputs == 1 else MulticlassAccuracy
@@ -349,24 +321,13 @@ class _Pass:
         self._checked = 0
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor, whole: int) -> None:
-        """Take a part of a batch: its mean loss, a scalar; its logits, (n, outputs); its labels, (n,).
-
-        Args:
-            loss: as above, like the next two.
-            logits: of n images, at least one.
-            labels: theirs.
-            whole: images of the batch in all processes.
-        """
-        self._losses.append(len(labels) * loss)
+        """Take this rank's n images, perhaps 0, of a batch of `whole`: mean loss, logits (n, outputs), labels (n,)."""
         self._counts.append(whole)
-        # BinaryAccuracy compares what it is given with 0.5: that has to be a probability, not a logit.
-        probabilities = objective.probabilities(logits)
-        self._accuracy.update(probabilities[:, 1] if logits.shape[1] == 1 else probabilities, labels)
-
-    def add_none(self, whole: int) -> None:
-        """Take a batch of which no image is this process's."""
-        self._losses.append(torch.zeros((), device=self._device))
-        self._counts.append(whole)
+        self._losses.append(len(labels) * loss if len(labels) else torch.zeros((), device=self._device))
+        if len(labels):
+            # BinaryAccuracy compares what it is given with 0.5: that has to be a probability, not a logit.
+            probabilities = objective.probabilities(logits)
+            self._accuracy.update(probabilities[:, 1] if logits.shape[1] == 1 else probabilities, labels)
 
     def scores(self) -> Scores:
         """Return the means over all images of all processes, at least one."""

@@ -9,11 +9,9 @@ out-of-fold logits choose the candidate and the temperature.
 
 import io
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -47,8 +45,6 @@ MOST = 100_000
 _PASSES, _FINAL_PASSES = 100, 200
 # Logits of linear heads in work at one time.
 _MOST_VALUES = 2**25
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -92,14 +88,7 @@ def assign_folds(entries: list[Entry], seed: int) -> Tensor:
 def search(
     data: Data, folds: Tensor, hidden: int, phase: TrainHead, seed: int
 ) -> tuple[list[Candidate], list[nn.Module]]:
-    """Try all candidates.
-
-    Args:
-        data: of training and validation images.
-        folds: (n,), as `assign_folds` returns them, on the CPU.
-        hidden: units of the hidden layer.
-        phase: how heads with a hidden layer are trained.
-        seed: of their first values and the order of the images.
+    """Try all candidates on training and validation images, whose `folds`, (n,), are on the CPU.
 
     Returns:
         The candidates, that with the lowest out-of-fold loss first; for each fold, its head that has not seen it.
@@ -112,21 +101,16 @@ def search(
     for first in range(0, len(PENALTIES), at_once):
         penalties = PENALTIES[first : first + at_once]
         each = [penalty for penalty in penalties for _ in range(FOLDS)]
-        heads = _last(train_linear(data, rows * len(penalties), each, phase.label_smoothing, _PASSES, _PASSES))
+        (heads,) = train_linear(data, rows * len(penalties), each, phase.label_smoothing, _PASSES, _PASSES)
         for number, penalty in enumerate(penalties):
             own = heads[FOLDS * number : FOLDS * (number + 1)]
             tried.append((_judge(Candidate(penalty, None), own, data, folds), own))
     for rate in RATES:
         lr = rate * phase.lr
-        heads = _last(train_hidden(data, rows, hidden, phase.model_copy(update={"lr": lr}), seed))
+        *_, heads = train_hidden(data, rows, hidden, phase.model_copy(update={"lr": lr}), seed)
         tried.append((_judge(Candidate(None, lr), heads, data, folds), heads))
     tried.sort(key=lambda one: one[0].loss)
     return [candidate for candidate, _ in tried], tried[0][1]
-
-
-def _last(steps: Iterator[Item]) -> Item:
-    """Go through all steps and return what the last one yields."""
-    return deque(steps, maxlen=1).pop()
 
 
 def _judge(candidate: Candidate, heads: list[nn.Module], data: Data, folds: Tensor) -> Candidate:
@@ -161,10 +145,7 @@ def train_linear(
         penalties: of each head, above 0.
         smoothing: label smoothing, in [0, 1).
         passes: number of steps, each a pass over the images.
-        every: passes from one look at the heads to the next.
-
-    Yields:
-        The heads after so many passes.
+        every: after so many passes the heads are yielded.
     """
     used = torch.unique(torch.cat(list(rows))).to(data.features.device)
     squares, axes = _find_axes(data.features[used])
@@ -245,7 +226,7 @@ class _Heads(nn.Module):
 def train_hidden(
     data: Data, rows: Sequence[Tensor], hidden: int, phase: TrainHead, seed: int
 ) -> Iterator[list[nn.Module]]:
-    """Train a head with a hidden layer on each of several selections of images, at once.
+    """Train a head with a hidden layer on each of several selections of images, at once; yield them after each epoch.
 
     Args:
         data: of which the rows are positions.
@@ -253,9 +234,6 @@ def train_hidden(
         hidden: units.
         phase: epochs, batch size, rate, schedule, optimizer, weight decay and label smoothing.
         seed: of the first values and of the order of the images.
-
-    Yields:
-        The heads after each epoch.
     """
     device, generator = data.features.device, generator_for(seed)
     with torch.random.fork_rng(devices=[]):
@@ -302,7 +280,7 @@ class Found:
         """Give a network this head in place of its own, and return what its checkpoint then says of itself."""
         pooling = [layer for layer in network.classifier if isinstance(layer, (*POOLING, nn.Flatten))]
         network.classifier = nn.Sequential(*pooling, *self.layers)
-        hidden = 0 if self.candidates[0].lr is None else description.hidden
+        hidden = 0 if self.candidates[0].lr is None else description.recipe["model"]["hidden"]
         return replace(description, hidden=hidden, standardized=True, temperature=self.temperature)
 
 
@@ -388,12 +366,10 @@ def describe_search(found: Found) -> str:
     """Return lines on what was tried: the best linear head and the best one with a hidden layer, and which is kept."""
     linear = next(one for one in found.candidates if one.lr is None)
     hidden = next(one for one in found.candidates if one.lr is not None)
+    names = f"linear head, L2 penalty {linear.penalty:.3g}", f"head with a hidden layer, lr {hidden.lr:.2g}"
     lines = [
         f"{name}: out-of-fold log-loss {one.loss:.4f}, accuracy {one.accuracy:.2%}"
-        for name, one in (
-            (f"linear head, L2 penalty {linear.penalty:.3g}", linear),
-            (f"head with a hidden layer, lr {hidden.lr:.2g}", hidden),
-        )
+        for name, one in zip(names, (linear, hidden), strict=True)
     ]
     kept = "the linear one" if found.candidates[0].lr is None else "the one with a hidden layer"
     sample = f", compared on a sample of {SAMPLE:,}" if len(found.entries) > SAMPLE else ""

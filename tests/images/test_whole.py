@@ -194,6 +194,11 @@ def bmp_v4(values: np.ndarray) -> bytes:
     return b"BM" + struct.pack("<IHHI", 14 + len(info) + len(data), 0, 0, 14 + len(info)) + info + data
 
 
+def test_colours_of_which_only_14_of_16_bits_are_used_are_taken_and_named_as_dark() -> None:
+    dim, bright = (png(np.round(BANDS[..., :3] * top), 16, "rgb") for top in (16383, 65535))
+    assert (decode_with_facts(dim).remarks, decode_with_facts(bright).remarks) == (("dim",), ())
+
+
 def test_transparency_that_is_none_is_left_out_and_named() -> None:
     eight = np.round(BANDS * 255)
     clear = eight.copy()

@@ -33,6 +33,24 @@ def test_backbone_and_head_go_on_where_classes_and_head_are_the_same(
     assert trained.run("train_head", "finetune") == 0
 
 
+def test_a_head_that_was_found_goes_on_too_and_the_search_may_find_another(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.set("model.head", "pooled")
+    project.set("train_head.search", True)
+    assert project.run("split", "build_model", "train_head") == 0
+    shutil.copy(project.checkpoint("head"), project.path("start.safetensors"))
+    project.set("model.weights", "start.safetensors")
+    assert project.run("build_model") == 0
+    assert "weights start.safetensors with its head" in capsys.readouterr().out
+    start, initial = load_file(project.path("start.safetensors")), load_file(project.checkpoint("initial"))
+    assert start.keys() == initial.keys()
+    assert all(torch.equal(start[key], initial[key]) for key in start)
+    assert project.run("train_head") == 0
+    project.set("train_head.search", False)
+    assert project.run("train_head", "finetune") == 0
+
+
 @pytest.mark.parametrize("change", ["classes", "head"])
 def test_only_the_backbone_goes_on_with_other_classes_or_another_head(
     trained: Project, capsys: pytest.CaptureFixture[str], change: str
