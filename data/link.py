@@ -9,8 +9,7 @@ from pathlib import Path
 
 from stages.common.cli import StageError, run
 from stages.common.files import write_text
-from stages.common.params import Params, load_params
-from stages.network.weight_file import weight_file
+from stages.common.params import Params, load_params, weight_file
 
 # Made by a stage, perhaps after this one.
 _SAMPLE = Path("data/digits/images")

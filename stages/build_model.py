@@ -6,9 +6,9 @@ from pathlib import Path
 
 from stages.common.cli import run
 from stages.common.format import enumerate_names
+from stages.common.machine import resolve_workers
 from stages.common.params import load_params
 from stages.common.seeds import make_deterministic
-from stages.common.workers import resolve_workers
 from stages.images.batches import Batches, Order
 from stages.images.index import class_names, read_index
 from stages.network.backbones import stock_model

@@ -9,7 +9,7 @@ import torch
 from stages.common import ranks
 from stages.common.cli import run
 from stages.common.files import sha256_of
-from stages.common.memory import reuse_freed_memory
+from stages.common.machine import reuse_freed_memory
 from stages.common.params import load_params
 from stages.common.records import read_table, write_record, write_table
 from stages.common.seeds import make_deterministic
@@ -22,13 +22,17 @@ from stages.network.network import set_trainable
 from stages.network.objective import probabilities
 from stages.scores.bootstrap import number_groups
 from stages.scores.calibration import measure_calibrations
-from stages.scores.classes import ClassScores, score_classes
+from stages.scores.classes import ClassScores, compare_balanced, find_remarks, score_classes
 from stages.scores.committed import compare_with_committed
-from stages.scores.evaluation import Evaluation, describe, write_evaluation
+from stages.scores.evaluation import (
+    Evaluation,
+    count_near_duplicates,
+    describe,
+    describe_near_duplicates,
+    write_evaluation,
+)
 from stages.scores.metrics import score
-from stages.scores.near_duplicates import describe_near_duplicates, summarize
 from stages.scores.predictions import Predictions, count_once, write_predictions, write_probabilities
-from stages.scores.remarks import compare_balanced, find_remarks
 from stages.scores.suspects import Suspect, find_suspects, judge_all
 from stages.scores.verdict import compare
 from stages.training.inference import predict_with_both
@@ -81,7 +85,9 @@ def main() -> None:
         compare(
             predictions.labels, predictions.head, predictions.finetuned, groups, identical=identical, watched=not val
         ),
-        summarize(read_table(metrics / "near_duplicates.csv", Leak, "split"), predictions, 1 - split.get("flat", 0.0)),
+        count_near_duplicates(
+            read_table(metrics / "near_duplicates.csv", Leak, "split"), predictions, 1 - split.get("flat", 0.0)
+        ),
         balanced,
         find_remarks(classes, balanced, split, len(test) - len(different)),
     )

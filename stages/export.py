@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stages.common.cli import StageError, run
 from stages.common.files import replaced_files, sha256_of, write_json, write_text
-from stages.common.memory import reuse_freed_memory
+from stages.common.machine import reuse_freed_memory
 from stages.common.params import flatten, load_params
 from stages.common.records import read_record
 from stages.common.seeds import make_deterministic

@@ -10,10 +10,9 @@ from tqdm import tqdm
 from stages.common.cli import StageError, run
 from stages.common.device import resolve_device
 from stages.common.format import plural
-from stages.common.memory import reuse_freed_memory
+from stages.common.machine import resolve_workers, reuse_freed_memory
 from stages.common.params import Precision
 from stages.common.seeds import make_deterministic
-from stages.common.workers import resolve_workers
 from stages.deploy.classifier import open_classifier
 from stages.deploy.table import open_table
 from stages.deploy.unlabelled import find_files, load

@@ -7,18 +7,17 @@ from pathlib import Path
 
 from stages.common.cli import run
 from stages.common.files import write_json
+from stages.common.machine import resolve_workers
 from stages.common.params import load_params
 from stages.common.records import write_table
-from stages.common.workers import resolve_workers
 from stages.images.check import check_images, require_no_masks, require_usable
-from stages.images.collection import require_classes, set_groups
+from stages.images.collection import is_untracked, require_classes, set_groups
 from stages.images.corrections import correct, read_corrections
 from stages.images.division import divide, find_copies, find_overlap, join_groups
 from stages.images.folders import read_folders
 from stages.images.index import Entry, write_index
 from stages.images.near_duplicates import Leak, count_flat, find_leaks, find_pairs, form_groups
 from stages.images.previous import describe_changes, find_kept, say_changes
-from stages.images.scan import is_untracked
 from stages.images.shortcuts import find_forms, find_shortcuts
 from stages.images.summary import (
     describe_grey,

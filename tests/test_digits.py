@@ -23,7 +23,7 @@ def test_every_digit_becomes_one_image_in_the_folder_of_its_parity(
     assert all(Image.open(path).mode == "RGB" and Image.open(path).size == (make.SIZE,) * 2 for path in images)
 
 
-def test_a_image_hangs_on_its_number_alone() -> None:
+def test_an_image_hangs_on_its_number_alone() -> None:
     strokes = [make.make_stroke(image) for image in load_digits().images[:20]]
     first = [make.photograph(strokes, number).tobytes() for number in range(5)]
     assert [make.photograph(strokes, number).tobytes() for number in reversed(range(5))] == first[::-1]

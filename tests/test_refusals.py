@@ -262,7 +262,7 @@ def test_a_weight_file_that_cannot_be_used(
     ],
     ids=["deleted", "deleted, two workers", "changed", "emptied"],
 )
-def test_a_image_deleted_or_changed_after_split(
+def test_an_image_deleted_or_changed_after_split(
     built: Project, refusal: Refusal, workers: int, spoil: Callable[[Path], object], message: str
 ) -> None:
     from stages.images.index import read_index

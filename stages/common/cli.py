@@ -63,7 +63,7 @@ def stop_if_interrupted() -> None:
 
 
 def end_with_the_others() -> None:
-    """Let this process, one of several of a training, end without a word where another one has ended."""
+    """Let this rank exit quietly when another rank fails."""
     _Others.are_there = True
 
 

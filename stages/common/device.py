@@ -20,7 +20,7 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 def resolve_device(device: str) -> torch.device:
     """Turn `params.yaml`'s `device` into a torch device; `auto` is the first of cuda, mps and cpu that is there.
 
-    Of several processes, each has a GPU of its own.
+    Each rank has a GPU of its own.
 
     Raises:
         StageError: the device asked for is not there.

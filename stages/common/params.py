@@ -274,3 +274,14 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         inner = flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
         flat |= inner
     return flat
+
+
+# What ends the name of a weight file.
+_SUFFIXES = {".pth", ".pt", ".bin", ".safetensors"}
+
+
+def weight_file(weights: str | None) -> Path | None:
+    """Return the file that `model.weights` means, or `None` where it is a name or null."""
+    if weights is None or not ("/" in weights or "\\" in weights or Path(weights).suffix.lower() in _SUFFIXES):
+        return None
+    return Path(weights).expanduser()

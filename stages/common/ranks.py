@@ -28,8 +28,8 @@ from torch import Tensor
 
 from stages.common.cli import LOST, StageError, end_with_the_others
 from stages.common.files import sha256_of
+from stages.common.machine import usable_cores
 from stages.common.params import Params
-from stages.common.workers import usable_cores
 
 Item = TypeVar("Item")
 

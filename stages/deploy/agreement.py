@@ -8,8 +8,8 @@ import torch
 
 from stages.common.cli import StageError
 from stages.common.format import percent, plural
+from stages.common.machine import resolve_workers
 from stages.common.params import Params
-from stages.common.workers import resolve_workers
 from stages.deploy.classifier import classify, open_classifier
 from stages.images.index import Entry
 from stages.scores.metrics import Labels, Probabilities, predicted_labels

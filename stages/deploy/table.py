@@ -22,7 +22,7 @@ Row = Callable[[str, NDArray[np.float64] | str, float | None], None]
 def open_table(
     output: str, classes: Sequence[str], top: int | None, reject: float, tells_unlike: bool
 ) -> Iterator[Row]:
-    """Open a table for predictions; rows are written whole, as they come.
+    """Open a table for predictions; each row is written at once, whole.
 
     CSV has `path,prediction,probability`, perhaps `unlike`, then the next most probable classes, or all (a column
     each), then `problem`: why an image cannot be read. JSON lines have one object an image.

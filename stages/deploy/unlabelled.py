@@ -1,4 +1,4 @@
-"""Images that nobody has labelled, as they come: any files and folders, readable or not."""
+"""Unlabelled images: any files and folders, readable or not."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,10 +11,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from stages.common.cli import StageError, stop_if_interrupted
 from stages.images.batches import leave_interrupts_to_the_main_process, loaded
-from stages.images.collection import Collection
+from stages.images.collection import Collection, reason, walk
 from stages.images.decode import ImageError, decode_with_facts, read_image
 from stages.images.preprocessing import Preprocessing
-from stages.images.scan import reason, walk
 
 Transform = Callable[[Image.Image], Tensor]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from stages.common.cli import StageError, stop_if_interrupted
-from stages.common.memory import require_memory
+from stages.common.machine import require_memory
 from stages.common.params import Augment
 from stages.common.ranks import Share
 from stages.common.seeds import generator_for

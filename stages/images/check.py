@@ -16,10 +16,9 @@ from tqdm import tqdm
 
 from stages.common.cli import StageError
 from stages.common.format import plural
-from stages.images.collection import Collection
+from stages.images.collection import Collection, extension, reason
 from stages.images.decode import NEEDS_HEIF, ImageError, decode_with_facts, read_image
 from stages.images.near_duplicates import SIDE, shrink
-from stages.images.scan import extension, reason
 
 # Masks have no more colours.
 _FEW = 16

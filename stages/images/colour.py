@@ -13,9 +13,9 @@ GREY_RANGE = 0xFFFF  # of 16-bit grey
 # TIFF tags
 _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 262, 284, 339
 _WHITE_IS_ZERO, _SIGNED, _SEPARATE = 0, 2, 2
-# The exponent of sRGB, near enough; a PNG that states about this one is shown as it is.
+# The exponent of sRGB, approximately; a PNG that states about this one is not changed.
 _GAMMA, _SAME_GAMMA = 1 / 2.2, 0.05
-# Profiles that call themselves sRGB differ by rounding; what moves no colour further than this is taken for it.
+# Profiles that call themselves sRGB differ by rounding; one that moves no colour further than this counts as sRGB.
 _SAME = 3
 
 

@@ -233,7 +233,7 @@ def _register_heif() -> None:
 
 
 def _load(image: ImageFile.ImageFile) -> tuple[Image.Image, int, str, int | None, tuple[str, ...]]:
-    """Load what is no JPEG; return it as it is to be shown but for its orientation, what EXIF says, and `Decoded`'s."""
+    """Load anything but a JPEG; return the image, not yet upright, its EXIF facts, and the last fields of `Decoded`."""
     require_stated_values(image)
     fit_transparent_colour(image)
     deep = any(";16" in str(tile) for tile in image.tile)  # before what loads a PNG

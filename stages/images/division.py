@@ -20,15 +20,9 @@ CONFLICT = "which is in another class"
 
 
 def find_copies(hashes: dict[str, str], class_of: dict[str, str]) -> tuple[list[list[str]], dict[str, str]]:
-    """Find files with the same bytes.
+    """Return the groups of files with the same bytes, and path -> reason of those that claim different classes.
 
-    Args:
-        hashes: path -> SHA-256.
-        class_of: path -> class name.
-
-    Returns:
-        The groups of copies within one class, and path -> reason of the copies that claim different classes: which of
-        those is right cannot be known.
+    Which of those is right cannot be known. `hashes` are SHA-256 by path.
     """
     groups: dict[str, list[str]] = defaultdict(list)
     for path in sorted(hashes):
@@ -47,14 +41,9 @@ def find_copies(hashes: dict[str, str], class_of: dict[str, str]) -> tuple[list[
 
 
 def find_overlap(hashes: dict[str, str], part_of: dict[str, str], rejected: Container[str]) -> list[str]:
-    """Find the images whose bytes are also in another part of a given split, to be left out.
+    """Return the images, not `rejected`, whose bytes are also in another part of a given split, to be left out.
 
-    The copy for the test is kept, or else the one for validation.
-
-    Args:
-        hashes: path -> SHA-256.
-        part_of: path -> its part; empty where none is given.
-        rejected: paths that do not count.
+    The copy for the test is kept, or else the one for validation. `part_of`: path -> its part, "" where none is given.
     """
     parts: dict[str, str] = {}
     for path, digest in hashes.items():
@@ -188,15 +177,7 @@ def divide(
 ) -> dict[str, list[Entry]]:
     """Put images into the parts that are given; cut those that are missing from train, or all where none is.
 
-    Args:
-        entries: all images.
-        part_of: path -> its part; empty where none is given.
-        split: the sizes of the other parts, or the fold that is the test part.
-        seed: as in `assign`.
-        kept: the same; not used with folds.
-
-    Returns:
-        part -> its entries, sorted by path.
+    `seed` and `kept` are as in `assign`; with folds, nothing is kept. Returns part -> its entries, sorted by path.
 
     Raises:
         StageError: a class has no training images, or too few to cut a part from them; there are folds, and a test
@@ -234,22 +215,13 @@ def find_fold(units: list[Unit], folds: int, fold: int) -> set[str]:
     In the order of `units`, the first part of a class is the first fold and so on: each image is in one fold, and a
     few more images move hardly any other. A unit of several classes goes where the mean of its places is.
 
-    Args:
-        units: as `order_units` returns them.
-        folds: number of parts.
-        fold: from 0.
-
     Raises:
         StageError: a class is in fewer units than there are folds, or lacks images in one.
     """
     totals: Counter[str] = Counter()
     for unit in units:
         totals.update(unit.classes)
-    _require_enough(
-        Counter(name for unit in units for name in unit.classes),
-        folds,
-        units,
-    )
+    _require_enough(Counter(name for unit in units for name in unit.classes), folds, units)
     seen: Counter[str] = Counter()
     found: list[set[str]] = [set() for _ in range(folds)]
     classes: list[set[str]] = [set() for _ in range(folds)]
@@ -281,12 +253,7 @@ def order_units(entries: list[Entry], seed: int) -> list[Unit]:
 
 
 def join_groups(entries: list[Entry], near: Mapping[str, str]) -> list[Entry]:
-    """Return the images with near-duplicates in one group.
-
-    Args:
-        entries: the images, with the groups of `split.group`.
-        near: SHA-256 -> the name of the group of near-duplicates that an image is in.
-    """
+    """Return images with their groups of `split.group` joined with those of near-duplicates, SHA-256 -> name."""
     group_of = _join([*entries, *(replace(one, group=near[one.sha256]) for one in entries if one.sha256 in near)])
     return [replace(entry, group=group_of.get(entry.sha256, "")) for entry in entries]
 

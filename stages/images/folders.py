@@ -11,7 +11,7 @@ from typing import NamedTuple
 from stages.common.cli import StageError
 from stages.common.format import enumerate_names, plural
 from stages.common.params import Given
-from stages.images.collection import Collection, Sample
+from stages.images.collection import Collection, Sample, extension, identify, is_image, list_names, reason, walk
 from stages.images.index import PARTS
 from stages.images.names import (
     UNLABELLED,
@@ -24,7 +24,6 @@ from stages.images.names import (
     take_apart,
     words,
 )
-from stages.images.scan import extension, identify, is_image, list_names, reason, walk
 
 _WANTED = "give a folder that holds one folder of images per class"
 _EACH_A_CLASS = "set split.given=ignore, which takes each for a class"

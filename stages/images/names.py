@@ -71,7 +71,7 @@ def words(name: str) -> list[str]:
 
 
 def _unglue(word: str) -> str:
-    """Return `train` for `trainset`, and any other word as it is."""
+    """Return `train` for `trainset`, and any other word unchanged."""
     return next((part for part in _PART_OF if word.startswith(part) and word[len(part) :] in _FILLERS), word)
 
 

@@ -21,16 +21,10 @@ _MOST_CLASSES = 20
 _MOST_SHOWN = 3
 
 _LEFT_OUT = {
-    "system": (
-        "file or folder that is hidden or made by a system",
-        "files and folders that are hidden or made by a system",
-    ),
+    "system": ("file or folder hidden or made by a system", "files and folders hidden or made by a system"),
     "loose": ("image beside the class folders", "images beside the class folders"),
     "unlisted": ("image that the table does not list", "images that the table does not list"),
-    "unlabelled": (
-        "image of a folder without labels",
-        "images of folders without labels",
-    ),
+    "unlabelled": ("image of a folder without labels", "images of folders without labels"),
     "other_kind": ("image about another one (a mask, a label)", "images about others (masks, labels)"),
     "overlap": ("copy of an image of another part", "copies of images of another part"),
 }
@@ -129,10 +123,8 @@ def read_summary(path: Path) -> dict[str, Any]:
 def describe_shapes(images: list[Checked]) -> dict[str, float]:
     """Return how wide images are for their height, and the share that a square cut from the middle discards.
 
-    Returns:
-        `aspect_low`, `aspect_median`, `aspect_high`: the 5th, 50th and 95th percentile of width / height; and
-        `crop_discards`: the mean over the images of the share of pixels outside of the largest square. Weights whose
-        transform also trims the border (224 of 256 pixels) discard more.
+    `aspect_low`, `aspect_median`, `aspect_high`: the 5th, 50th and 95th percentile of width / height; `crop_discards`:
+    the mean share of pixels outside of the largest square, without the border that torchvision's transforms trim.
     """
     aspects = np.array([image.width / image.height for image in images])
     low, median, high = np.percentile(aspects, [5, 50, 95]).round(4).tolist()

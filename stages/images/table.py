@@ -12,9 +12,8 @@ from pathlib import Path
 from stages.common.cli import StageError
 from stages.common.format import enumerate_names, plural
 from stages.common.params import Given
-from stages.images.collection import Collection, Sample
+from stages.images.collection import Collection, Sample, walk
 from stages.images.names import column_for, part_named
-from stages.images.scan import walk
 
 _DELIMITERS = ",;\t"
 _USED = ("path", "label", "split", "group")
@@ -151,7 +150,7 @@ class _Files:
         self.looser: list[dict[str, list[str]]] = [defaultdict(list), defaultdict(list), defaultdict(list)]
 
     def find(self, path: str, where: str) -> str:
-        """Return a path as it is below `root`; it may begin with `root`, or have another form, case or extension."""
+        """Return a path as below `root`; the table may begin it with `root`, or differ in form, case or extension."""
         if not path:
             raise StageError(f"{where}: has no path; fill it in or remove the line")
         if "://" in path:
@@ -224,7 +223,7 @@ def _require_single_labels(table: Path, labels: list[str]) -> None:
 
 
 def _merge_numbers(labels: list[str], found: Collection) -> dict[str, str]:
-    """Return each label as it is to be spelt; where all are numbers, those that are equal are one class."""
+    """Return the spelling of each label; where all are numbers, equal ones are one class."""
     spelt = {label: "" if label.lower() in _NO_LABEL else label for label in labels}
     try:
         values = {label: float(label) for label in spelt if spelt[label]}

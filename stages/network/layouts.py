@@ -35,7 +35,7 @@ def _all_begin_with(tensors: Mapping[str, Any], prefix: str) -> bool:
 def to_torchvision(tensors: Tensors) -> Tensors:
     """Give tensors torchvision's names, where they have those of timm and the networks are the same.
 
-    ResNets have the same names in both. What is not recognized is returned as it is.
+    ResNets have the same names in both. What is not recognized is returned unchanged.
     """
     for sign, convert in _TIMM.items():
         if sign in tensors:

@@ -22,11 +22,11 @@ from torchvision.models import VisionTransformer, WeightsEnum, get_model_weights
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from stages.common.cli import StageError, is_out_of_memory
+from stages.common.params import weight_file
 from stages.images.preprocessing import Preprocessing
 from stages.network.backbones import cut_into_blocks, native_preprocessing, own_normalization, require_architecture
 from stages.network.checkpoint import Description, read_own
 from stages.network.layouts import to_torchvision, unwrap, whose
-from stages.network.weight_file import weight_file
 
 # In a .safetensors file: a JSON object; its `preprocessing` is what the images went through. One key only, since
 # safetensors writes several in an order that changes from run to run, and so would the file's bytes.
@@ -114,7 +114,7 @@ def _fit_positions(tensors: dict[str, Tensor], stock: nn.Module) -> dict[str, Te
     wanted, given = stock.encoder.pos_embedding, tensors[key]
     patches = given.shape[1] - 1
     if given.shape[2] != wanted.shape[2] or math.isqrt(patches) ** 2 != patches:
-        return tensors  # of another network, which is said later
+        return tensors  # of another network: load_into reports it
     fitted: dict[str, Tensor] = interpolate_embeddings(stock.image_size, stock.patch_size, tensors)
     return fitted
 

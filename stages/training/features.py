@@ -141,7 +141,7 @@ class Kept:
 
 
 def keep(prefix: FrozenPrefix, wanted: Mapping[int, list[Entry]], max_gigabytes: float) -> dict[int, Kept]:
-    """Look up activations at some depths; compute those that are not there, in one pass over the images, and keep them.
+    """Look up activations at some depths; compute the missing ones in one pass over the images, and keep them.
 
     Where there is no room for all that are missing at a depth, none of them are computed, and a line says so: they are
     then computed each time they are used. Several ranks compute a part each, and find all.

@@ -5,8 +5,8 @@ from pathlib import Path
 from torch import Tensor
 
 from stages.common.device import resolve_device
+from stages.common.machine import resolve_workers
 from stages.common.params import Params
-from stages.common.workers import resolve_workers
 from stages.images.index import Entry
 from stages.network.checkpoint import Description
 from stages.network.network import Network, count_shared_blocks, cut

@@ -10,10 +10,9 @@ from torch import nn
 from stages.common import ranks
 from stages.common.cli import StageError
 from stages.common.device import resolve_device
-from stages.common.memory import reuse_freed_memory
+from stages.common.machine import resolve_workers, reuse_freed_memory
 from stages.common.params import Params, Phase
 from stages.common.seeds import make_deterministic, seed_for
-from stages.common.workers import resolve_workers
 from stages.images.index import Entry, read_index
 from stages.network.checkpoint import Description, load_checkpoint, require_classes, save_checkpoint
 from stages.network.network import Network

@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from stages.common import memory
+from stages.common import machine as this
 
 
 def test_a_containers_limit_counts_where_it_is_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit, none, absent = tmp_path / "memory.max", tmp_path / "limit_in_bytes", tmp_path / "absent"
     none.write_text("max\n")
-    monkeypatch.setattr(memory, "_LIMITS", (none, absent))
-    machine = memory.total_memory()
+    monkeypatch.setattr(this, "_LIMITS", (none, absent))
+    machine = this.total_memory()
     assert machine > 2**26
     limit.write_text("1048576\n")
-    monkeypatch.setattr(memory, "_LIMITS", (limit, none))
-    assert memory.total_memory() == 2**20
+    monkeypatch.setattr(this, "_LIMITS", (limit, none))
+    assert this.total_memory() == 2**20
     limit.write_text(f"{2**62}\n")
-    assert memory.total_memory() == machine
+    assert this.total_memory() == machine

@@ -12,10 +12,9 @@ from stages.common.records import read_record, read_table, write_record, write_t
 from stages.images.near_duplicates import Leak
 from stages.scores import evaluation, metrics
 from stages.scores.calibration import Calibrations, measure_calibrations
-from stages.scores.classes import ClassScores
-from stages.scores.near_duplicates import NearDuplicates
+from stages.scores.classes import BalancedGain, ClassScores
+from stages.scores.evaluation import NearDuplicates
 from stages.scores.predictions import Predictions
-from stages.scores.remarks import BalancedGain
 from stages.scores.suspects import Suspect
 from stages.scores.verdict import compare
 from stages.training.line import Point

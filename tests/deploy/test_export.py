@@ -290,7 +290,7 @@ FRAMINGS = {
 
 @pytest.mark.parametrize("framing", FRAMINGS)
 @pytest.mark.parametrize("size", [(100, 61), (61, 100), (48, 48), (301, 300)])
-def test_the_program_of_the_card_frames_a_image_as_the_network_expects(
+def test_the_program_of_the_card_frames_an_image_as_the_network_expects(
     framing: str, size: tuple[int, int], tmp_path: Path
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)

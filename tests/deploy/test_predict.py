@@ -183,7 +183,7 @@ def test_a_stranger_is_flagged_and_rejected_however_probable_its_class(
     assert json.loads(Path("p.jsonl").read_text())["unlike"] == pytest.approx(0, abs=1e-2)
 
 
-def test_json_lines_have_an_object_a_image(finished: Project, call: Predict, tmp_path: Path) -> None:
+def test_json_lines_have_an_object_an_image(finished: Project, call: Predict, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"")
     assert call(finished.path("images/cat/000.png"), tmp_path / "bad.png", "--output", "p.jsonl", "--all") == 1
     good, bad = (json.loads(line) for line in Path("p.jsonl").read_text().splitlines())

@@ -94,7 +94,7 @@ def test_the_page_needs_nothing_from_elsewhere(port: int) -> None:
     assert not re.search(rb"(src|href)=[\"'](?!data:)|https?://|@import|url\(", page)
 
 
-def test_a_image_gets_its_classes_the_most_probable_first_and_two_images(port: int, network: Network) -> None:
+def test_an_image_gets_its_classes_the_most_probable_first_and_two_images(port: int, network: Network) -> None:
     status, answer = classify(port, encode(noise(1)))
     assert status == 200
     values = expected(network, noise(1))

@@ -71,8 +71,8 @@ def test_images_that_cannot_all_lie_in_memory_are_refused_before_the_system_ends
     tmp_path: Path, entries: list[Entry], monkeypatch: pytest.MonkeyPatch, batch_size: int, workers: int, at_a_time: int
 ) -> None:
     needed = at_a_time * 3 * 32 * 32 * 4
-    monkeypatch.setattr("stages.common.memory.total_memory", lambda: needed)
+    monkeypatch.setattr("stages.common.machine.total_memory", lambda: needed)
     Batches(tmp_path / "images", entries, Preprocessing(crop=32), batch_size, workers)
-    monkeypatch.setattr("stages.common.memory.total_memory", lambda: needed - 1)
+    monkeypatch.setattr("stages.common.machine.total_memory", lambda: needed - 1)
     with pytest.raises(StageError, match=rf"model.image_size: {at_a_time} images of 32 px"):
         Batches(tmp_path / "images", entries, Preprocessing(crop=32), batch_size, workers)

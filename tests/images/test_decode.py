@@ -11,8 +11,8 @@ import pytest
 from PIL import Image, ImageCms, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from stages.images import decode as decoding
+from stages.images.collection import EXTENSIONS
 from stages.images.decode import ImageError, decode
-from stages.images.scan import EXTENSIONS
 
 RED = (200, 30, 40)
 
@@ -110,7 +110,7 @@ def test_what_cannot_be_used_says_why(content: bytes, reason: str) -> None:
         decode(content)
 
 
-def test_a_image_just_above_the_pixel_limit_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_just_above_the_pixel_limit_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "MAX_PIXELS", 99)
     decode(encode(Image.new("RGB", (9, 11)), "PNG"))
     content = encode(Image.new("RGB", (10, 10)), "PNG")
@@ -255,7 +255,7 @@ def test_a_turned_image_with_odd_tags_is_upright() -> None:
         *((".apng", "PNG"), (".dib", "DIB"), (".tga", "TGA"), (".pnm", "PPM"), (".pbm", "PPM")),
     ],
 )
-def test_each_extension_that_counts_as_a_image_can_be_decoded(extension: str, kind: str) -> None:
+def test_each_extension_that_counts_as_an_image_can_be_decoded(extension: str, kind: str) -> None:
     assert extension in EXTENSIONS
     assert colour(encode(Image.new("RGB", (16, 16), RED), kind)) == pytest.approx(RED, abs=8)
 

@@ -18,7 +18,7 @@ from stages.images import near_duplicates
 from stages.images.decode import decode_with_facts
 from stages.images.index import Entry
 from stages.images.near_duplicates import SIDE, THRESHOLD, Pair, find_leaks, find_pairs, form_groups, shrink
-from stages.scores.near_duplicates import NearDuplicates, describe_near_duplicates
+from stages.scores.evaluation import NearDuplicates, describe_near_duplicates
 
 
 def scene(seed: int, width: int = 181, height: int = 243) -> Image.Image:

@@ -12,7 +12,7 @@ from conftest import Project, make_images
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from stages.images import decode, scan
+from stages.images import collection, decode
 from stages.images.division import assign, find_copies
 from stages.images.index import PARTS, Entry, count, read_index, write_index
 from stages.images.summary import class_counts
@@ -27,7 +27,7 @@ def rejected_of(project: Project) -> dict[str, str]:
 
 
 def test_the_extensions_include_torchvisions() -> None:
-    assert set(IMG_EXTENSIONS) <= set(scan.EXTENSIONS)
+    assert set(IMG_EXTENSIONS) <= set(collection.EXTENSIONS)
 
 
 def test_parts_are_disjoint_complete_and_stratified(project: Project) -> None:

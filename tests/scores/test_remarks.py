@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from stages.scores.classes import score_classes
+from stages.scores.classes import compare_balanced, find_remarks, score_classes
 from stages.scores.predictions import Predictions
-from stages.scores.remarks import compare_balanced, find_remarks
 
 NOTHING = {"rejected": [], "notes": []}
 

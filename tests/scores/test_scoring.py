@@ -23,7 +23,7 @@ from sklearn.metrics import (
 from stages.images.index import Entry
 from stages.scores import bootstrap, evaluation, metrics, verdict
 from stages.scores.classes import ClassScores, score_classes
-from stages.scores.near_duplicates import NearDuplicates
+from stages.scores.evaluation import NearDuplicates
 from stages.scores.predictions import Predictions, read_predictions, write_predictions, write_probabilities
 
 NAMES = ("ant", "bee", "cat", "dog")
@@ -288,7 +288,7 @@ def test_a_single_image_can_be_scored(classes: int, right: bool) -> None:
     assert gain.verdict == "no evidence"
 
 
-def test_without_a_image_of_class_one_two_classes_have_no_ranking_scores() -> None:
+def test_without_an_image_of_class_one_two_classes_have_no_ranking_scores() -> None:
     scores = metrics.score(np.array([0, 0]), certain([0, 1], 2))
     assert scores.auroc is None
     assert scores.average_precision is None

@@ -191,7 +191,7 @@ def test_more_processes_than_validation_images_train_and_score(built: Project) -
 
 
 @pytest.mark.usefixtures("cold_cache")
-def test_a_image_is_computed_by_one_process_and_only_the_first_one_speaks(built: Project) -> None:
+def test_an_image_is_computed_by_one_process_and_only_the_first_one_speaks(built: Project) -> None:
     assert run_together(built, "train_head", count=3) == [0, 0, 0]
     printed = [built.path(f"printed.{rank}").read_text() for rank in range(3)]
     assert "3 processes, each has 3 images of a batch of 9" in printed[0]
