@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stages.common.cli import StageError, run
 from stages.common.files import write_text
-from stages.common.params import load_params
+from stages.common.params import Section, load_params
 from stages.common.records import read_record, read_table
 from stages.common.seeds import make_deterministic
 from stages.images.index import PARTS, read_index
@@ -30,7 +30,7 @@ from stages.training.line import Point
 from stages.training.search import Candidate
 
 # All that the checkpoints depend on.
-RECIPE = {"data", "seed", "precision", "split", "model", "class_weights", "train_head", "finetune"}
+RECIPE = ("data", "seed", "precision", "split", "model", "class_weights", "train_head", "finetune")
 
 
 def main() -> None:
@@ -84,9 +84,9 @@ def main() -> None:
     suspects = describe_suspects(found, judged, predictions.classes, split)
     out_of_fold = len(judged.paths) - len(entries)
     probabilities = describe_probabilities(calibrations, parts["val"], out_of_fold, identical)
-    results = Results(
-        evaluation, classes, copies, split, params.model_dump(include=RECIPE), pairs, suspects, probabilities, training
-    )
+    values = {name: getattr(params, name) for name in RECIPE}
+    recipe = {name: value.model_dump() if isinstance(value, Section) else value for name, value in values.items()}
+    results = Results(evaluation, classes, copies, split, recipe, pairs, suspects, probabilities, training)
     drawn_names = [name for name, figure in figures.items() if not isinstance(figure, str)]
     write_text(metrics / "report.md", compose_report(results, "figures", captions, drawn_names))
     print(describe(evaluation))
