@@ -84,13 +84,7 @@ def read_seeds(text: str) -> list[int]:
 
 
 def combine(runs: dict[str, Predictions], commits: list[str], grouped: bool) -> Together:
-    """Put the runs of all folds together, with what their splits say.
-
-    Args:
-        runs: by the fold's name.
-        commits: of their experiments, in the same order.
-        grouped: whether the images come in groups.
-    """
+    """Put the runs of all folds together, with what their splits say."""
     counts = [each for commit in commits for each in class_counts(read_file(commit, read_summary, SPLIT)).values()]
     train, val, test = (sum(each[part] for each in counts) for part in PARTS)
     tested = [count_once(read_file(commit, read_index, INDEX)) for commit in commits] if grouped else []

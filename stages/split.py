@@ -8,10 +8,10 @@ from pathlib import Path
 from stages.common.cli import run
 from stages.common.files import write_json
 from stages.common.machine import resolve_workers
-from stages.common.params import load_params
+from stages.common.params import Params, load_params
 from stages.common.records import write_table
 from stages.images.check import check_images, require_no_masks, require_usable
-from stages.images.collection import is_untracked, require_classes, set_groups
+from stages.images.collection import Collection, is_untracked, require_classes, set_groups
 from stages.images.corrections import correct, read_corrections
 from stages.images.division import divide, find_copies, find_overlap, join_groups
 from stages.images.folders import read_folders
@@ -41,16 +41,7 @@ def main() -> None:
     params = load_params(arguments.params)
     root, split = Path(params.data.path), params.split
 
-    if params.data.labels is None:
-        found = read_folders(root, split.given)
-    else:
-        found = read_labels(root, Path(params.data.labels), split.given)
-    if params.data.corrections is not None:
-        table = Path(params.data.corrections)
-        correct(found, read_corrections(table), table)
-    require_classes(found, root, table=params.data.labels is not None)
-    set_groups(found, split.group)
-
+    found = collect(params, root)
     to_check = [image.path for image in found.samples if image.path not in found.rejected]
     checked = check_images(root, to_check, params.data.grey_max, resolve_workers(params.workers))
     damaged = {path: result.problem for path, result in checked.items() if result.problem is not None}
@@ -110,6 +101,20 @@ def main() -> None:
             f"run` commits all images to git; move them out of it, or run `dvc add {shlex.quote(str(root))}`",
             file=sys.stderr,
         )
+
+
+def collect(params: Params, root: Path) -> Collection:
+    """List the images with their corrected labels and their groups, before any is read."""
+    labels, corrections = params.data.labels, params.data.corrections
+    if labels is None:
+        found = read_folders(root, params.split.given)
+    else:
+        found = read_labels(root, Path(labels), params.split.given)
+    if corrections is not None:
+        correct(found, read_corrections(Path(corrections)), Path(corrections))
+    require_classes(found, root, table=labels is not None)
+    set_groups(found, params.split.group)
+    return found
 
 
 if __name__ == "__main__":

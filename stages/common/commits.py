@@ -36,12 +36,7 @@ def find_commit() -> str:
 
 
 def read_versions(folder: Path, *names: str) -> list[list[str]]:
-    """Return the content of files in the last two commits that changed one of them, the later first; none without git.
-
-    Args:
-        folder: where they are.
-        names: of the files; the content of one that a commit lacks is empty.
-    """
+    """Return what files hold in the last two commits that changed one of them, the later first; none without git."""
 
     def ask(*arguments: str) -> str:
         try:

@@ -20,12 +20,7 @@ _WRITTEN = (":!metrics", ":!dvc.lock", ":!data/dvc.lock")
 
 
 def fingerprint(settings: str, inputs: Iterable[Path]) -> str:
-    """Return a short hash of what experiments depend on: the commit, changes since, settings, inputs by their dates.
-
-    Args:
-        settings: text.
-        inputs: files, and folders with all that is in them.
-    """
+    """Return a short hash of what experiments depend on: the commit, changes since, settings, inputs by their dates."""
     digest = hashlib.sha256(
         f"{find_commit()}\n{git('diff', 'HEAD', '--', '.', *_WRITTEN)}\n{settings}\n".encode(errors="surrogateescape")
     )

@@ -55,11 +55,6 @@ def total_memory() -> float:
 def require_memory(images: int, bytes_each: float, image_size: int) -> None:
     """Refuse what does not fit into memory: Linux would kill the process.
 
-    Args:
-        images: that are in work at one time.
-        bytes_each: that each takes at least.
-        image_size: height and width of the images, pixels.
-
     Raises:
         StageError: together they take more than there is.
     """

@@ -13,9 +13,6 @@ def generator_for(*numbers: int) -> Generator:
     Not by a sum, which takes seed 1, epoch 2 for seed 2, epoch 1; nor by a shift, since torch's CPU generator looks at
     the lower 32 bits of its seed only (`at::mt19937`). numpy's SeedSequence mixes them
     (https://numpy.org/doc/stable/reference/random/bit_generators/generated/numpy.random.SeedSequence.html).
-
-    Args:
-        numbers: each 0 or more.
     """
     return Generator().manual_seed(seed_for(*numbers))
 

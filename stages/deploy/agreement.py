@@ -42,13 +42,7 @@ class Agreement:
 
 
 def measure_agreement(labels: Labels, original: Probabilities, exported: Probabilities) -> Agreement:
-    """Compare two networks.
-
-    Args:
-        labels: (n,).
-        original: probabilities (n, classes).
-        exported: those of the other network.
-    """
+    """Compare two networks."""
     before, after = predicted_labels(original), predicted_labels(exported)
     changed = np.flatnonzero(before != after)
     gaps = np.abs(original[changed, before[changed]] - original[changed, after[changed]])

@@ -114,43 +114,48 @@ def decode(content: bytes, grey_max: int | None = None, least: int | None = None
         ImageError: `content` is empty, truncated, not an image, above `MAX_PIXELS`, thinner than 1:`MAX_ASPECT`, or
             of a kind that has no stated range (32-bit float).
     """
-    return _decode_or_spare(content, grey_max, least).image
+    return _decode_or_spare(content, grey_max, least, whole=False).image
 
 
 def decode_with_facts(content: bytes, grey_max: int | None = None, least: int | None = None) -> Decoded:
     """Decode an image as `decode` does, but refuse a JPEG with a hole; also return what the file holds."""
-    decoded = _decode_or_spare(content, grey_max, least)
-    if decoded.storage[0] == "JPEG":
-        _require_whole_jpeg(content)
-    return decoded
+    return _decode_or_spare(content, grey_max, least, whole=True)
 
 
-def _require_whole_jpeg(content: bytes) -> None:
-    """Refuse JPEG data with a hole: libjpeg paints what is missing grey, with a warning that Pillow does not pass on.
+def _decode_or_spare(content: bytes, grey_max: int | None, least: int | None, whole: bool) -> Decoded:
+    if not content:
+        raise ImageError("empty file")
+    try:
+        return _decode(content, grey_max, least, whole)
+    except ImageError as error:
+        # The pixels may be good where a profile, a checksum or another piece of metadata is not.
+        for spared in _without_metadata(content):
+            with suppress(ImageError):
+                return _decode(spared, grey_max, least, whole)
+        raise error from None
+
+
+def _load_whole_jpeg(image: JpegImageFile, content: bytes) -> Image.Image:
+    """Load a JPEG, but refuse damage: libjpeg paints what is missing grey, with a warning that Pillow does not pass on.
 
     Some cameras fill up with zeros before the end, and some programs leave a byte there.
     """
+    colours = {"RGB": "RGB", "L": "GRAY"}.get(image.mode)
     try:
-        simplejpeg.decode_jpeg(content, "GRAY", min_height=1, min_width=1)
+        pixels = simplejpeg.decode_jpeg(content, colours or "GRAY", min_height=image.height, min_width=image.width)
     except ValueError as error:
         message = str(error)
         padding = re.search(r"(\d+) extraneous bytes before marker 0xd9", message)
         harmless = padding and (int(padding[1]) < 3 or bytes(int(padding[1])) + b"\xff\xd9" in content)
         if message.startswith(_DAMAGE) and not harmless:
             raise ImageError(f"damaged: {message}") from None
-
-
-def _decode_or_spare(content: bytes, grey_max: int | None, least: int | None) -> Decoded:
-    if not content:
-        raise ImageError("empty file")
-    try:
-        return _decode(content, grey_max, least)
-    except ImageError as error:
-        # The pixels may be good where a profile, a checksum or another piece of metadata is not.
-        for spared in _without_metadata(content):
-            with suppress(ImageError):
-                return _decode(spared, grey_max, least)
-        raise error from None
+        colours = None
+    if colours is None or pixels.shape[:2] != image.size[::-1]:
+        image.load()
+        return image
+    loaded = Image.fromarray(pixels if colours == "RGB" else pixels[..., 0])
+    loaded.info = image.info
+    return loaded
 
 
 def _without_metadata(content: bytes) -> Iterator[bytes]:
@@ -182,7 +187,7 @@ def _cut(content: bytes, start: int, length: Callable[[int], int]) -> Iterator[b
         start = end
 
 
-def _decode(content: bytes, grey_max: int | None, least: int | None) -> Decoded:
+def _decode(content: bytes, grey_max: int | None, least: int | None, whole: bool) -> Decoded:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata that does not matter here, and bombs, which are refused below
@@ -201,7 +206,8 @@ def _decode(content: bytes, grey_max: int | None, least: int | None) -> Decoded:
                     orientation, camera = _read_exif(image)
                     if least is not None:
                         image.draft(None, (least, least))
-                    image.load()
+                    shown = _load_whole_jpeg(image, content) if whole else image
+                    shown.load()
                 else:
                     shown, orientation, camera, highest, remarks = _load(image)
                     size = image.size

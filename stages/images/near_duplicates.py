@@ -91,10 +91,6 @@ def form_groups(hashes: list[str], pairs: list[Pair]) -> dict[str, str]:
     """Return SHA-256 -> the name of its group, for the images that are to stay together.
 
     The pairs that are most alike come first; one that would make a group of more than `LARGEST_GROUP` joins nothing.
-
-    Args:
-        hashes: SHA-256 of the images that the pairs name by position.
-        pairs: as `find_pairs` returns them.
     """
     groups = {position: [position] for pair in pairs for position in (pair.first, pair.second)}
     for pair in pairs:

@@ -34,11 +34,6 @@ def find_kept(index: Path, params: Path, settings: Params) -> dict[str, str]:
 
     None where there is no such commit, or where its seed or what it says of the division was another; nor with folds,
     whose parts are to be equal.
-
-    Args:
-        index: folder with the index files.
-        params: the file that `settings` were read from.
-        settings: of this run.
     """
     if settings.split.folds is not None or not (committed := read_versions(params.parent, params.name)):
         return {}

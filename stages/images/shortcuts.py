@@ -28,10 +28,6 @@ def find_shortcuts(images: Sequence[Checked], classes: Sequence[str]) -> list[st
 
     Each is tried by folds: an image gets the class that is most common in other folds among those with the same
     format, mode, camera, size or brightness.
-
-    Args:
-        images: facts.
-        classes: of each image.
     """
     facts: dict[str, list[Hashable]] = {
         name: [one.storage[place] for one in images]

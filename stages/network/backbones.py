@@ -235,10 +235,6 @@ def native_preprocessing(arch: str) -> Preprocessing:
 def stock_model(arch: str, image_size: int = 224) -> nn.Module:
     """Make torchvision's own model with random weights.
 
-    Args:
-        arch: its name in torchvision.
-        image_size: height and width of the images, pixels.
-
     Raises:
         StageError: no such classifier, or one that cannot take images of that size.
     """
@@ -273,12 +269,7 @@ def stock_shapes(arch: str, image_size: int = 224) -> nn.Module:
 
 
 def names_in_torchvision(parts: Parts, stock: nn.Module) -> dict[str, str]:
-    """Return the names of the backbone's tensors in a checkpoint, `backbone.NUMBER...` -> those in `stock`.
-
-    Args:
-        parts: of `stock`.
-        stock: the model before it was cut; its modules are in both.
-    """
+    """Return the names of the backbone's tensors in a checkpoint, `backbone.NUMBER...` -> those in `stock`."""
     original = {id(tensor): name for name, tensor in stock.state_dict(keep_vars=True).items()}
     tensors = nn.Sequential(*parts.blocks.values()).state_dict(keep_vars=True)
     return {f"backbone.{name}": original[id(tensor)] for name, tensor in tensors.items()}

@@ -103,12 +103,6 @@ def read_own(path: Path) -> Description | None:
 def continue_from(network: Network, description: Description, tensors: Mapping[str, Tensor], own: Description) -> bool:
     """Copy the backbone of a checkpoint into a new network, and its head where head and classes are the same.
 
-    Args:
-        network: new.
-        description: of `network`.
-        tensors: of the checkpoint.
-        own: the description of the checkpoint, which is for the same architecture.
-
     Returns:
         Whether the head was copied.
 
@@ -134,11 +128,6 @@ def continue_from(network: Network, description: Description, tensors: Mapping[s
 
 def require_classes(path: Path, description: Description, entries: list[Entry]) -> None:
     """Refuse a checkpoint that was made for other classes than an index has; a class may have no image there.
-
-    Args:
-        path: of the checkpoint, for the message.
-        description: of the checkpoint.
-        entries: of the index.
 
     Raises:
         StageError: naming both lists of classes.

@@ -108,37 +108,33 @@ def _number_of_stage(match: re.Match[str]) -> str:
 def _mobilenet_v3(tensors: Tensors) -> Tensors:
     """Number the blocks through; their BatchNorm divides by sqrt(variance + 1e-5), torchvision's by + 1e-3."""
     blocks = sorted({(int(m[1]), int(m[2])) for key in tensors if (m := re.match(r"blocks\.(\d+)\.(\d+)\.", key))})
-    last = blocks.pop()  # a convolution, not a block
-    renamed = _renamed(
-        tensors,
-        {
-            r"conv_stem\.(.*)": r"features.0.0.\1",
-            r"bn1\.(.*)": r"features.0.1.\1",
-            rf"blocks\.{last[0]}\.{last[1]}\.conv\.(.*)": rf"features.{len(blocks) + 1}.0.\1",
-            rf"blocks\.{last[0]}\.{last[1]}\.bn1\.(.*)": rf"features.{len(blocks) + 1}.1.\1",
-            r"conv_head\.(.*)": r"classifier.0.\1",
-            r"classifier\.(.*)": r"classifier.3.\1",
-            r"(blocks\..*)": r"\1",
-        },
-    )
+    stage, block = blocks.pop()  # a convolution, not a block
+    rules = {
+        r"conv_stem\.(.*)": r"features.0.0.\1",
+        r"bn1\.(.*)": r"features.0.1.\1",
+        rf"blocks\.{stage}\.{block}\.conv\.(.*)": rf"features.{len(blocks) + 1}.0.\1",
+        rf"blocks\.{stage}\.{block}\.bn1\.(.*)": rf"features.{len(blocks) + 1}.1.\1",
+        r"conv_head\.(.*)": r"classifier.0.\1",
+        r"classifier\.(.*)": r"classifier.3.\1",
+    }
     for number, (stage, block) in enumerate(blocks, start=1):
-        prefix = rf"blocks\.{stage}\.{block}"
-        own = {key: renamed.pop(key) for key in list(renamed) if re.match(rf"{prefix}\.", key)}
-        expands = any(".conv_pwl." in key for key in own)
-        squeezes = any(".se." in key for key in own)
+        own = [key for key in tensors if key.startswith(f"blocks.{stage}.{block}.")]
+        expands, squeezes = (any(sign in key for key in own) for sign in (".conv_pwl.", ".se."))
         depthwise, project = int(expands), int(expands) + squeezes + 1
-        target = f"features.{number}.block"
-        rules = {
-            rf"{prefix}\.se\.conv_reduce\.(.*)": rf"{target}.{depthwise + 1}.fc1.\1",
-            rf"{prefix}\.se\.conv_expand\.(.*)": rf"{target}.{depthwise + 1}.fc2.\1",
-            rf"{prefix}\.conv_dw\.(.*)": rf"{target}.{depthwise}.0.\1",
-            rf"{prefix}\.conv_pwl\.(.*)": rf"{target}.{project}.0.\1",
-            rf"{prefix}\.conv_pw\.(.*)": rf"{target}.{0 if expands else project}.0.\1",
-            rf"{prefix}\.bn3\.(.*)": rf"{target}.{project}.1.\1",
-            rf"{prefix}\.bn2\.(.*)": rf"{target}.{depthwise if expands else project}.1.\1",
-            rf"{prefix}\.bn1\.(.*)": rf"{target}.0.1.\1",
+        places = {
+            "se.conv_reduce": f"{depthwise + 1}.fc1",
+            "se.conv_expand": f"{depthwise + 1}.fc2",
+            "conv_dw": f"{depthwise}.0",
+            "conv_pwl": f"{project}.0",
+            "conv_pw": f"{0 if expands else project}.0",
+            "bn3": f"{project}.1",
+            "bn2": f"{depthwise if expands else project}.1",
+            "bn1": "0.1",
         }
-        renamed |= _renamed(own, rules)
+        for name, place in places.items():
+            source = re.escape(f"blocks.{stage}.{block}.{name}.")
+            rules[f"{source}(.*)"] = rf"features.{number}.block.{place}.\1"
+    renamed = _renamed(tensors, rules)
     for key in [key for key in renamed if key.endswith("running_var")]:
         weight, variance = key.replace("running_var", "weight"), renamed[key]
         renamed[weight] = renamed[weight] * torch.sqrt((variance + 1e-3) / (variance + 1e-5))

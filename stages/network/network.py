@@ -170,10 +170,6 @@ def set_trainable(network: Network, unfreeze: int) -> None:
     Freezing BatchNorm takes two steps: its affine parameters here, its statistics by evaluation mode in `Network.train`
     (https://github.com/open-mmlab/mmdetection/issues/346).
 
-    Args:
-        network: changed in place.
-        unfreeze: blocks, from 0 (head phase) to all of the backbone's.
-
     Raises:
         StageError: `unfreeze` is out of that range.
     """

@@ -19,12 +19,7 @@ _MOST_DRAWN = 20
 
 @house_style()
 def draw_runs(kind: str, together: Together) -> Figure:
-    """Draw both accuracies of each run as a pair of dots, and the gain of each with that of all.
-
-    Args:
-        kind: `folds` or `seeds`.
-        together: of all runs.
-    """
+    """Draw both accuracies of each run as a pair of dots, and the gain of each with that of all."""
     names = [run.name for run in together.runs]
     figure = new_figure(9, 1.6 + 0.32 * len(names))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
@@ -72,15 +67,7 @@ def draw_suspects(suspects: list[Suspect], root: Path) -> Figure:
 
 
 def compose_page(kind: str, together: Together, summary: str, wrong: float | None, suspects: list[Suspect]) -> str:
-    """Return the page, as Markdown.
-
-    Args:
-        kind: `folds` or `seeds`.
-        together: of all runs.
-        summary: its description.
-        wrong: the number of labels that are probably wrong, `None` where that was not looked for.
-        suspects: the images with such labels, the least believed first.
-    """
+    """Return the page, as Markdown."""
     verdict = summary.splitlines()[-1]
     methods = {
         "folds": "Each image was tested once, by networks that were not trained on it. Folds share most of their "

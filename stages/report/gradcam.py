@@ -19,10 +19,6 @@ def find_block(network: Network, size: int) -> int | None:
 
     Of a network of tokens, that is the block before its last layer of attention: behind it, only the class token
     counts.
-
-    Args:
-        network: of which nothing is computed but shapes.
-        size: height and width of the images, pixels.
     """
     features, found = torch.empty(1, 3, size, size, device="meta"), None
     with torch.no_grad():

@@ -128,14 +128,7 @@ def tabulate_counts(split: dict[str, Any]) -> str:
 
 
 def describe_suspects(suspects: list[Suspect], judged: Judged, classes: Sequence[str], split: dict[str, Any]) -> str:
-    """Return the labels that are contradicted, those that are believed least, and classes that look alike, as Markdown.
-
-    Args:
-        suspects: the least believed first.
-        judged: the images that were looked at.
-        classes: names by label.
-        split: `split.json`.
-    """
+    """Return contradicted labels, those that are believed least, and classes that look alike, as Markdown."""
     everywhere = len(judged.paths) > sum(counts["test"] for counts in class_counts(split).values())
     of = "" if everywhere else " Of the test images alone; `make folds` looks at all images."
     paragraphs = []

@@ -68,12 +68,7 @@ class BalancedGain:
 
 
 def compare_balanced(predictions: Predictions, groups: Groups | None = None) -> BalancedGain | None:
-    """Return the gain in balanced accuracy where classes are unequal, more than 10 to 1; else `None`.
-
-    Args:
-        predictions: on the test images.
-        groups: the number of each image's group, (n,); `None`: each is its own.
-    """
+    """Return the gain in balanced accuracy where classes are unequal, more than 10 to 1; else `None`."""
     counts = np.bincount(predictions.labels, minlength=len(predictions.classes))
     tested = np.flatnonzero(counts)
     if counts[tested].max() <= _UNEQUAL * counts[tested].min():
@@ -93,14 +88,7 @@ def compare_balanced(predictions: Predictions, groups: Groups | None = None) -> 
 def find_remarks(
     classes: Sequence[ClassScores], balanced: BalancedGain | None, split: dict[str, Any], copies: int
 ) -> list[str]:
-    """Return lines for the console and the report; none where there is nothing to say.
-
-    Args:
-        classes: the scores of every class.
-        balanced: as `compare_balanced` returns it.
-        split: `split.json`.
-        copies: test images that are not counted, since their bytes are those of another one.
-    """
+    """Return lines for the console and the report; none where there is nothing to say."""
     tested = [scores for scores in classes if scores.support]
     remarks = []
     if balanced is not None:

@@ -17,10 +17,6 @@ def compare_with_committed(table: Path, predictions: Predictions) -> str | None:
     """Return a sentence on the fine-tuned network's accuracy against that of the last committed result.
 
     Each counts by the labels of its commit. `None` where there is none, none of the same images, or no difference.
-
-    Args:
-        table: the file of predictions, whose last commit is read.
-        predictions: those of this run.
     """
     right = predicted_labels(predictions.finetuned) == predictions.labels
     now = dict(zip(predictions.paths, right.tolist(), strict=True))

@@ -118,9 +118,6 @@ def combine_folds(
 def combine_seeds(predictions: dict[str, Predictions]) -> Together:
     """Put runs of other seeds on one split together.
 
-    Args:
-        predictions: by the seed.
-
     Raises:
         StageError: they were tested on different images.
     """

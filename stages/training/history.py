@@ -117,10 +117,6 @@ def read_kept(folder: Path, epochs: Sequence[Epoch]) -> tuple[int, float]:
 
     The fraction is 1 where no line was measured, but for epoch 0.
 
-    Args:
-        folder: of the history.
-        epochs: as `read_history` returns them.
-
     Raises:
         OSError: it is not there.
     """

@@ -111,23 +111,12 @@ class Trainer:
             DistributedDataParallel(self._fused, forward_sync_buffers=False) if ranks.joined() else self._fused
         )
         print(f"training {sum(map(Tensor.numel, trainable)):,} parameters in {len(trainable)} tensors", flush=True)
-        epochs: list[Epoch] = []
-        weights: list[Tensor] = []
-        failure: str | None = None
-        if state is not None and (stopped := state.load()) is not None:
-            epochs = stopped.epochs
-            _copy_into(trainable, stopped.weights)
-            weights = stopped.weights if stopped.selected is None else stopped.selected
-            optimizer.load_state_dict(stopped.optimizer)
-            set_random_state(stopped.random[ranks.rank()], self.device)
-            print(f"resuming after epoch {epochs[-1].number}", flush=True)
-            for epoch in epochs:
-                on_epoch(epoch)
-        else:
-            epochs = [self._look_at_start(val)]
-            weights = _copy_of(trainable)
-            on_epoch(epochs[0])
-        first = 0 if keep_start else 1
+        stopped = None if state is None else state.load()
+        epochs = [self._look_at_start(val)] if stopped is None else stopped.epochs
+        weights = _copy_of(trainable) if stopped is None else self._resume(stopped, optimizer)
+        for epoch in epochs:
+            on_epoch(epoch)
+        failure, first = None, 0 if keep_start else 1
         schedule = schedule_rate(optimizer, phase, phase.epochs * len(train), epochs[-1].number * len(train))
         while epochs[-1].number < phase.epochs and not out_of_patience(epochs[first:], phase.patience):
             try:
@@ -156,6 +145,14 @@ class Trainer:
         _copy_into(trainable, weights)
         competed = keep_start and phase.select == "best"
         return Fit(epochs, _select(candidates, phase.select), failure, competed)
+
+    def _resume(self, stopped: State, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+        """Put everything into a state; return the weights selected until then."""
+        _copy_into(trainable_parameters(self.network), stopped.weights)
+        optimizer.load_state_dict(stopped.optimizer)
+        set_random_state(stopped.random[ranks.rank()], self.device)
+        print(f"resuming after epoch {stopped.epochs[-1].number}", flush=True)
+        return stopped.weights if stopped.selected is None else stopped.selected
 
     def _go_back(self, epochs: list[Epoch], start: list[Tensor], val: Batches) -> Fit:
         """Measure the line from the start to the weights as they are, and keep the point that `line.choose` says."""

@@ -44,14 +44,7 @@ def make_optimizer(network: Network, phase: Phase, layer_decay: float = 1.0) -> 
 
 
 def schedule_rate(optimizer: torch.optim.Optimizer, phase: Phase, steps: int, done: int = 0) -> LambdaLR:
-    """Let the rate of each group follow `rate_factor`; `step()` advances to the next optimizer step.
-
-    Args:
-        optimizer: a new one, or one that has loaded the state after `done` steps.
-        phase: the schedule and its warm-up.
-        steps: optimizer steps of the whole phase.
-        done: those already taken.
-    """
+    """Let the rate of each group follow `rate_factor`; `step()` advances to the next optimizer step."""
     return LambdaLR(optimizer, lambda step: rate_factor(step, steps, phase.schedule, phase.warmup), last_epoch=done - 1)
 
 

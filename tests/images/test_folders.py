@@ -72,7 +72,7 @@ def test_hidden_files_are_left_out_and_counted(project: Project, line: Line) -> 
     shutil.copy(project.path("images/cat/000.png"), project.path("images/dog/._000.png"))
     project.path("images/.DS_Store").write_bytes(b"\0")
     project.path("images/cat/Thumbs.db").write_bytes(b"\0")
-    assert "0 rejected, 0 groups of copies; 3 files and folders that are hidden" in line(project)
+    assert "0 rejected, 0 groups of copies; 3 files and folders hidden" in line(project)
     assert project.split_report()["ignored"] == {}
 
 
