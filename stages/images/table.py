@@ -202,7 +202,8 @@ def _loosen(path: str) -> tuple[str, str, str]:
 def _require_single_labels(table: Path, labels: list[str]) -> None:
     """Refuse labels that hold several names each.
 
-    They do where most are joined, or where what is joined also stands alone: `tench, Tinca tinca` is one name.
+    They do where most are joined, or where what is joined also stands alone; by commas, all of it: `tench, Tinca tinca`
+    is one name.
     """
     alone = Counter(labels)
     single = {label.strip(_QUOTES) for label in alone}
@@ -212,10 +213,10 @@ def _require_single_labels(table: Path, labels: list[str]) -> None:
         mixed = [
             label
             for label, found in joined.items()
-            if (sign != "," and 2 * sum(alone[one] for one in joined) > len(labels))
+            if (sign != "," and (2 * sum(alone[one] for one in joined) > len(labels) or not single.isdisjoint(found)))
             or all(piece in single or pieces[piece] > 1 for piece in found)
         ]
-        if mixed and (len(mixed) > 1 or single.issuperset(joined[mixed[0]])):
+        if mixed and (sign != "," or len(mixed) > 1 or single.issuperset(joined[mixed[0]])):
             raise StageError(
                 f"data.labels: {table} has multi-label rows, such as {mixed[0]!r}; an image has one class here: "
                 "choose one for each row, or leave these rows out"

@@ -274,6 +274,7 @@ def test_a_label_that_says_there_is_none_is_no_class(project: Project, nothing: 
         lambda n: ["Cardiomegaly", "Emphysema", "Cardiomegaly|Emphysema", "Mass"][n % 4],
         lambda n: ["a;b", "b;c", "a;c"][n % 3],
         lambda n: ["a, b", "b, c", "a", "c"][n % 4],
+        lambda n: ["a;b", "a"][n % 2],
         lambda n: ["['a', 'b']", "['a']", "['b']"][n % 3],
     ],
 )
