@@ -13,7 +13,7 @@ from stages.common.machine import reuse_freed_memory
 from stages.common.params import load_params
 from stages.common.records import read_table, write_record, write_table
 from stages.common.seeds import make_deterministic
-from stages.images.index import read_index
+from stages.images.index import count_once, read_index
 from stages.images.near_duplicates import Leak
 from stages.images.summary import read_summary
 from stages.network.checkpoint import load_checkpoint, require_classes
@@ -22,19 +22,16 @@ from stages.network.network import set_trainable
 from stages.network.objective import probabilities
 from stages.scores.bootstrap import number_groups
 from stages.scores.calibration import measure_calibrations
-from stages.scores.classes import ClassScores, compare_balanced, find_remarks, score_classes
+from stages.scores.classes import ClassScores, score_classes
 from stages.scores.committed import compare_with_committed
 from stages.scores.evaluation import (
-    Evaluation,
-    count_near_duplicates,
     describe,
     describe_near_duplicates,
+    evaluate,
     write_evaluation,
 )
-from stages.scores.metrics import score
-from stages.scores.predictions import Predictions, count_once, write_predictions, write_probabilities
+from stages.scores.predictions import Predictions, write_predictions, write_probabilities
 from stages.scores.suspects import Suspect, find_suspects, judge_all
-from stages.scores.verdict import compare
 from stages.training.inference import predict_with_both
 
 
@@ -77,19 +74,10 @@ def main() -> None:
     validation = np.array([entry.label for entry in val], np.int64), both[1][len(different) :]
     ranks.leave()
     groups = number_groups(different)
-    classes, balanced = score_classes(predictions), compare_balanced(predictions, groups)
-    split = read_summary(metrics / "split.json")
-    evaluation = Evaluation(
-        score(predictions.labels, predictions.head, groups),
-        score(predictions.labels, predictions.finetuned, groups),
-        compare(
-            predictions.labels, predictions.head, predictions.finetuned, groups, identical=identical, watched=not val
-        ),
-        count_near_duplicates(
-            read_table(metrics / "near_duplicates.csv", Leak, "split"), predictions, 1 - split.get("flat", 0.0)
-        ),
-        balanced,
-        find_remarks(classes, balanced, split, len(test) - len(different)),
+    classes, split = score_classes(predictions), read_summary(metrics / "split.json")
+    leaks, copies = read_table(metrics / "near_duplicates.csv", Leak, "split"), len(test) - len(different)
+    evaluation = evaluate(
+        predictions, groups, classes, split, leaks, copies=copies, identical=identical, watched=not val
     )
     checkpoints = [sha256_of(path) for path in (arguments.head, arguments.finetuned)]
     set_trainable(finetuned, params.finetune.unfreeze)

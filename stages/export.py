@@ -14,13 +14,12 @@ from stages.common.seeds import make_deterministic
 from stages.deploy.agreement import require_same
 from stages.deploy.card import compose_card
 from stages.deploy.onnx import require_packages, write_onnx
-from stages.images.index import read_index
+from stages.images.index import count_once, read_index
 from stages.images.summary import read_summary
 from stages.network.backbones import cut_into_blocks, names_in_torchvision, stock_shapes
 from stages.network.checkpoint import load_checkpoint, require_classes
 from stages.scores.calibration import Calibrations
 from stages.scores.evaluation import read_evaluation
-from stages.scores.predictions import count_once
 from stages.training.reference import read_reference
 
 

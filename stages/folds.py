@@ -8,7 +8,7 @@ from stages.common.experiments import read_file, run_missing
 from stages.common.files import write_text
 from stages.common.params import load_params
 from stages.common.records import write_record, write_table
-from stages.images.index import PARTS, read_index
+from stages.images.index import PARTS, count_once, read_index
 from stages.images.summary import class_counts, read_summary
 from stages.report.folds import compose_page, draw_runs, draw_suspects
 from stages.report.style import save_figure
@@ -21,7 +21,7 @@ from stages.scores.folds import (
     describe_seeds,
     join,
 )
-from stages.scores.predictions import Predictions, count_once, read_predictions
+from stages.scores.predictions import Predictions, read_predictions
 from stages.scores.suspects import Suspect, estimate_wrong_labels, find_suspects
 
 FOLDS = 5

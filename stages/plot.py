@@ -9,7 +9,7 @@ from stages.common.files import write_text
 from stages.common.params import Section, load_params
 from stages.common.records import read_record, read_table
 from stages.common.seeds import make_deterministic
-from stages.images.index import PARTS, read_index
+from stages.images.index import PARTS, count_once, read_index
 from stages.images.near_duplicates import Leak
 from stages.images.summary import class_counts, read_summary
 from stages.network.checkpoint import load_checkpoint, require_classes
@@ -23,7 +23,7 @@ from stages.scores.calibration import Calibrations
 from stages.scores.classes import ClassScores
 from stages.scores.curves import write_curves
 from stages.scores.evaluation import describe, read_evaluation
-from stages.scores.predictions import count_once, read_predictions
+from stages.scores.predictions import read_predictions
 from stages.scores.suspects import Suspect, judge_all
 from stages.training.history import read_history, read_kept
 from stages.training.line import Point

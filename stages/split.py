@@ -1,21 +1,19 @@
 """Step 1: a folder of labelled images -> the index files of train, validation and test."""
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 
 from stages.common.cli import run
 from stages.common.files import write_json
 from stages.common.machine import resolve_workers
-from stages.common.params import Params, load_params
+from stages.common.params import load_params
 from stages.common.records import write_table
 from stages.images.check import check_images, require_no_masks, require_usable
-from stages.images.collection import Collection, is_untracked, require_classes, set_groups
-from stages.images.corrections import correct, read_corrections
+from stages.images.collection import describe_untracked
+from stages.images.dataset import collect
 from stages.images.division import divide, find_copies, find_overlap, join_groups
-from stages.images.folders import read_folders
-from stages.images.index import Entry, write_index
+from stages.images.index import Entry, count_once, write_index
 from stages.images.near_duplicates import Leak, count_flat, find_leaks, find_pairs, form_groups
 from stages.images.previous import describe_changes, find_kept, say_changes
 from stages.images.shortcuts import find_forms, find_shortcuts
@@ -27,7 +25,6 @@ from stages.images.summary import (
     last_line,
     summarize,
 )
-from stages.images.table import read_labels
 
 
 def main() -> None:
@@ -60,10 +57,7 @@ def main() -> None:
         for one in found.samples
         if one.path not in rejected and one.path not in overlap
     ]
-    firsts: dict[str, Entry] = {}
-    for entry in sorted(entries, key=lambda entry: entry.path):
-        firsts.setdefault(entry.sha256, entry)
-    different = list(firsts.values())
+    different = count_once(sorted(entries, key=lambda entry: entry.path))
     small = [checked[entry.path].small for entry in different]
     near = find_pairs(small)
     together = form_groups([entry.sha256 for entry in different], near) if split.near_duplicates == "together" else {}
@@ -95,26 +89,8 @@ def main() -> None:
     }
     write_json(arguments.report, report)
     print(last_line(report, arguments.report))
-    if is_untracked(root):
-        print(
-            f"warning: data.path: {root} is in the repository, but neither ignored by git nor tracked by DVC: `dvc exp "
-            f"run` commits all images to git; move them out of it, or run `dvc add {shlex.quote(str(root))}`",
-            file=sys.stderr,
-        )
-
-
-def collect(params: Params, root: Path) -> Collection:
-    """List the images with their corrected labels and their groups, before any is read."""
-    labels, corrections = params.data.labels, params.data.corrections
-    if labels is None:
-        found = read_folders(root, params.split.given)
-    else:
-        found = read_labels(root, Path(labels), params.split.given)
-    if corrections is not None:
-        correct(found, read_corrections(Path(corrections)), Path(corrections))
-    require_classes(found, root, table=labels is not None)
-    set_groups(found, params.split.group)
-    return found
+    if warning := describe_untracked(root):
+        print(warning, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import errno
 import os
 import posixpath
 import re
+import shlex
 import subprocess
 import unicodedata
 from collections import Counter
@@ -200,14 +201,19 @@ def reason(error: OSError) -> str:
     return _REASONS.get(error.errno or 0) or error.strerror or type(error).__name__
 
 
-def is_untracked(folder: Path) -> bool:
-    """Whether a folder is in the repository of the current one, and has files that git neither has nor ignores.
+def describe_untracked(folder: Path) -> str:
+    """Warn of a folder in the current repository with files that git neither has nor ignores; "" where all is well.
 
-    `dvc exp run` commits such files with the experiment. What `dvc add` tracks is ignored by git. Without git, no.
+    `dvc exp run` commits such files with the experiment. What `dvc add` tracks is ignored by git. Without git, "".
     """
     question = ["git", "ls-files", "--others", "--exclude-standard", "--directory", "--no-empty-directory", "--"]
     try:
         answer = subprocess.run([*question, folder.absolute()], capture_output=True, check=False)
     except OSError:
-        return False
-    return answer.returncode == 0 and bool(answer.stdout)
+        return ""
+    if answer.returncode or not answer.stdout:
+        return ""
+    return (
+        f"warning: data.path: {folder} is in the repository, but neither ignored by git nor tracked by DVC: `dvc exp "
+        f"run` commits all images to git; move them out of it, or run `dvc add {shlex.quote(str(folder))}`"
+    )

@@ -35,6 +35,14 @@ def count(parts: dict[str, list[Entry]]) -> dict[str, dict[str, int]]:
     return {name: {part: numbers[name, part] for part in parts} for name in names}
 
 
+def count_once(entries: list[Entry]) -> list[Entry]:
+    """Return the first of each group of files with the same bytes; the others would count one image several times."""
+    first: dict[str, Entry] = {}
+    for entry in entries:
+        first.setdefault(entry.sha256, entry)
+    return list(first.values())
+
+
 def write_index(path: Path, entries: list[Entry], grouped: bool = False) -> None:
     """Write an index file (CSV, UTF-8), whole or not at all; with a column for groups where there are some."""
     columns = _COLUMNS + [_GROUP] * grouped

@@ -6,6 +6,7 @@
 import argparse
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +15,11 @@ from stages.common.files import write_json
 from stages.common.format import number, percent, percent_range, points, points_range, signed
 from stages.common.records import read_record, write_record
 from stages.images.near_duplicates import LOOKED_FOR, THRESHOLD, Leak
-from stages.scores.classes import BalancedGain
-from stages.scores.metrics import Scores, predicted_labels
+from stages.scores.bootstrap import Groups
+from stages.scores.classes import BalancedGain, ClassScores, compare_balanced, find_remarks
+from stages.scores.metrics import Scores, predicted_labels, score
 from stages.scores.predictions import Predictions
-from stages.scores.verdict import Gain, describe_gain
+from stages.scores.verdict import Gain, compare, describe_gain
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,29 @@ class Evaluation:
         """The scores by checkpoint, in the order of training; the last one's alone where both are the same network."""
         both = {"head": self.head, "finetuned": self.finetuned}
         return {"finetuned": self.finetuned} if self.gain.identical else both
+
+
+def evaluate(
+    predictions: Predictions,
+    groups: Groups | None,
+    classes: list[ClassScores],
+    split: dict[str, Any],
+    leaks: list[Leak],
+    *,
+    copies: int,
+    identical: bool,
+    watched: bool,
+) -> Evaluation:
+    """Return the result of the test; `split` is `split.json`, the last three as for `find_remarks` and `compare`."""
+    labels, balanced = predictions.labels, compare_balanced(predictions, groups)
+    return Evaluation(
+        score(labels, predictions.head, groups),
+        score(labels, predictions.finetuned, groups),
+        compare(labels, predictions.head, predictions.finetuned, groups, identical=identical, watched=watched),
+        count_near_duplicates(leaks, predictions, 1 - split.get("flat", 0.0)),
+        balanced,
+        find_remarks(classes, balanced, split, copies),
+    )
 
 
 # Of `evaluation.json`, which `dvc metrics diff` and `dvc exp show` compare: a screen of it.

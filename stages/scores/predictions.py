@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from stages.common.cli import StageError
 from stages.common.files import write_bytes, write_csv
-from stages.images.index import Entry
 from stages.scores.metrics import Labels, Probabilities, predicted_labels
 
 # With more, the table for git does not have every probability: 300 classes and 15,000 images would make it 195 MB.
@@ -41,14 +40,6 @@ class Predictions:
     def models(self) -> dict[str, Probabilities]:
         """The probabilities by checkpoint, in the order of training."""
         return {"finetuned": self.finetuned} if self.identical else {"head": self.head, "finetuned": self.finetuned}
-
-
-def count_once(entries: list[Entry]) -> list[Entry]:
-    """Return the first of each group of files with the same bytes; the others would count one image several times."""
-    first: dict[str, Entry] = {}
-    for entry in entries:
-        first.setdefault(entry.sha256, entry)
-    return list(first.values())
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:

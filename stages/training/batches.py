@@ -1,5 +1,6 @@
 """Batches for the tail of a network: kept activations, or what the frozen prefix makes of images on the way."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ class Part(NamedTuple):
     whole: int
 
 
-class Batches:
+class Batches(ABC):
     """Batches for the tail of a network, iterated over once an epoch: this rank's part of each."""
 
     def __init__(self, prefix: FrozenPrefix, entries: list[Entry], batch_size: int, shuffle_seed: int | None) -> None:
@@ -45,9 +46,9 @@ class Batches:
         """Return the number of batches."""
         return len(self.parts)
 
+    @abstractmethod
     def __iter__(self) -> Iterator[Part]:
         """Yield this rank's part of each batch."""
-        raise NotImplementedError
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the augmentation of the next pass."""

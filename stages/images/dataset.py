@@ -1,4 +1,4 @@
-"""Corrected labels: a table beside the images, which stay as they are."""
+"""Which images a data set has and what their labels are: by folders or a table, corrected by another table."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,11 +6,28 @@ from pathlib import Path
 from stages.common.cli import StageError
 from stages.common.files import read_csv
 from stages.common.format import enumerate_names, plural
-from stages.images.collection import Collection
+from stages.common.params import Params
+from stages.images.collection import Collection, require_classes, set_groups
+from stages.images.folders import read_folders
+from stages.images.table import read_labels
 
 # Beside the names of classes.
 DROP = "drop"
 _COLUMNS = ("path", "correction")
+
+
+def collect(params: Params, root: Path) -> Collection:
+    """List the images with their corrected labels and their groups, before any is read."""
+    labels, corrections = params.data.labels, params.data.corrections
+    if labels is None:
+        found = read_folders(root, params.split.given)
+    else:
+        found = read_labels(root, Path(labels), params.split.given)
+    if corrections is not None:
+        correct(found, read_corrections(Path(corrections)), Path(corrections))
+    require_classes(found, root, table=labels is not None)
+    set_groups(found, params.split.group)
+    return found
 
 
 def read_corrections(table: Path) -> dict[str, str]:
