@@ -1,11 +1,10 @@
-"""What a data set holds, before any of its images is read."""
+"""What a data set holds, before any of its images is read; walking through its folders."""
 
 import errno
 import os
 import posixpath
 import re
 import shlex
-import subprocess
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from stages.common.cli import StageError
+from stages.common.commits import git
 from stages.common.format import plural
 
 # Those of torchvision.datasets.folder.IMG_EXTENSIONS and more that Pillow reads; importing torchvision costs three
@@ -206,12 +206,12 @@ def describe_untracked(folder: Path) -> str:
 
     `dvc exp run` commits such files with the experiment. What `dvc add` tracks is ignored by git. Without git, "".
     """
-    question = ["git", "ls-files", "--others", "--exclude-standard", "--directory", "--no-empty-directory", "--"]
+    question = ("ls-files", "--others", "--exclude-standard", "--directory", "--no-empty-directory", "--")
     try:
-        answer = subprocess.run([*question, folder.absolute()], capture_output=True, check=False)
-    except OSError:
+        untracked = git(*question, str(folder.absolute()))
+    except StageError:
         return ""
-    if answer.returncode or not answer.stdout:
+    if not untracked:
         return ""
     return (
         f"warning: data.path: {folder} is in the repository, but neither ignored by git nor tracked by DVC: `dvc exp "

@@ -1,4 +1,7 @@
-"""The scores of every class, and the table that they are kept in: as metrics, `dvc exp show` has a column for each."""
+"""The scores of every class, and what a reader has to know beside them: rare, unequal and never predicted classes.
+
+They are kept in a table: as metrics, `dvc exp show` would have a column for each.
+"""
 
 import math
 from collections.abc import Sequence
