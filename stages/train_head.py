@@ -12,10 +12,9 @@ from stages.common.records import write_table
 from stages.network.network import cut, set_trainable
 from stages.network.objective import weigh_classes
 from stages.training.batches import READ_AT_ONCE, open_batches, read_all
-from stages.training.features import keep
 from stages.training.history import History, still_falling
 from stages.training.loop import Fit, Trainer
-from stages.training.phase import add_arguments, finish, load, open_prefix, open_state, prepare, require_enough
+from stages.training.phase import add_arguments, finish, keep_features, load, open_state, prepare, require_enough
 from stages.training.search import Candidate, Found, describe_search, find_head, write_out_of_fold
 
 
@@ -26,28 +25,21 @@ def main() -> None:
     parser.add_argument("--out-of-fold", type=Path, required=True, help="NumPy archive to write: their predictions")
     arguments = parser.parse_args()
     params = load_params(arguments.params)
-    phase, later = params.train_head, params.finetune
+    phase = params.train_head
 
     device = prepare(params)
     network, description, entries = load(arguments.start, arguments.index, params)
     require_enough(phase, len(entries.train))
     set_trainable(network, unfreeze=0)
-    blocks, tail = cut(network.to(device), unfreeze=0)
-    searches = phase.search and description.head == "pooled"
 
-    # In one pass over the images, what enters the head and what enters the blocks that fine-tuning will train.
-    prefix, end = open_prefix(blocks, description, device, params), len(blocks)
-    wanted = {end: [*entries.train, *entries.watched] if searches else entries.unchanging(phase)}
-    if later.unfreeze <= end:
-        wanted.setdefault(end - later.unfreeze, entries.unchanging(later))
-    kept = keep(prefix, wanted, params.cache.max_gigabytes)[end]
+    prefix, kept = keep_features(network, description, entries, device, params)
     train = open_batches(prefix, entries.train, kept, phase.batch_size, phase.augment, params.seed)
     watched = open_batches(prefix, entries.watched, kept, phase.batch_size)
     weights = weigh_classes(params.class_weights, entries.train)
 
     history, state = History(arguments.history), open_state(__file__, arguments, phase, params)
     found: Found | None = None
-    if searches:
+    if phase.search and description.head == "pooled":
         read = partial(read_all, prefix, kept=kept, batch_size=READ_AT_ONCE, title="features")
         found = find_head(read, entries, description.recipe["model"]["hidden"], phase, weights, params.seed, device)
         description = found.install(network, description)

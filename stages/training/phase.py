@@ -15,8 +15,8 @@ from stages.common.params import Params, Phase
 from stages.common.seeds import make_deterministic, seed_for
 from stages.images.index import Entry, read_index
 from stages.network.checkpoint import Description, load_checkpoint, require_classes, save_checkpoint
-from stages.network.network import Network
-from stages.training.features import FrozenPrefix
+from stages.network.network import Network, cut
+from stages.training.features import FrozenPrefix, Kept, keep
 from stages.training.history import History
 from stages.training.loop import Fit
 from stages.training.resume import StateFile
@@ -60,6 +60,12 @@ def prepare(params: Params) -> torch.device:
     return device
 
 
+def read_entries(index: Path) -> Entries:
+    """Read which images to train on and which to watch; raises what `read_index` does."""
+    train, val = (read_index(index / f"{part}.csv") for part in ("train", "val"))
+    return Entries(train, val or read_index(index / "test.csv"), watches_test=not val)
+
+
 def load(start: Path, index: Path, params: Params) -> tuple[Network, Description, Entries]:
     """Load a checkpoint and the images to train it on.
 
@@ -67,8 +73,7 @@ def load(start: Path, index: Path, params: Params) -> tuple[Network, Description
         StageError: either file is missing or damaged, they are of different classes, or other machines have others.
     """
     ranks.require_same(params, _inputs(start, index))
-    train, val = (read_index(index / f"{part}.csv") for part in ("train", "val"))
-    entries = Entries(train, val or read_index(index / "test.csv"), watches_test=not val)
+    entries = read_entries(index)
     network, description = load_checkpoint(start)
     require_classes(start, description, entries.train)
     return network, description, entries
@@ -78,6 +83,24 @@ def open_prefix(blocks: nn.Sequential, description: Description, device: torch.d
     """Put the images before the blocks that training does not change."""
     root, workers = Path(params.data.path), resolve_workers(params.workers)
     return FrozenPrefix(blocks, root, description.preprocessing, device, params.precision, workers)
+
+
+def keep_features(
+    network: Network, description: Description, entries: Entries, device: torch.device, params: Params
+) -> tuple[FrozenPrefix, Kept]:
+    """Keep, in one pass over the images, what enters the head and what enters the blocks that fine-tuning will train.
+
+    Returns:
+        All blocks with the images before them, and what is kept of what leaves the last one.
+    """
+    phase, later = params.train_head, params.finetune
+    blocks, _ = cut(network.to(device), unfreeze=0)
+    prefix, end = open_prefix(blocks, description, device, params), len(blocks)
+    searches = phase.search and description.head == "pooled"
+    wanted = {end: [*entries.train, *entries.watched] if searches else entries.unchanging(phase)}
+    if later.unfreeze <= end:
+        wanted.setdefault(end - later.unfreeze, entries.unchanging(later))
+    return prefix, keep(prefix, wanted, params.cache.max_gigabytes)[end]
 
 
 def require_enough(phase: Phase, images: int) -> None:

@@ -1,0 +1,180 @@
+"""Which unlabelled images to label next: uncertain ones that are like many others, and unlike the labelled ones."""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.common.files import write_csv
+from stages.common.format import plural, probability
+from stages.deploy.unlabelled import Loaded
+from stages.images.check import check_images
+from stages.images.collection import Collection, Sample
+from stages.images.decode import decode, read_image
+from stages.images.near_duplicates import find_pairs
+from stages.images.preprocessing import Preprocessing, make_transform
+from stages.report.galleries import Sheet, as_pixels, caption
+from stages.report.style import house_style, save_figure, shorten, shorten_path
+
+Floats = NDArray[np.float32]
+
+# Images that are compared with each other; of more, the most uncertain.
+MOST = 5_000
+_MOST_DRAWN = 120
+
+
+@dataclass
+class Pool:
+    """Unlabelled images, the most uncertain first.
+
+    `paths`; `probabilities`, (n, classes); `features`, (n, d), of length 1; `unlike`, (n,), above 1.0: farther from the
+    training images than 99% of the validation images.
+    """
+
+    paths: list[str]
+    probabilities: Floats
+    features: Floats
+    unlike: Floats
+
+    def take(self, positions: Sequence[int] | NDArray[np.int64]) -> "Pool":
+        """Return some of them, in that order."""
+        rows = np.asarray(positions, dtype=np.int64)
+        chosen = [self.paths[row] for row in rows]
+        return Pool(chosen, self.probabilities[rows], self.features[rows], self.unlike[rows])
+
+    def sort(self) -> "Pool":
+        """Return the most uncertain ones, `MOST` at most."""
+        return self.take(np.argsort(-uncertainty(self.probabilities), kind="stable")[:MOST])
+
+
+def uncertainty(probabilities: Floats) -> Floats:
+    """Return 1 minus the distance between the two highest probabilities of each image, (n, classes) -> (n,)."""
+    highest = np.sort(probabilities, axis=1)
+    return 1 - (highest[:, -1] - highest[:, -2])
+
+
+def collect_pool(parts: Iterable[Loaded], look: Callable[[Loaded], tuple[Floats, Floats, Floats]]) -> tuple[Pool, int]:
+    """Look at all images, and return the most uncertain ones, and how many cannot be read.
+
+    Memory does not grow with their number. `look`: some images -> probabilities, features and `unlike`, as in `Pool`.
+    """
+    pool: Pool | None = None
+    unreadable = 0
+    for some in parts:
+        readable = [path for path, problem in zip(some.paths, some.problems, strict=True) if problem is None]
+        unreadable += len(some.paths) - len(readable)
+        if not readable:
+            continue
+        new = Pool(readable, *look(some))
+        pool = new if pool is None else _join(pool, new)
+        if len(pool.paths) >= 2 * MOST:
+            pool = pool.sort()
+    empty = np.empty((0, 2), np.float32)
+    return (Pool([], empty, empty, empty[:, 0]) if pool is None else pool.sort()), unreadable
+
+
+def _join(one: Pool, other: Pool) -> Pool:
+    arrays = ("probabilities", "features", "unlike")
+    joined = (np.concatenate([getattr(one, name), getattr(other, name)]) for name in arrays)
+    return Pool([*one.paths, *other.paths], *joined)
+
+
+def leave_out_copies(pool: Pool, labelled: list[str], root: Path, grey_max: int | None, workers: int) -> Pool:
+    """Leave out copies and near-duplicates of labelled images (paths below `root`), and of images before them."""
+    checked = check_images(root, [*labelled, *pool.paths], grey_max, workers)
+    facts = [fact for fact in checked.values() if fact.problem is None]
+    paths = [path for path, fact in checked.items() if fact.problem is None]
+    first_of: dict[str, int] = {}
+    again = {position for position, fact in enumerate(facts) if first_of.setdefault(fact.sha256, position) != position}
+    # The first of each pair stays: a labelled one, or the more uncertain one.
+    again |= {max(pair.first, pair.second) for pair in find_pairs([fact.small for fact in facts])}
+    known = {paths[position] for position in again} | (checked.keys() - set(paths))
+    return pool.take([position for position, path in enumerate(pool.paths) if path not in known])
+
+
+def choose(pool: Pool, labelled: Floats, count: int) -> list[int]:
+    """Return the positions of the images to label, the most useful first.
+
+    Each next one brings the uncertain images nearest to a labelled or chosen one: it adds most to the sum, over all
+    images, of uncertainty times the cosine with the nearest of these (facility location, Wei, Iyer and Bilmes 2015,
+    https://proceedings.mlr.press/v37/wei15.html). So no two of a kind are chosen, and nothing that is like no other.
+
+    Args:
+        pool: of which to choose.
+        labelled: features of length 1 of labelled images, (m, d).
+        count: how many, at most.
+    """
+    if not pool.paths:
+        return []
+    cosines = np.clip(pool.features @ pool.features.T, 0, 1)
+    covered = np.clip((pool.features @ labelled.T).max(axis=1), 0, 1)
+    weights = uncertainty(pool.probabilities)
+    gains = np.maximum(cosines - covered, 0) @ weights
+    chosen: list[int] = []
+    while len(chosen) < min(count, len(covered)):
+        # A gain never grows: one that is still the highest when computed again is the highest of all.
+        best = int(gains.argmax())
+        gains[best] = np.maximum(cosines[best] - covered, 0) @ weights
+        if best == gains.argmax():
+            chosen.append(best)
+            covered, gains[best] = np.maximum(covered, cosines[best]), -np.inf
+    return chosen
+
+
+def write_suggestions(
+    path: Path, found: Collection, root: Path, chosen: Pool, classes: Sequence[str], groups: bool
+) -> Path:
+    """Write a table for `data.labels`: the suggested images, without a label, and below them the labelled ones.
+
+    Args:
+        path: of the CSV file.
+        found: the labelled images.
+        root: of their paths.
+        chosen: the suggested ones.
+        classes: names by label.
+        groups: the groups of the labelled ones are to be in it.
+
+    Returns:
+        The folder that the table's paths are relative to, which holds all images.
+    """
+    absolute = [os.path.abspath(root / sample.path) for sample in found.samples]  # noqa: PTH100 (links stay)
+    suggested = [os.path.abspath(one) for one in chosen.paths]  # noqa: PTH100
+    top = os.path.commonpath([os.path.abspath(root), *map(os.path.dirname, suggested)])  # noqa: PTH100
+    parted = any(sample.part for sample in found.samples)
+    columns = ["path", "label", *["split"] * parted, *["group"] * groups, "prediction", "probability", "unlike"]
+
+    def row(file: str, label: str, part: str, group: str, *answer: object) -> list[object]:
+        below = Path(os.path.relpath(file, top)).as_posix()
+        return [below, label, *[part] * parted, *[group] * groups, *answer]
+
+    rows = []
+    for file, values, unlike in zip(suggested, chosen.probabilities, chosen.unlike, strict=True):
+        best = int(values.argmax())
+        answer = classes[best], f"{values[best]:.4f}", f"{unlike:.2f}"
+        rows.append(row(file, "", "train", "", *answer))
+    rows += [row(file, one.class_name, one.part, one.group, "", "", "") for file, one in _labelled(found, absolute)]
+    write_csv(path, columns, rows)
+    return Path(top)
+
+
+def _labelled(found: Collection, files: list[str]) -> list[tuple[str, Sample]]:
+    return [(file, one) for file, one in zip(files, found.samples, strict=True) if one.path not in found.rejected]
+
+
+@house_style()
+def draw_suggestions(path: Path, chosen: Pool, classes: Sequence[str], preprocessing: Preprocessing) -> None:
+    """Draw a contact sheet of the first images to label, with what is predicted."""
+    shown = chosen.take(range(min(len(chosen.paths), _MOST_DRAWN)))
+    more = "" if len(shown.paths) == len(chosen.paths) else f", the first {len(shown.paths)}"
+    sheet = Sheet([(f"{plural(len(chosen.paths), 'image')} to label next{more}", "", len(shown.paths))], 6, 1, 2)
+    transform, least = make_transform(preprocessing, "none"), preprocessing.least("none")
+    for number, (cell, file) in enumerate(zip(sheet.cells, shown.paths, strict=True), start=1):
+        image = transform(decode(read_image(Path(file)), preprocessing.grey_max, least))
+        cell.imshow(as_pixels(image[None], preprocessing)[0])
+        best = int(shown.probabilities[number - 1].argmax())
+        surety = probability(float(shown.probabilities[number - 1, best]))
+        caption(cell, f"{number}  {shorten(classes[best], 12)} {surety}", shorten_path(file, 26))
+    save_figure(path, sheet.figure)

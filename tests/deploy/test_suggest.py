@@ -1,0 +1,158 @@
+"""`python -m stages.suggest`: which unlabelled images to label next."""
+
+import csv
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Project, make_images
+from PIL import Image
+
+from stages import suggest
+from stages.common.cli import run
+from stages.deploy import suggestions
+from stages.deploy.suggestions import Pool, choose, collect_pool, uncertainty
+from stages.deploy.unlabelled import Loaded
+from stages.images.index import PARTS, read_index
+from stages.images.preprocessing import Preprocessing
+from stages.network.backbones import stock_model
+from stages.network.checkpoint import Description, save_checkpoint
+from stages.network.network import build_network
+from stages.training.reference import Unlike, write_reference
+
+
+def pool_of(features: list[list[float]], surety: list[float]) -> Pool:
+    """Images of two classes with such a probability of the first."""
+    first = np.array(surety, np.float32)
+    vectors = np.array(features, np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    paths = [str(number) for number in range(len(first))]
+    return Pool(paths, np.stack([first, 1 - first], axis=1), vectors, np.zeros_like(first))
+
+
+def test_each_crowd_of_uncertain_images_is_asked_about_before_any_twice() -> None:
+    crowds = [[1.0, 0.02 * n, 0, 0] for n in range(6)] + [[0, 1.0, 0.02 * n, 0] for n in range(4)]
+    chosen = choose(pool_of(crowds, [0.5] * 10), np.eye(4, dtype=np.float32)[3:], 3)
+    assert chosen[0] < 6 <= chosen[1]
+
+
+def test_what_is_certain_or_like_labelled_images_comes_last() -> None:
+    features = [[1.0, 0, 0.0], [1.0, 0, 0.1], [0, 1.0, 0.0], [0, 1.0, 0.1], [0.0, 0, 1], [0, 0.1, 1]]
+    # The first two are certain, the next two like a labelled one.
+    pool = pool_of(features, [0.99, 0.99, 0.5, 0.5, 0.5, 0.5])
+    order = choose(pool, np.array([[0, 1, 0]], np.float32), 6)
+    assert set(order[:1]) <= {4, 5}
+    assert sorted(order) == list(range(6))
+
+
+def test_choosing_is_the_greedy_choice_of_the_stated_sum() -> None:
+    random = np.random.default_rng(0)
+    pool = pool_of(random.random((60, 5)).tolist(), random.random(60).tolist())
+    labelled = np.eye(5, dtype=np.float32)[:2]
+    cosines, weights = np.clip(pool.features @ pool.features.T, 0, 1), uncertainty(pool.probabilities)
+    covered = (pool.features @ labelled.T).max(axis=1)
+    for best in choose(pool, labelled, 12):
+        sums = [float(weights @ np.maximum(covered, row)) for row in cosines]
+        assert sums[best] == pytest.approx(max(sums))
+        covered = np.maximum(covered, cosines[best])
+
+
+def test_of_a_large_pool_only_the_most_uncertain_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suggestions, "MOST", 10)
+    surety = np.linspace(0.5, 1.0, 200, dtype=np.float32)
+    order = np.random.default_rng(0).permutation(200)
+    parts = [Loaded([str(n) for n in rows], [None] * 8, torch.tensor(surety[rows])) for rows in order.reshape(-1, 8)]
+
+    def look(some: Loaded) -> tuple[suggestions.Floats, suggestions.Floats, suggestions.Floats]:
+        first = some.images.numpy()
+        return np.stack([first, 1 - first], axis=1), np.ones((len(first), 1), np.float32), first
+
+    pool, unreadable = collect_pool(parts, look)
+    assert pool.paths == [str(n) for n in range(10)]
+    assert unreadable == 0
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """Labelled images, unlabelled ones in another folder, and a network that knows the classes."""
+    make_images(tmp_path / "images", classes=("cat", "dog"), count=12)
+    project = Project(tmp_path)
+    torch.manual_seed(0)
+    network = build_network(stock_model("mobilenet_v3_small", 64), "pooled", 8, 1, 64).eval()
+    description = Description("mobilenet_v3_small", "pooled", 8, ("cat", "dog"), Preprocessing(crop=64), None, None)
+    save_checkpoint(project.checkpoint("finetuned"), network, description)
+    reference = project.checkpoint("finetuned").with_name("reference.safetensors")
+    write_reference(reference, Unlike(torch.eye(576)[:3], 0.5), project.checkpoint("finetuned"))
+    pool = tmp_path / "new" / "deeper"
+    pool.mkdir(parents=True)
+    for seed in range(5):
+        noise = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((96, 96), Image.Resampling.BILINEAR).save(pool / f"{seed}.png")
+    shutil.copy(pool / "3.png", pool / "again.png")
+    Image.open(pool / "4.png").save(pool / "4 saved again.jpg", quality=80)
+    labelled = sorted((tmp_path / "images" / "cat").iterdir())
+    shutil.copy(labelled[0], pool / "labelled already.png")
+    (pool / "broken.jpg").write_bytes(b"\xff\xd8 no more")
+    return project
+
+
+def ask(project: Project, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    files = ["--checkpoint", project.checkpoint("finetuned")]
+    monkeypatch.chdir(project.folder)
+    monkeypatch.setattr(sys, "argv", ["suggest", *map(str, [*arguments, *files])])
+    with pytest.raises(SystemExit) as exit_info:
+        run(suggest.main)
+    return int(exit_info.value.code or 0)
+
+
+def test_the_filled_in_table_is_the_grown_data_set(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = project.folder / "suggestions.csv"
+    assert ask(project, monkeypatch, "new", "--count", 9) == 0
+    said = capsys.readouterr().out
+    assert "5 images of 9 suggested; 3 copies and near-duplicates left out, 1 unreadable" in said
+    assert f"-S data.labels=suggestions.csv -S data.path={project.folder}" in said
+    rows = list(csv.DictReader(table.open()))
+    suggested = [row for row in rows if not row["label"]]
+    kinds = [{"again", "3"}, {"4 saved again", "4"}]
+    names = {Path(row["path"]).stem for row in suggested}
+    assert {"0", "1", "2"} < names
+    assert all(len(names & kind) == 1 for kind in kinds)
+    assert {row["path"].split("/")[0] for row in rows[5:]} == {"images"}
+    assert Image.open(table.with_suffix(".png")).size[0] > 500
+
+    filled = [row | {"label": row["label"] or "dog"} for row in rows]
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(filled)
+    project.set("data.labels", str(table))
+    project.set("data.path", str(project.folder))
+    assert project.run("split") == 0
+    entries = [entry for part in PARTS for entry in read_index(project.folder / "data" / "index" / f"{part}.csv")]
+    assert len(entries) == 24 + 5
+    assert {entry.class_name for entry in entries if entry.path.startswith("new")} == {"dog"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["new", "--count", "0"], "--count: should be 1 or more, is 0"),
+        (["new", "--output", "list.txt"], "--output: list.txt should end in .csv"),
+        (["images"], "no image here is new: 24 files"),
+        (["nowhere"], "nowhere: no such file or folder"),
+    ],
+)
+def test_what_cannot_be_suggested_is_said_in_one_line(
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    problem: str,
+) -> None:
+    assert ask(project, monkeypatch, *arguments) == 1
+    assert problem in capsys.readouterr().err.splitlines()[-1]
