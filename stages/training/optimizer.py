@@ -23,7 +23,8 @@ def trainable_parameters(module: nn.Module) -> list[nn.Parameter]:
 def make_optimizer(network: Network, phase: Phase, layer_decay: float = 1.0) -> torch.optim.Optimizer:
     """Make the optimizer of a phase, over the trainable tensors alone.
 
-    A frozen tensor that is given to an optimizer may move by weight decay or by an old gradient. Adam is its amsgrad
+    A frozen tensor that is given to an optimizer may move by weight decay or by an old gradient. Biases and what
+    normalization layers learn do not decay (He et al. 2018, https://arxiv.org/abs/1812.01187). Adam is its amsgrad
     variant (https://openreview.net/forum?id=ryQu7f-RZ), SGD has a momentum of 0.9.
 
     Args:
@@ -34,13 +35,17 @@ def make_optimizer(network: Network, phase: Phase, layer_decay: float = 1.0) -> 
     """
     groups: list[dict[str, Any]] = []
     for depth, part in enumerate([network.classifier, *reversed(network.backbone)]):
-        if parameters := trainable_parameters(part):
-            groups.append({"params": parameters, "lr": phase.lr * layer_decay**depth})
+        lr, decay = phase.lr * layer_decay**depth, phase.weight_decay
+        named = [(name, one) for name, one in part.named_parameters() if one.requires_grad]
+        exempt = {name for name, one in named if decay and (one.dim() < 2 or "bias" in name)}
+        for names, own in (({name for name, _ in named} - exempt, decay), (exempt, 0.0)):
+            if parameters := [one for name, one in named if name in names]:
+                groups.append({"params": parameters, "lr": lr, "weight_decay": own})
     if phase.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=_MOMENTUM, weight_decay=phase.weight_decay)
+        return torch.optim.SGD(groups, momentum=_MOMENTUM)
     if phase.optimizer == "adamw":
-        return torch.optim.AdamW(groups, weight_decay=phase.weight_decay, fused=True)
-    return torch.optim.Adam(groups, weight_decay=phase.weight_decay, amsgrad=True, fused=True)
+        return torch.optim.AdamW(groups, fused=True)
+    return torch.optim.Adam(groups, amsgrad=True, fused=True)
 
 
 def schedule_rate(optimizer: torch.optim.Optimizer, phase: Phase, steps: int, done: int = 0) -> LambdaLR:

@@ -55,6 +55,20 @@ def tail(unfreeze: int) -> torch.nn.Module:
     return cut(network, unfreeze)[1]
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_biases_and_normalization_layers_do_not_decay(optimizer: str) -> None:
+    network = build_network(stock_model("convnext_tiny", 32), "pooled", 4, outputs=1, image_size=32)
+    set_trainable(network, 1)
+    before = {name: tensor.clone() for name, tensor in network.named_parameters()}
+    for tensor in network.parameters():
+        tensor.grad = torch.zeros_like(tensor) if tensor.requires_grad else None
+    make_optimizer(network, make_phase(optimizer=optimizer, lr=0.1, weight_decay=0.5)).step()
+    moved = {name for name, tensor in network.named_parameters() if not torch.equal(tensor, before[name])}
+    trained = {name: tensor for name, tensor in network.named_parameters() if tensor.requires_grad}
+    assert moved == {name for name, tensor in trained.items() if tensor.dim() > 1}
+    assert any("bias" in name for name in trained.keys() - moved)
+
+
 def test_each_block_towards_the_input_learns_at_a_fraction_of_the_next_ones_rate() -> None:
     network = tail(3)
     optimizer = make_optimizer(network, make_phase(lr=0.1), layer_decay=0.5)
@@ -82,8 +96,8 @@ def test_without_layer_decay_all_learn_at_one_rate() -> None:
 def test_the_optimizer_is_the_one_that_is_named(name: str, kind: type, options: dict[str, object]) -> None:
     optimizer = make_optimizer(tail(1), make_phase(optimizer=name, weight_decay=0.3))
     assert type(optimizer) is kind
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.3, 0.0}
     for group in optimizer.param_groups:
-        assert group["weight_decay"] == 0.3
         assert options.items() <= group.items()
 
 
