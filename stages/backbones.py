@@ -15,12 +15,12 @@ from stages.common.device import resolve_device
 from stages.common.machine import reuse_freed_memory
 from stages.common.params import Params, load_params
 from stages.common.records import write_table
+from stages.images.index import number_groups
 from stages.network.initial import build_initial
 from stages.network.network import cut
 from stages.network.objective import probabilities, weigh_classes
 from stages.report.backbones import Tried, draw_backbones, list_backbones
 from stages.report.style import save_figure
-from stages.scores.bootstrap import number_groups
 from stages.scores.metrics import score
 from stages.training.batches import READ_AT_ONCE, read_all
 from stages.training.features import BATCH, FrozenPrefix, keep

@@ -13,14 +13,13 @@ from stages.common.machine import reuse_freed_memory
 from stages.common.params import load_params
 from stages.common.records import read_table, write_record, write_table
 from stages.common.seeds import make_deterministic
-from stages.images.index import count_once, read_index
+from stages.images.index import count_once, number_groups, read_index
 from stages.images.near_duplicates import Leak
 from stages.images.summary import read_summary
 from stages.network.checkpoint import load_checkpoint, require_classes
 from stages.network.layer_table import write_layers
 from stages.network.network import set_trainable
 from stages.network.objective import probabilities
-from stages.scores.bootstrap import number_groups
 from stages.scores.calibration import measure_calibrations
 from stages.scores.classes import ClassScores, score_classes
 from stages.scores.committed import compare_with_committed

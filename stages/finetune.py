@@ -8,6 +8,7 @@ from stages.common import ranks
 from stages.common.cli import run
 from stages.common.params import load_params
 from stages.common.records import write_table
+from stages.images.index import number_groups
 from stages.network.network import cut, describe_untrained, set_trainable
 from stages.network.objective import weigh_classes
 from stages.training.batches import open_batches
@@ -47,7 +48,8 @@ def main() -> None:
     weights = weigh_classes(params.class_weights, entries.train)
     trainer = Trainer(tail, device, params.precision, weights, tempered=not entries.watches_test)
     # The head checkpoint competes: where nothing is better, it is the result.
-    fit = trainer.fit(train, watched, phase, history.add, state, keep_start=True, layer_decay=phase.layer_decay)
+    groups = number_groups(entries.watched)
+    fit = trainer.fit(train, watched, phase, history.add, state, True, phase.layer_decay, groups)
     unlike = measure_unlike(tail, prefix, kept, entries, phase.batch_size, params.precision, params.seed)
 
     ranks.leave()

@@ -8,11 +8,10 @@ from stages.common.experiments import read_file, run_missing
 from stages.common.files import write_text
 from stages.common.params import load_params
 from stages.common.records import write_record, write_table
-from stages.images.index import PARTS, count_once, read_index
+from stages.images.index import PARTS, count_once, number_groups, read_index
 from stages.images.summary import class_counts, read_summary
 from stages.report.folds import compose_page, draw_runs, draw_suspects
 from stages.report.style import save_figure
-from stages.scores.bootstrap import number_groups
 from stages.scores.folds import (
     Together,
     combine_folds,

@@ -1,13 +1,19 @@
 """The three index files: which image belongs to which class and to which part of the split."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from stages.common.cli import StageError
 from stages.common.files import read_csv, write_csv
 
 PARTS = ("train", "val", "test")
+# The number of each image's group, (n,).
+Groups = NDArray[np.int64]
 _COLUMNS = ["path", "label", "class", "sha256"]
 _GROUP = "group"
 # Begins the name of a group of near-duplicates that `split.group` does not name; the SHA-256 of one follows.
@@ -41,6 +47,15 @@ def count_once(entries: list[Entry]) -> list[Entry]:
     for entry in entries:
         first.setdefault(entry.sha256, entry)
     return list(first.values())
+
+
+def number_groups(entries: Sequence[Entry]) -> Groups | None:
+    """Return the number of each image's group, (n,); one in no group is its own. `None` where there are no groups."""
+    if not any(entry.group for entry in entries):
+        return None
+    numbers: dict[tuple[str, str], int] = {}
+    keys = ((entry.group, "" if entry.group else entry.path) for entry in entries)
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
 
 
 def write_index(path: Path, entries: list[Entry], grouped: bool = False) -> None:

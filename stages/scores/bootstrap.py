@@ -5,12 +5,12 @@ https://doi.org/10.1111/j.1467-9868.2007.00593.x).
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.images.index import Entry
+from stages.images.index import Groups
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -20,16 +20,6 @@ FEWEST = 6
 _AT_ONCE = 2_000_000
 
 Floats = NDArray[np.float64]
-Groups = NDArray[np.int64]
-
-
-def number_groups(entries: Sequence[Entry]) -> Groups | None:
-    """Return the number of each image's group, (n,); one in no group is its own. `None` where there are no groups."""
-    if not any(entry.group for entry in entries):
-        return None
-    numbers: dict[tuple[str, str], int] = {}
-    keys = ((entry.group, "" if entry.group else entry.path) for entry in entries)
-    return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
 
 
 def sum_groups(values: Floats, groups: Groups | None) -> Floats:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from stages.common.format import enumerate_names, percent, plural, points, points_range
-from stages.scores.bootstrap import RESAMPLES, Groups, resample_means
+from stages.images.index import Groups
+from stages.scores.bootstrap import RESAMPLES, resample_means
 from stages.scores.metrics import predicted_labels
 from stages.scores.predictions import Predictions
 

@@ -14,8 +14,8 @@ from stages.common.cli import run
 from stages.common.files import write_json
 from stages.common.format import number, percent, percent_range, points, points_range, signed
 from stages.common.records import read_record, write_record
+from stages.images.index import Groups
 from stages.images.near_duplicates import LOOKED_FOR, THRESHOLD, Leak
-from stages.scores.bootstrap import Groups
 from stages.scores.classes import BalancedGain, ClassScores, compare_balanced, find_remarks
 from stages.scores.metrics import Scores, predicted_labels, score
 from stages.scores.predictions import Predictions

@@ -8,7 +8,8 @@ import numpy as np
 
 from stages.common.cli import StageError
 from stages.common.format import percent, percent_range, plural, points, points_range, signed
-from stages.scores.bootstrap import CONFIDENCE, Groups
+from stages.images.index import Groups
+from stages.scores.bootstrap import CONFIDENCE
 from stages.scores.metrics import predicted_labels, score
 from stages.scores.predictions import Predictions
 from stages.scores.verdict import Gain, compare, describe_gain, judge_loss, loss_range

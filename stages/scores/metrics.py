@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.scores.bootstrap import CONFIDENCE, Groups, widen
+from stages.images.index import Groups
+from stages.scores.bootstrap import CONFIDENCE, widen
 
 Labels = NDArray[np.int64]
 Probabilities = NDArray[np.float64]

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.common.format import p_value, plural, points, points_range, signed
-from stages.scores.bootstrap import CONFIDENCE, FEWEST, Groups, mean_interval, sum_groups, widen
+from stages.images.index import Groups
+from stages.scores.bootstrap import CONFIDENCE, FEWEST, mean_interval, sum_groups, widen
 from stages.scores.metrics import Labels, Probabilities, predicted_labels, wilson_interval
 from stages.scores.predictions import image_losses
 

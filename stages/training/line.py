@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.images.index import Groups
+
 # Fractions of the change to measure, from the start to the end.
 ALPHAS = tuple(step / 10 for step in range(11))
 
@@ -30,35 +32,36 @@ class Point:
     temperature: float
 
 
-def choose(losses: Sequence[NDArray[np.float64]]) -> int:
+def choose(losses: Sequence[NDArray[np.float64]], groups: Groups | None = None) -> int:
     """Return the position of the point to keep: nearest to the middle, of those that the images cannot tell from best.
 
     These are the points whose mean loss is less than a standard error above the lowest, that of the paired difference
-    over the images (the one-standard-error rule, Breiman et al. 1984). Among them, the middle of the line is what
-    WiSE-FT recommends where nothing is known; of two as near to it, the later one is kept. So it takes evidence to go
-    back to the start, or on to the end. Where there is a barrier between the two, a point whose loss is clearly higher
-    than that of both, no point with a higher mean loss than the start is kept: averaging asks for weights that are
-    linearly connected (Frankle et al. 2020, https://arxiv.org/abs/1912.05671), and the rate was too high for that.
+    over the images, or groups of them (the one-standard-error rule, Breiman et al. 1984). Among them, the middle of the
+    line is what WiSE-FT recommends where nothing is known; of two as near to it, the later one is kept. So it takes
+    evidence to go back to the start, or on to the end. Where there is a barrier between the two, a point whose loss is
+    clearly higher than that of both, no point with a higher mean loss than the start is kept: averaging asks for
+    weights that are linearly connected (Frankle et al. 2020, https://arxiv.org/abs/1912.05671), and the rate was too
+    high for that.
 
     Args:
         losses: for each of `ALPHAS`, the loss of each image, (n,); not finite ones rule a point out.
+        groups: the number of each image's group, (n,), or `None`: those of a group count as one observation.
     """
+
+    def is_higher(one: int, other: int) -> bool:
+        """Whether a mean loss is higher than another by the standard error of their difference, or more."""
+        excess = losses[one] - losses[other]
+        sums = excess - excess.mean()
+        sums = sums if groups is None else np.bincount(groups, sums)
+        return bool(excess.mean() >= math.sqrt((sums**2).sum()) / len(excess))
+
     usable = [position for position, values in enumerate(losses) if np.isfinite(values).all()]
     lowest = min(usable, key=lambda position: float(losses[position].mean()))
-    start, end = losses[0], losses[usable[-1]]
-    has_barrier = any(
-        _is_higher(losses[between], start) and _is_higher(losses[between], end) for between in usable[1:-1]
-    )
+    has_barrier = any(is_higher(between, 0) and is_higher(between, usable[-1]) for between in usable[1:-1])
     near = [
         position
         for position in usable
-        if (position == lowest or not _is_higher(losses[position], losses[lowest]))
-        and (not has_barrier or losses[position].mean() <= start.mean())
+        if (position == lowest or not is_higher(position, lowest))
+        and (not has_barrier or losses[position].mean() <= losses[0].mean())
     ]
     return min(near, key=lambda position: (abs(ALPHAS[position] - 0.5), -position))
-
-
-def _is_higher(losses: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
-    """Whether a mean loss is higher than another by the standard error of their paired difference, or more."""
-    excess = losses - others
-    return bool(excess.mean() >= excess.std() / math.sqrt(len(excess)))

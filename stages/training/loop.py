@@ -19,6 +19,7 @@ from stages.common.cli import StageError
 from stages.common.device import autocast
 from stages.common.params import Phase, Precision
 from stages.common.seeds import random_state, set_random_state
+from stages.images.index import Groups
 from stages.network import objective
 from stages.network.network import Network
 from stages.training.batches import Batches, Part, interleave
@@ -84,6 +85,7 @@ class Trainer:
         state: StateFile | None = None,
         keep_start: bool = False,
         layer_decay: float = 1.0,
+        groups: Groups | None = None,
     ) -> Fit:
         """Train for `phase.epochs`, or until the validation loss has not fallen for `phase.patience` epochs.
 
@@ -98,6 +100,7 @@ class Trainer:
             state: where a stopped run resumes.
             keep_start: `select: best` may choose epoch 0, and patience counts from it. On a line it is one end.
             layer_decay: as for `make_optimizer`.
+            groups: of the images to watch, as for `line.choose`.
 
         Raises:
             StageError: the loss is not finite before there is an epoch to keep. Later, `Fit.failure` says so, and the
@@ -136,7 +139,7 @@ class Trainer:
                 state.save(State(epochs, now, earlier, optimizer.state_dict(), random))
         if phase.select == "line":
             if failure is None:
-                return self._go_back(epochs, start, val)
+                return self._go_back(epochs, start, val, groups)
             _copy_into(trainable, start)
             return Fit(epochs, epochs[0], failure, start_competed=True)
         candidates = epochs[first:] if phase.select == "best" else epochs[1:]
@@ -154,7 +157,7 @@ class Trainer:
         print(f"resuming after epoch {stopped.epochs[-1].number}", flush=True)
         return stopped.weights if stopped.selected is None else stopped.selected
 
-    def _go_back(self, epochs: list[Epoch], start: list[Tensor], val: Batches) -> Fit:
+    def _go_back(self, epochs: list[Epoch], start: list[Tensor], val: Batches, groups: Groups | None) -> Fit:
         """Measure the line from the start to the weights as they are, and keep the point that `line.choose` says."""
         trainable = trainable_parameters(self.network)
         end = _copy_of(trainable)
@@ -170,7 +173,7 @@ class Trainer:
             scores, each = self._score(*self._predict(val))
             points.append(Point(alpha, scores.loss, scores.accuracy, scores.temperature))
             losses.append(each)
-        point = points[ranks.agree(choose(losses))]
+        point = points[ranks.agree(choose(losses, groups))]
         move_to(point.alpha)
         return Fit(epochs, epochs[-1] if point.alpha else epochs[0], None, True, tuple(points), point)
 

@@ -20,7 +20,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from stages.images.index import Entry
+from stages.images.index import Entry, number_groups
 from stages.scores import bootstrap, evaluation, metrics, verdict
 from stages.scores.classes import ClassScores, score_classes
 from stages.scores.evaluation import NearDuplicates
@@ -231,8 +231,8 @@ def test_the_p_value_of_groups_is_that_of_all_ways_to_toss_their_signs() -> None
 def test_images_in_no_group_are_groups_of_their_own() -> None:
     names = ["a", "", "b", "a", "", "b/2.png"]
     entries = [Entry(f"{name}/{number}.png", 0, "cat", "", name) for number, name in enumerate(names)]
-    assert list(bootstrap.number_groups(entries)) == [0, 1, 2, 0, 3, 4]
-    assert bootstrap.number_groups([entries[1], entries[4]]) is None
+    assert list(number_groups(entries)) == [0, 1, 2, 0, 3, 4]
+    assert number_groups([entries[1], entries[4]]) is None
 
 
 @pytest.mark.parametrize("images", [3, 100_000, 3_000_000])

@@ -38,6 +38,15 @@ def test_the_loss_kept_is_never_more_than_a_standard_error_above_that_of_the_sta
         assert excess.mean() <= excess.std() / np.sqrt(30) + 1e-12
 
 
+def test_images_of_a_group_are_one_observation() -> None:
+    change = np.random.default_rng(0).normal(0, 0.1, 12)
+    single = [1 + alpha * (change - change.mean() + 0.02) for alpha in ALPHAS]
+    tenfold = [np.repeat(values, 10) for values in single]
+    # Twelve images cannot tell the start from the middle, and ten copies of each can no more.
+    assert choose(tenfold, np.repeat(np.arange(12), 10)) == choose(single) == 5
+    assert choose(tenfold) == 0
+
+
 def test_a_point_behind_a_barrier_is_not_kept() -> None:
     # As at rates that are too high: the images cannot tell the end from the start, but the way there is much worse.
     random = np.random.default_rng(0)
