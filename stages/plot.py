@@ -37,18 +37,19 @@ def main() -> None:
     """Draw what `evaluate` found and what the images show, and put it all on one page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--params", type=Path, required=True)
-    parser.add_argument("--index", type=Path, required=True, help="folder with test.csv")
+    parser.add_argument("--index", type=Path, required=True, help="folder with all parts")
     parser.add_argument("--finetuned", type=Path, required=True, help="checkpoint")
     parser.add_argument("--out-of-fold", type=Path, required=True, help="NumPy archive that train_head wrote")
     parser.add_argument("--probabilities", type=Path, required=True, help="NumPy archive with all predictions")
     parser.add_argument("--metrics", type=Path, required=True, help="folder with all results, to write to")
     arguments = parser.parse_args()
     params, metrics = load_params(arguments.params), arguments.metrics
-    index = arguments.index / "test.csv"
-    test, predictions = read_index(index), read_predictions(arguments.probabilities)
+    every = {part: read_index(arguments.index / f"{part}.csv") for part in PARTS}
+    test, predictions = every["test"], read_predictions(arguments.probabilities)
     entries = count_once(test)
     if [entry.path for entry in entries] != predictions.paths:
-        raise StageError(f"{arguments.probabilities}: not the images of {index}; `dvc repro` makes both again")
+        problem = f"not the images of {arguments.index}; `dvc repro` makes both again"
+        raise StageError(f"{arguments.probabilities}: {problem}")
     evaluation, classes = read_evaluation(metrics), read_table(metrics / "classes.csv", ClassScores, "evaluate")
     pairs = read_table(metrics / "near_duplicates.csv", Leak, "split")
     split = read_summary(metrics / "split.json")
@@ -67,7 +68,9 @@ def main() -> None:
     identical = evaluation.gain.identical
     drawn = replace(predictions, identical=identical)
     figures = draw_numbers(drawn, evaluation.scores, (head, finetune), selected, calibrations, (line, alpha))
-    figures |= draw_images(drawn, album, network)
+    by_path = {entry.path: entry for part in every.values() for entry in part}
+    alike = [(by_path[one], by_path[other]) for one, other in split["near_duplicates"]]
+    figures |= draw_images(drawn, album, network, alike)
     captions = {"losses": describe_losses(drawn)}
     for name, figure in figures.items():
         (metrics / "figures" / f"{name}.png").unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """The figures of images: what the fine-tuned network gets wrong and where it looked, what fine-tuning changed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +26,12 @@ _WIDTH, _MARGIN = 10.0, 0.15  # inches, of a figure and around it
 _MOST_WRONG = 9
 _MOST_PAIRS, _MOST_OF_A_PAIR = 4, 5  # of classes that are confused, and images of each
 _MOST_CHANGED = 10  # fixed ones, and as many broken ones
+_MOST_ALIKE = 8  # pairs
 
 
 @dataclass(frozen=True)
 class Album:
-    """The test images, and how the networks see them."""
+    """Some images, and how the networks see them."""
 
     root: Path
     entries: list[Entry]
@@ -50,18 +51,22 @@ def as_pixels(images: torch.Tensor, preprocessing: Preprocessing) -> Pixels:
     return seen
 
 
-def draw_images(predictions: Predictions, album: Album, network: Network) -> dict[str, Figure | str]:
+def draw_images(
+    predictions: Predictions, album: Album, network: Network, alike: list[tuple[Entry, Entry]]
+) -> dict[str, Figure | str]:
     """Draw all figures of this module, by name; a sentence where there is nothing to draw.
 
     Args:
         predictions: on the images of `album`, in its order.
         album: the test images.
         network: the fine-tuned one, on the CPU.
+        alike: pairs of images of any part that are nearly the same, the least so last.
     """
     return {
         "wrong": draw_wrong(predictions, album, network),
         "confused": draw_confused(predictions, album),
         "changed": draw_changed(predictions, album),
+        "alike": draw_alike(alike, album),
     }
 
 
@@ -144,6 +149,24 @@ def draw_changed(predictions: Predictions, album: Album) -> Figure | str:
             answers.append(f"{names[guess]}, {probability(float(values[guess]))}")
         true, path = names[predictions.labels[position]], shorten_path(predictions.paths[position], 26)
         caption(cell, f"true: {true}", f"before: {answers[0]}", f"after: {answers[1]}", path)
+    return sheet.figure
+
+
+@house_style()
+def draw_alike(pairs: list[tuple[Entry, Entry]], album: Album) -> Figure | str:
+    """Draw the pairs that are least nearly the same, side by side: the first to be wrong."""
+    if not pairs:
+        return "No two images are nearly the same."
+    shown = pairs[: -_MOST_ALIKE - 1 : -1]
+    entries = [entry for pair in shown for entry in pair]
+    more = f"; the {len(shown)} least alike" if len(pairs) > len(shown) else ""
+    title = f"{plural(len(pairs), 'pair of images is', 'pairs of images are')} nearly the same{more}"
+    sheet = Sheet([(title, "", len(entries))], columns=4, ratio=1, lines=2)
+    pixels = as_pixels(replace(album, entries=entries).load(list(range(len(entries)))), album.preprocessing)
+    names = short_names([entry.class_name for entry in entries], 20)
+    for cell, entry, own, number in zip(sheet.cells, entries, pixels, range(len(entries)), strict=True):
+        cell.imshow(own)
+        caption(cell, f"{number // 2 + 1}  {names[number]}", shorten_path(entry.path, 32))
     return sheet.figure
 
 

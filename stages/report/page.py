@@ -40,6 +40,7 @@ FIGURES = (
     ("wrong", "The most confident mistakes", "A wrong label shows here first."),
     ("confused", "Most confused", "Images from the largest cells of the confusion matrix."),
     ("changed", "What fine-tuning fixed and broke", ""),
+    ("alike", "Images that are nearly the same", "Are they? If not: `split.near_duplicates=report`."),
 )
 
 # Title, field of `Scores`, how a value and how a difference is written.

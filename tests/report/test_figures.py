@@ -23,7 +23,7 @@ from stages.images.preprocessing import Preprocessing
 from stages.network.network import Network
 from stages.report import figures
 from stages.report.figures import draw_confusion, draw_numbers, draw_training
-from stages.report.galleries import Album, draw_changed, draw_confused, draw_wrong
+from stages.report.galleries import Album, draw_alike, draw_changed, draw_confused, draw_wrong
 from stages.report.gradcam import enlarge, grad_cam
 from stages.report.loss_figure import describe_losses
 from stages.report.style import save_figure, short_names
@@ -348,7 +348,10 @@ def test_galleries_show_the_most_confident_mistakes_and_what_changed(tmp_path: P
     pairs = find_confused(predictions, "finetuned")
     assert len(confused.axes) == sum(min(len(found), 5) for *_, found in pairs[:4])
     assert {predictions.paths[position] for position in pairs[0][2][:5]} < set(words(confused).splitlines())
-    for name, figure in (("wrong", mistakes), ("confused", confused), ("changed", changes)):
+    alike = draw_alike([(images.entries[number], images.entries[number + 1]) for number in range(11)], images)
+    assert "11 pairs of images are nearly the same; the 8 least alike" in words(alike)
+    assert words(alike).index(predictions.paths[10]) < words(alike).index(predictions.paths[9])
+    for name, figure in (("wrong", mistakes), ("confused", confused), ("changed", changes), ("alike", alike)):
         save_figure(tmp_path / name, figure)
         assert ink(tmp_path / name) > 20
         # No caption runs out of the page or into its neighbour.
@@ -364,3 +367,4 @@ def test_galleries_without_anything_to_show_say_so(tmp_path: Path) -> None:
     assert "no mistakes on 7 images" in draw_wrong(predictions, images, looks_at_colors(1))
     assert "confuses no classes on 7 images" in draw_confused(predictions, images)
     assert "neither fixed nor broke an image, of 7 images" in draw_changed(predictions, images)
+    assert draw_alike([], images) == "No two images are nearly the same."
