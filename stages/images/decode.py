@@ -50,6 +50,8 @@ _ADOBE = rb"\xff\xee..Adobe.{7}"  # how the colours of a JPEG are stored
 _DAMAGE = ("Corrupt JPEG data", "Premature end", "Inconsistent progression")
 _PAGED = ("TIFF", "GIF", "WEBP", "PNG", "AVIF")
 
+# How a file begins that is of a known format, whether it can be read or not.
+_SIGNS = re.compile(rb"\xff\xd8\xff|\x89PNG|GIF8|RIFF.{4}WEBP|.{4}ftypavi[fs]|\0\0\0\x0cjP  ", re.DOTALL)
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _ORIENTATION, _MAKE, _MODEL = 0x0112, 0x010F, 0x0110  # EXIF
 _TURNS = {
@@ -118,7 +120,7 @@ def decode(content: bytes, grey_max: int | None = None, least: int | None = None
 
 
 def decode_with_facts(content: bytes, grey_max: int | None = None, least: int | None = None) -> Decoded:
-    """Decode an image as `decode` does, but refuse a JPEG with a hole; also return what the file holds."""
+    """Decode an image as `decode` does, but refuse a JPEG or PNG with a hole; also return what the file holds."""
     return _decode_or_spare(content, grey_max, least, whole=True)
 
 
@@ -161,8 +163,8 @@ def _load_whole_jpeg(image: JpegImageFile, content: bytes) -> Image.Image:
 def _without_metadata(content: bytes) -> Iterator[bytes]:
     """Yield a PNG or JPEG without damaged metadata, then with no more than what changes the pixels."""
     if content.startswith(_PNG):
-        chunks = list(_cut(content, 8, lambda at: 12 + int.from_bytes(content[at : at + 4].rjust(4, b"\0"), "big")))
-        sound = [chunk for chunk in chunks if chunk[-4:] == struct.pack(">I", zlib.crc32(chunk[4:-4]))]
+        chunks = list(_png_chunks(content))
+        sound = [chunk for chunk in chunks if _is_sound(chunk)]
         for kept in (sound, [chunk for chunk in chunks if chunk[4:8] == b"tRNS"]):
             yield _PNG + b"".join(chunk for chunk in chunks if chunk[4:5].isupper() or chunk in kept)
     elif content.startswith(b"\xff\xd8"):
@@ -173,6 +175,15 @@ def _without_metadata(content: bytes) -> Iterator[bytes]:
         for spared in ((rb"\xff\xe1..Exif\0\0", _ADOBE), (_ADOBE,)):
             needed = re.compile(b"|".join((rb"[^\xff]|\xff[^\xe0-\xef\xfe]", *spared)), re.DOTALL)
             yield content[:2] + b"".join(filter(needed.match, segments))
+
+
+def _png_chunks(content: bytes) -> Iterator[bytes]:
+    if content.startswith(_PNG):
+        yield from _cut(content, 8, lambda at: 12 + int.from_bytes(content[at : at + 4].rjust(4, b"\0"), "big"))
+
+
+def _is_sound(chunk: bytes) -> bool:
+    return chunk[-4:] == struct.pack(">I", zlib.crc32(chunk[4:-4]))
 
 
 def _length(head: bytes) -> int:
@@ -211,6 +222,9 @@ def _decode(content: bytes, grey_max: int | None, least: int | None, whole: bool
                 else:
                     shown, orientation, camera, highest, remarks = _load(image)
                     size = image.size
+                    # Pillow does not look, and inflates what it can.
+                    if whole and any(one[4:8] == b"IDAT" and not _is_sound(one) for one in _png_chunks(content)):
+                        raise ImageError("damaged: a checksum of its pixels is wrong")
                 upright = _turn(to_rgb(shown, grey_max), orientation)
                 size = size[::-1] if orientation in _SIDEWAYS else size
                 return Decoded(upright, size, highest, (kind, mode, camera), remarks)
@@ -223,6 +237,8 @@ def _decode(content: bytes, grey_max: int | None, least: int | None, whole: bool
             raise ImageError(NEEDS_HEIF) from None
         if content[:4] in _TIFF_SIGNS:
             raise ImageError("TIFF of bits, bands or compression that are not read; save it as 8 bits") from None
+        if _SIGNS.match(content):
+            raise ImageError("damaged: its beginning cannot be read") from None
         raise ImageError("not an image in a known format") from None
     except Image.DecompressionBombError:
         raise ImageError(f"more than {MAX_PIXELS} pixels") from None

@@ -1,14 +1,16 @@
 """`python -m stages.suggest`: which unlabelled images to label next."""
 
 import csv
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import Project, make_images
+from conftest import ROOT, Project, make_images
 from PIL import Image
 
 from stages import suggest
@@ -156,3 +158,18 @@ def test_what_cannot_be_suggested_is_said_in_one_line(
 ) -> None:
     assert ask(project, monkeypatch, *arguments) == 1
     assert problem in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_simulation_labels_both_ways_and_draws_what_it_measured(project: Project) -> None:
+    project.set("model.head", "pooled")
+    assert project.run("split", "build_model") == 0
+    command = [sys.executable, ROOT / "tests" / "bench" / "labelling.py", project.folder, "--numbers", "6", "10"]
+    command += ["--seeds", "1", "--output", project.folder / "drawn.png"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    name = project.folder.name
+    for ranking in ("suggested", "random"):
+        (row,) = [line for line in done.stdout.splitlines() if line.startswith(f"{name}, {ranking}: ")]
+        assert f"{name}, seed 1, {ranking}: 10 labelled, {row.split()[-1]}" in done.stdout
+    assert Image.open(project.folder / "drawn.png").size[0] > 400
