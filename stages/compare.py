@@ -9,7 +9,7 @@ from typing import Any
 
 from stages.common.cli import StageError, run
 from stages.common.commits import find_commit
-from stages.common.format import number, percent, points, signed
+from stages.common.format import number, percent, plural, points, signed
 from stages.common.leaderboard import Experiment, merge, read_experiments, read_verdict
 
 # How each is shown in the table; CSV has all digits.
@@ -25,6 +25,9 @@ COLUMNS: dict[str, Callable[[Any], str]] = {
 }
 
 
+DATA = "data.path"
+
+
 def main() -> None:
     """Print the table, and how often the same test images were looked at."""
     parser = argparse.ArgumentParser(prog="python -m stages.compare", description=__doc__)
@@ -35,6 +38,8 @@ def main() -> None:
     if not experiments:
         raise StageError("no experiment here has a result or is queued; make one: dvc exp run -S finetune.lr=1e-4")
     committed = next((one.params for one in found if one.commit == find_commit()), experiments[0].params)
+    elsewhere = [one for one in experiments if one.params.get(DATA) != committed.get(DATA)]
+    experiments = [one for one in experiments if one not in elsewhere]
     changes = [{key: value for key, value in one.params.items() if committed.get(key) != value} for one in experiments]
     rows = [describe(one) for one in experiments]
     if arguments.csv:
@@ -57,6 +62,8 @@ def main() -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     for remark in warn(experiments):
         print(remark)
+    if elsewhere:
+        print(f"{plural(len(elsewhere), 'result')} on images of another {DATA} left out.")
 
 
 def describe(one: Experiment) -> list[Any]:

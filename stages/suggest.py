@@ -25,6 +25,7 @@ from stages.deploy.suggestions import (
 )
 from stages.deploy.unlabelled import Loaded, find_files, load
 from stages.images.dataset import collect
+from stages.images.names import UNLABELLED
 from stages.images.preprocessing import make_transform
 from stages.training.reference import read_reference
 
@@ -68,18 +69,25 @@ def main() -> None:
         raise StageError(f"no image here is new: {plural(len(paths), 'file')}, {unreadable} of them unreadable")
     chosen = different.take(choose(different, unlike.nearest.numpy(), arguments.count))
     groups = params.split.group in GROUP_RULES
-    top = write_suggestions(arguments.output, found, root, chosen, description.classes, groups)
+    inside = write_suggestions(arguments.output, found, root, chosen, description.classes, groups)
     sheet = arguments.output.with_suffix(".png")
     draw_suggestions(sheet, chosen, description.classes, preprocessing)
     strange = int(np.count_nonzero(chosen.unlike > 1))
     left = f"{plural(len(pool.paths) - len(different.paths), 'copy', 'copies')} and near-duplicates left out"
     print(f"{plural(len(chosen.paths), 'image')} of {len(paths):,} suggested; {left}, {unreadable} unreadable")
     print(f"{strange} of them may be of no class: `unlike` is above 1")
-    settings = {"data.labels": arguments.output, "data.path": top}
-    if params.split.group == "folder":
-        settings["split.group"] = Path("column")
-    options = " ".join(f"-S {shlex.quote(f'{key}={value}')}" for key, value in settings.items())
-    print(f"{sheet} shows them. Fill in the column label of {arguments.output}, then: dvc exp run {options}")
+    print(f"{sheet} shows them")
+    options = [
+        "-S",
+        f"data.labels={arguments.output}",
+        *["-S", "split.group=column"] * (params.split.group == "folder"),
+    ]
+    if inside:
+        print(f"fill in the column label of {arguments.output}, then: dvc exp run {shlex.join(options)}")
+    else:
+        print(
+            f"sort them into the folders of their classes; or move all into {root / UNLABELLED}, for a table to fill in"
+        )
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "best": ("finetune.lr=1e-4",),
         "worst": ("finetune.lr=1e-3", "model.framing=pad"),
         "elsewhere": ("seed=7",),
+        "other": ("data.path=other", "finetune.lr=0.1"),
         "waiting": ("finetune.lr=0.5",),
     }
     for name, settings in experiments.items():
@@ -76,7 +77,7 @@ def call(folder: Path, program: str, *arguments: str) -> subprocess.CompletedPro
 
 
 def test_the_lowest_validation_loss_comes_first_with_only_what_differs(repository: Path) -> None:
-    header, *rows, parts, warning = call(repository, "stages.compare").stdout.splitlines()
+    header, *rows, parts, warning, others = call(repository, "stages.compare").stdout.splitlines()
     cells = [row.split("  ")[0] for row in rows]
     assert cells[0] == "best"
     assert cells[-2:] == ["worst", "waiting"]
@@ -92,6 +93,7 @@ def test_the_lowest_validation_loss_comes_first_with_only_what_differs(repositor
     assert "split.test_size" not in header + "".join(rows)
     assert parts.startswith("2 different test parts")
     assert warning.startswith("3 different results on the same test images")
+    assert others == "1 result on images of another data.path left out."
 
 
 def test_csv_has_all_digits_and_a_column_for_each_parameter_that_differs(repository: Path) -> None:

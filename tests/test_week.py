@@ -114,7 +114,8 @@ def test_a_week_with_a_data_set_that_lives(project: Project, call: Call, capsys:
 
     # Friday: which of the new ones are worth a label; filled in, they are part of the data set.
     (project.path("more") / "cat" / "000.png").unlink()
-    said = call(suggest, "more", "--count", 4)
+    project.path("more").rename(images / "unlabelled")
+    said = call(suggest, "images/unlabelled", "--count", 4)
     assert "4 images of 51 suggested; 42 copies" in said
     with project.path("suggestions.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -125,8 +126,6 @@ def test_a_week_with_a_data_set_that_lives(project: Project, call: Call, capsys:
         writer.writeheader()
         writer.writerows(rows)
     project.set("data.labels", "labels.csv")
-    project.set("data.path", str(project.folder))
-    project.set("data.corrections", None)
     assert "4 images added, 0 gone, 0 relabelled" in train(project, capsys)
     parts = project.parts()
     assert sum(map(len, parts.values())) == 20 + 20 + 6 + 4

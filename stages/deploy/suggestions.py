@@ -1,6 +1,5 @@
 """Which unlabelled images to label next: uncertain ones that are like many others, and unlike the labelled ones."""
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from stages.common.files import write_csv
 from stages.common.format import plural, probability
 from stages.deploy.unlabelled import Loaded
 from stages.images.check import check_images
-from stages.images.collection import Collection, Sample
+from stages.images.collection import Collection
 from stages.images.decode import decode, read_image
 from stages.images.near_duplicates import find_pairs
 from stages.images.preprocessing import Preprocessing, make_transform
@@ -126,42 +125,40 @@ def choose(pool: Pool, labelled: Floats, count: int) -> list[int]:
 
 def write_suggestions(
     path: Path, found: Collection, root: Path, chosen: Pool, classes: Sequence[str], groups: bool
-) -> Path:
+) -> bool:
     """Write a table for `data.labels`: the suggested images, without a label, and below them the labelled ones.
+
+    Such a table holds paths below `root` only: where some of the suggested images are elsewhere, it has those alone.
 
     Args:
         path: of the CSV file.
         found: the labelled images.
-        root: of their paths.
+        root: `data.path`.
         chosen: the suggested ones.
         classes: names by label.
         groups: the groups of the labelled ones are to be in it.
 
     Returns:
-        The folder that the table's paths are relative to, which holds all images.
+        Whether all are below `root`.
     """
-    absolute = [os.path.abspath(root / sample.path) for sample in found.samples]  # noqa: PTH100 (links stay)
-    suggested = [os.path.abspath(one) for one in chosen.paths]  # noqa: PTH100
-    top = os.path.commonpath([os.path.abspath(root), *map(os.path.dirname, suggested)])  # noqa: PTH100
-    parted = any(sample.part for sample in found.samples)
+    files = [Path(file) for file in chosen.paths]
+    inside = all(file.is_relative_to(root.absolute()) for file in files)
+    parted = inside and any(sample.part for sample in found.samples)
+    groups = groups and inside
     columns = ["path", "label", *["split"] * parted, *["group"] * groups, "prediction", "probability", "unlike"]
 
     def row(file: str, label: str, part: str, group: str, *answer: object) -> list[object]:
-        below = Path(os.path.relpath(file, top)).as_posix()
-        return [below, label, *[part] * parted, *[group] * groups, *answer]
+        return [file, label, *[part] * parted, *[group] * groups, *answer]
 
     rows = []
-    for file, values, unlike in zip(suggested, chosen.probabilities, chosen.unlike, strict=True):
-        best = int(values.argmax())
-        answer = classes[best], f"{values[best]:.4f}", f"{unlike:.2f}"
-        rows.append(row(file, "", "train", "", *answer))
-    rows += [row(file, one.class_name, one.part, one.group, "", "", "") for file, one in _labelled(found, absolute)]
+    for file, values, unlike in zip(files, chosen.probabilities, chosen.unlike, strict=True):
+        best, name = int(values.argmax()), file.relative_to(root.absolute()) if inside else file
+        rows.append(row(name.as_posix(), "", "train", "", classes[best], f"{values[best]:.4f}", f"{unlike:.2f}"))
+    for one in found.samples if inside else []:
+        if one.path not in found.rejected:
+            rows.append(row(one.path, one.class_name, one.part, one.group, "", "", ""))
     write_csv(path, columns, rows)
-    return Path(top)
-
-
-def _labelled(found: Collection, files: list[str]) -> list[tuple[str, Sample]]:
-    return [(file, one) for file, one in zip(files, found.samples, strict=True) if one.path not in found.rejected]
+    return inside
 
 
 @house_style()

@@ -88,7 +88,7 @@ def project(tmp_path: Path) -> Project:
     save_checkpoint(project.checkpoint("finetuned"), network, description)
     reference = project.checkpoint("finetuned").with_name("reference.safetensors")
     write_reference(reference, Unlike(torch.eye(576)[:3], 0.5), project.checkpoint("finetuned"))
-    pool = tmp_path / "new" / "deeper"
+    pool = tmp_path / "images" / "unlabelled" / "deeper"
     pool.mkdir(parents=True)
     for seed in range(5):
         noise = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype=np.uint8)
@@ -114,17 +114,17 @@ def test_the_filled_in_table_is_the_grown_data_set(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = project.folder / "suggestions.csv"
-    assert ask(project, monkeypatch, "new", "--count", 9) == 0
+    assert ask(project, monkeypatch, "images/unlabelled", "--count", 9) == 0
     said = capsys.readouterr().out
     assert "5 images of 9 suggested; 3 copies and near-duplicates left out, 1 unreadable" in said
-    assert f"-S data.labels=suggestions.csv -S data.path={project.folder}" in said
+    assert "then: dvc exp run -S data.labels=suggestions.csv\n" in said
     rows = list(csv.DictReader(table.open()))
     suggested = [row for row in rows if not row["label"]]
     kinds = [{"again", "3"}, {"4 saved again", "4"}]
     names = {Path(row["path"]).stem for row in suggested}
     assert {"0", "1", "2"} < names
     assert all(len(names & kind) == 1 for kind in kinds)
-    assert {row["path"].split("/")[0] for row in rows[5:]} == {"images"}
+    assert {row["path"].split("/")[0] for row in rows[5:]} == {"cat", "dog"}
     assert Image.open(table.with_suffix(".png")).size[0] > 500
 
     filled = [row | {"label": row["label"] or "dog"} for row in rows]
@@ -133,19 +133,29 @@ def test_the_filled_in_table_is_the_grown_data_set(
         writer.writeheader()
         writer.writerows(filled)
     project.set("data.labels", str(table))
-    project.set("data.path", str(project.folder))
     assert project.run("split") == 0
     entries = [entry for part in PARTS for entry in read_index(project.folder / "data" / "index" / f"{part}.csv")]
     assert len(entries) == 24 + 5
-    assert {entry.class_name for entry in entries if entry.path.startswith("new")} == {"dog"}
+    assert {entry.class_name for entry in entries if entry.path.startswith("unlabelled")} == {"dog"}
+
+
+def test_images_that_no_table_of_the_data_set_can_name_are_listed_alone(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project.path("images/unlabelled").rename(project.path("elsewhere"))
+    assert ask(project, monkeypatch, "elsewhere", "--count", 2) == 0
+    assert "sort them into the folders of their classes" in capsys.readouterr().out
+    with project.path("suggestions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["path"]).is_file() for row in rows] == [True, True]
 
 
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["new", "--count", "0"], "--count: should be 1 or more, is 0"),
-        (["new", "--output", "list.txt"], "--output: list.txt should end in .csv"),
-        (["images"], "no image here is new: 24 files"),
+        (["images", "--count", "0"], "--count: should be 1 or more, is 0"),
+        (["images", "--output", "list.txt"], "--output: list.txt should end in .csv"),
+        (["images/cat"], "no image here is new: 12 files"),
         (["nowhere"], "nowhere: no such file or folder"),
     ],
 )

@@ -40,6 +40,10 @@ def test_two_results_are_compared_on_the_test_images_of_both(tmp_path: Path, cla
         "On 6 test images of both this result and the last committed one: fine-tuned 33.33% -> 66.67%, 3 fixed, 1"
     )
     assert str(compare_with_committed(table, after)).startswith(expected)
+    # Two labels are corrected: what was predicted counts by them, before and now.
+    corrected = replace(after, labels=np.where(np.arange(10) < 2, 1 - labels, labels))
+    expected = "last committed one, by the labels of now (2 changed): fine-tuned 66.67% -> 33.33%, 1 fixed, 3 broken."
+    assert str(compare_with_committed(table, corrected)).endswith(expected)
     write_predictions(table, after)
     commit(tmp_path)
     assert compare_with_committed(table, after) is None
