@@ -10,10 +10,21 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import ROOT, make_images
+from conftest import ROOT, Project, make_images
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import GridSearchCV, PredefinedSplit
 
+from stages.common.cli import StageError
+from stages.common.records import read_table
+from stages.images.batches import Batches
+from stages.network.checkpoint import load_checkpoint
+from tests.bench import logistic
 from tests.bench.bench import gather
+from tests.bench.sets import read_results
+from tests.bench.sets_report import LOOKS, Result
 from tests.bench.simulate import MEASUREMENTS
 
 BENCH = [sys.executable, str(ROOT / "tests" / "bench" / "bench.py")]
@@ -116,3 +127,85 @@ def test_ctrl_c_ends_what_the_bench_started_and_removes_its_folder(tmp_path: Pat
     assert errors.endswith("error: interrupted\n")
     assert not list(scratch.glob("bench-*"))
     assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
+
+
+def test_sets_are_compared_with_peers_and_a_stopped_run_goes_on(tmp_path: Path, scratch: Path) -> None:
+    make_images(tmp_path / "sets" / "three", ("cat", "dog", "fox"), count=12)
+    make_images(tmp_path / "sets" / "two", count=12)
+    (tmp_path / "sets" / "none").mkdir()
+    command = [*BENCH, "--sets", str(tmp_path / "sets"), "--arch", "mobilenet_v3_small", "--weights", "null"]
+    command += ["--image-size", "32", "--seeds", "1", "--output", str(tmp_path / "out")]
+    written = tmp_path / "out" / "sets.csv"
+    bench = subprocess.Popen(command, env=environment_for(scratch), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not written.exists():
+        assert time.monotonic() < deadline
+        assert bench.poll() is None
+        time.sleep(0.05)
+    bench.send_signal(signal.SIGINT)
+    assert bench.communicate(timeout=30)[1].endswith("error: interrupted; run the same command again\n")
+    assert not list(scratch.glob("bench-*"))
+    finished = written.read_text()
+
+    again = subprocess.run(command, env=environment_for(scratch), capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    # With all digits of its seconds: it was not computed again.
+    assert written.read_text().startswith(finished)
+    results = read_table(written, Result, "")
+    assert sorted((result.set, result.method) for result in results) == sorted(
+        (name, method) for name in ("three", "two") for method in LOOKS
+    )
+    assert all(0 <= result.accuracy <= 1 and 0 <= result.ece <= 1 and result.loss >= 0 for result in results)
+    assert {result.method: result.verdict for result in results}["finetuned"] in ("better", "worse", "no evidence")
+    seconds = {(result.set, result.method): result.seconds for result in results}
+    printed = cells(again.stdout)  # the last of its tables
+    for (name, method), own in seconds.items():
+        row = next(values for title, values in printed.items() if title.startswith(f"{name} ("))
+        assert row[list(LOOKS).index(method)] == f"{own:.1f}"
+    assert seconds["two", "head"] < seconds["two", "finetuned"]
+    assert (tmp_path / "out" / "sets.png").stat().st_size > 5000
+    settings = {"arch": "mobilenet_v3_small", "weights": "random", "image_size": 32}
+    assert read_results(written, settings) == results
+    with pytest.raises(StageError, match=r"sets\.csv: made with image_size 32, not 64; give another --output"):
+        read_results(written, {**settings, "image_size": 64})
+
+
+def test_the_regression_sees_the_pooled_features_of_the_initial_checkpoint(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.set("model.head", "pooled")
+    project.build()
+    seen: list[object] = []
+    monkeypatch.setattr(logistic, "compare", lambda *arguments: seen.extend(arguments))
+    monkeypatch.chdir(project.folder)
+    logistic.main()
+    network, description = load_checkpoint(project.checkpoint("initial"))
+    parts = project.parts()
+    entries = [entry for part in parts.values() for entry in part]
+    (images, labels), *_ = Batches(Path("images"), entries, description.preprocessing, len(entries), 0)
+    features, own_labels, count, folds = seen
+    expected = network.eval().backbone(images).mean((2, 3)).detach()
+    np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-4)
+    assert own_labels.tolist() == labels.tolist()
+    assert (count, len(folds)) == (len(parts["train"]), len(parts["train"]) + len(parts["val"]))
+
+
+def test_the_regression_is_what_scikit_learn_makes_of_the_features() -> None:
+    random = np.random.default_rng(0)
+    labels, folds = np.arange(150) % 3, np.arange(120) // 3 % 5
+    features = 5 + 3 * random.normal(size=(150, 8)) + labels[:, None] * random.normal(size=8)
+    report = logistic.compare(features, labels, 90, folds)
+    scaled = (features - features[:90].mean(0)) / features[:90].std(0)
+    search = GridSearchCV(
+        LogisticRegression(max_iter=1000), {"C": logistic.STRENGTHS}, scoring="neg_log_loss", cv=PredefinedSplit(folds)
+    )
+    strength = search.fit(scaled[:120], labels[:120]).best_params_["C"]
+    assert min(logistic.STRENGTHS) < strength < max(logistic.STRENGTHS)
+    for name, count in (("sklearn", 90), ("sklearn, train+val", 120)):
+        probabilities = (
+            LogisticRegression(C=strength, max_iter=1000)
+            .fit(scaled[:count], labels[:count])
+            .predict_proba(scaled[120:])
+        )
+        assert report[name]["loss"] == pytest.approx(log_loss(labels[120:], probabilities))
+        assert report[name]["accuracy"] == np.mean(probabilities.argmax(1) == labels[120:])
