@@ -59,10 +59,11 @@ def tabulate(results: list[Result]) -> Iterator[str]:
     """Yield a table of each measure, a row a set, and what fine-tuning changed."""
     first, seeds = results[0], sorted({result.seed for result in results})
     commits = ", ".join(sorted({result.commit for result in results}))
+    intervals = ", in parentheses the lowest and the highest" * (len(seeds) > 1)
     yield (
         f"{first.arch}, {first.weights}, {first.image_size} px, commit {commits}, {os.cpu_count()} CPU cores. Means of "
-        f"{plural(len(seeds), 'seed')}, in parentheses the lowest and the highest; behind a set's name its numbers of "
-        f"images to train on, to validate and to test, of seed {first.seed}."
+        f"{plural(len(seeds), 'seed')}{intervals}; behind a set's name its numbers of images to train on, to validate "
+        f"and to test, of seed {first.seed}."
     )
     named = {one.set: f"{cell(one.set)} ({one.train:,} + {one.val:,} + {one.test:,})" for one in reversed(results)}
     for measure, (title, factor, form) in COLUMNS.items():
@@ -122,7 +123,7 @@ def draw(path: Path, results: list[Result]) -> None:
                 color=look.color,
                 markersize=look.marker_size,
                 markerfacecolor="none" if hollow else look.color,
-                elinewidth=4 if hollow else 1.5,
+                elinewidth=3 if hollow else 1.5,
                 zorder=look.layer,
                 label=look.title,
             )
