@@ -25,7 +25,8 @@ folds: .venv/installed
 compare: .venv/installed
 	@python -m stages.compare $(ARGS)
 
-# Against a tutorial's loop; what to measure goes in ARGS: make bench ARGS="--data photos --weights weights.pth"
+# Against a tutorial's loop: make bench ARGS="--data photos --weights weights.pth"; against it and scikit-learn, on many
+# sets: make bench ARGS="--sets folder --weights weights.pth"
 bench: .venv/installed
 	@python tests/bench/bench.py $(ARGS)
 

@@ -1,19 +1,36 @@
 """`make bench`, from end to end on a few small images."""
 
+import importlib
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import ROOT, make_images
+from conftest import ROOT, Project, make_images
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import GridSearchCV, PredefinedSplit
 
+from stages.common.cli import StageError
+from stages.common.records import read_table
+from stages.images.batches import Batches
+from stages.network.checkpoint import load_checkpoint
+from stages.training import cache
+from tests.bench import logistic, sets
+from tests.bench import project as shared
 from tests.bench.bench import gather
+from tests.bench.project import Run
+from tests.bench.sets_report import LOOKS, Result
 from tests.bench.simulate import MEASUREMENTS
 
 BENCH = [sys.executable, str(ROOT / "tests" / "bench" / "bench.py")]
@@ -116,3 +133,121 @@ def test_ctrl_c_ends_what_the_bench_started_and_removes_its_folder(tmp_path: Pat
     assert errors.endswith("error: interrupted\n")
     assert not list(scratch.glob("bench-*"))
     assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
+
+
+def test_sets_are_compared_with_peers_and_a_stopped_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_images(tmp_path / "sets" / "three", ("cat", "dog", "fox"), count=12)
+    make_images(tmp_path / "sets" / "two", count=12)
+    (tmp_path / "sets" / "none").mkdir()
+    command = ["sets.py", "--sets", str(tmp_path / "sets"), "--arch", "mobilenet_v3_small", "--weights", "null"]
+    command += ["--image-size", "32", "--seeds", "1", "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", command)
+    written, ran, stops = tmp_path / "out" / "sets.csv", [], [True]
+
+    def run_here(folder: Path, *command: str | Path) -> Run:
+        """As a process of its own would, but for the seconds that this takes."""
+        script, rest = (command[1], command[2:]) if command[0] == "-m" else (command[0], command[1:])
+        ran.append(Path(script).name)
+        if ran[-1] == "logistic.py" and stops:
+            stops.clear()
+            raise KeyboardInterrupt
+        started = time.perf_counter()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as output:
+            patch.chdir(folder)
+            patch.setenv(cache.VARIABLE, str(folder / "cache"))
+            patch.setattr(sys, "argv", ["", *map(str, rest)])
+            if command[0] == "-m":
+                importlib.import_module(str(script)).main()
+            else:
+                runpy.run_path(str(script), run_name="__main__")
+        return Run(time.perf_counter() - started, 0.0, output.getvalue())
+
+    for module in (sets, shared):
+        monkeypatch.setattr(module, "run", run_here)
+    with pytest.raises(KeyboardInterrupt):
+        sets.main()
+    finished = written.read_text()
+    assert len(finished.splitlines()) == 3
+    ran.clear()
+    sets.main()
+    assert written.read_text().startswith(finished)
+    prepare, phases = (
+        ["stages.split", "stages.build_model"],
+        ["stages.train_head", "stages.finetune", "stages.evaluate"],
+    )
+    assert ran == [*prepare, "logistic.py", "tutorial.py", *prepare, *phases, "logistic.py", "tutorial.py"]
+
+    results = read_table(written, Result, "")
+    methods = [(name, method) for name in ("three", "two") for method in LOOKS]
+    assert sorted((result.set, result.method) for result in results) == sorted(methods)
+    assert all(0 <= result.accuracy <= 1 and 0 <= result.ece <= 1 and result.loss >= 0 for result in results)
+    assert {result.verdict for result in results if result.method == "finetuned"} <= {"better", "worse", "no evidence"}
+    seconds = {(result.set, result.method): result.seconds for result in results}
+    assert seconds["two", "head"] < seconds["two", "finetuned"]
+    printed = cells(capsys.readouterr().out)  # the last of the tables
+    for (name, method), own in seconds.items():
+        row = next(values for title, values in printed.items() if title.startswith(f"{name} ("))
+        assert row[list(LOOKS).index(method)] == f"{own:.1f}"
+    assert (tmp_path / "out" / "sets.png").stat().st_size > 5000
+
+    ran.clear()
+    sets.main()
+    assert ran == []
+    monkeypatch.setattr(sys, "argv", [*command, "--image-size", "64"])
+    with pytest.raises(StageError, match=r"sets\.csv: made with image_size 32, not 64; give another --output"):
+        sets.main()
+
+
+def test_the_bench_hands_sets_on_and_refuses_what_it_cannot_compare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "none").mkdir()
+    command = [*BENCH, "--sets", str(tmp_path), "--weights", "null", "--arch"]
+    bench = subprocess.run([*command, "mobilenet_v2"], capture_output=True, text=True)
+    assert (bench.returncode, bench.stderr) == (1, f"error: --sets: {tmp_path}: no folder in it has images\n")
+    monkeypatch.setattr(sys, "argv", [*command[1:], "resnet18"])
+    with pytest.raises(StageError, match="--arch: resnet18: torchvision's has no `features`"):
+        sets.main()
+
+
+def test_the_regression_sees_the_pooled_features_of_the_initial_checkpoint(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.set("model.head", "pooled")
+    project.build()
+    seen: list[object] = []
+    monkeypatch.setattr(logistic, "compare", lambda *arguments: seen.extend(arguments))
+    monkeypatch.chdir(project.folder)
+    logistic.main()
+    network, description = load_checkpoint(project.checkpoint("initial"))
+    parts = project.parts()
+    entries = [entry for part in parts.values() for entry in part]
+    (images, labels), *_ = Batches(Path("images"), entries, description.preprocessing, len(entries), 0)
+    features, own_labels, count, folds = seen
+    expected = network.eval().backbone(images).mean((2, 3)).detach()
+    np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-4)
+    assert own_labels.tolist() == labels.tolist()
+    assert (count, len(folds)) == (len(parts["train"]), len(parts["train"]) + len(parts["val"]))
+
+
+def test_the_regression_is_what_scikit_learn_makes_of_the_features() -> None:
+    random = np.random.default_rng(0)
+    labels, folds = np.arange(150) % 3, np.arange(120) // 3 % 5
+    features = 5 + 3 * random.normal(size=(150, 8)) + labels[:, None] * random.normal(size=8)
+    report = logistic.compare(features, labels, 90, folds)
+    scaled = (features - features[:90].mean(0)) / features[:90].std(0)
+    search = GridSearchCV(
+        LogisticRegression(max_iter=1000), {"C": logistic.STRENGTHS}, scoring="neg_log_loss", cv=PredefinedSplit(folds)
+    )
+    strength = search.fit(scaled[:120], labels[:120]).best_params_["C"]
+    assert min(logistic.STRENGTHS) < strength < max(logistic.STRENGTHS)
+    for name, count in (("sklearn", 90), ("sklearn, train+val", 120)):
+        probabilities = (
+            LogisticRegression(C=strength, max_iter=1000)
+            .fit(scaled[:count], labels[:count])
+            .predict_proba(scaled[120:])
+        )
+        assert report[name]["loss"] == pytest.approx(log_loss(labels[120:], probabilities))
+        assert report[name]["accuracy"] == np.mean(probabilities.argmax(1) == labels[120:])

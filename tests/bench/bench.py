@@ -6,19 +6,14 @@ tutorial's are those of its epochs alone. Of several seeds, seconds are means an
 """
 
 import argparse
-import json
 import os
-import re
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,8 +21,10 @@ import yaml
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-ROOT = Path(__file__).parents[2]
-PROC = Path("/proc")
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.bench.project import BENCH, PROC, ROOT, Project, class_folders, run
+
 TUTORIAL = "tutorial"
 
 
@@ -90,76 +87,11 @@ def markdown(*cells: object) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-@dataclass(frozen=True)
-class Run:
-    """A process that has ended: its wall time, its peak memory in GiB, and what it printed."""
-
-    seconds: float
-    memory: float
-    output: str
-
-
-def run(folder: Path, *command: str | Path) -> Run:
-    """Run a Python command to its end, in `folder`.
-
-    Raises:
-        SystemExit: it failed; with the end of what it printed.
-    """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DVC_FINETUNE_CACHE": str(folder / "cache")}
-    peak = 0
-    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
-        started = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, *command],
-            cwd=folder,
-            env=environment,
-            stdout=output,
-            stderr=errors,
-            start_new_session=True,
-        )
-        try:
-            # Not Popen.wait: it does not tell what the process used.
-            while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
-                peak = max(peak, anonymous_memory(process.pid))
-                time.sleep(0.05)
-        except BaseException:
-            # With its decoding processes; what it was writing goes with the folder.
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            raise
-        seconds = time.perf_counter() - started
-        _, status, usage = ended
-        process.returncode = os.waitstatus_to_exitcode(status)
-        output.seek(0)
-        errors.seek(0)
-        if process.returncode:
-            raise SystemExit(f"error: {shlex.join(map(str, command))} failed:\n{errors.read()[-2000:]}")
-        if not PROC.is_dir():
-            peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        print(f"{seconds:7.1f} s  {' '.join(map(str, command[:2]))}", file=sys.stderr, flush=True)
-        return Run(seconds, peak / 2**30, output.read())
-
-
-def anonymous_memory(pid: int) -> int:
-    """Return the anonymous memory of a process and its descendants, bytes: what is not page cache.
-
-    What a forked process still shares with its parent counts twice, so this is never too little.
-    """
-    total = 0
-    with suppress(OSError):  # it has ended
-        found = re.search(r"^RssAnon:\s+(\d+) kB", (PROC / str(pid) / "status").read_text(), re.MULTILINE)
-        total = int(found[1]) * 1024 if found else 0
-        for children in (PROC / str(pid) / "task").glob("*/children"):
-            total += sum(anonymous_memory(int(child)) for child in children.read_text().split())
-    return total
-
-
-class Project:
-    """A folder in which the stages run as `dvc.yaml` says, from a cold cache."""
+class TutorialProject(Project):
+    """A project with the tutorial's setting, on some of the images; `made`: how many had to be made for that."""
 
     def __init__(self, folder: Path, options: argparse.Namespace, seed: int, factor: int) -> None:
-        self.folder = folder
-        self.params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+        super().__init__(folder)
         self.made = gather(options.data, folder / "images", options.limit, factor)
         self.defaults = {name: self.params[name] for name in ("model", "train_head", "finetune")}
         phase = {"epochs": options.epochs, "batch_size": 64, "optimizer": "adam", "weight_decay": 0.0}
@@ -174,20 +106,6 @@ class Project:
         self.set("model", image_size=options.image_size)
         self.set("train_head", lr=1e-3, **phase)
         self.set("finetune", lr=1e-5, layer_decay=1.0, unfreeze=3, **phase)
-
-    def set(self, key: str, value: object = None, **values: object) -> None:
-        """Set a parameter, or some of a section."""
-        self.params[key] = {**self.params[key], **values} if values else value
-        (self.folder / "params.yaml").write_text(yaml.safe_dump(self.params))
-
-    def run(self, stage: str) -> Run:
-        """Run a stage."""
-        cmd = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["cmd"]
-        return run(self.folder, *shlex.split(cmd)[1:])
-
-    def read(self, name: str) -> Any:
-        """Read a JSON file that a stage wrote."""
-        return json.loads((self.folder / name).read_text())
 
     def count(self) -> str:
         """Say how many images each part has."""
@@ -221,24 +139,14 @@ def gather(data: Path, folder: Path, limit: int | None, factor: int) -> int:
     return made
 
 
-def class_folders(data: Path) -> list[Path]:
-    """Return the folders of the classes."""
-    return sorted(path for path in data.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
 def measure_tutorial(project: Project, options: argparse.Namespace, seed: int, table: Table) -> str:
     """Run the tutorial's loop, and return the kind of device that it ran on."""
-    index = project.folder / "data" / "index"
-    command: list[str | Path] = [ROOT / "tests" / "bench" / "tutorial.py", "--data", project.folder / "images"]
-    command += ["--train", index / "train.csv", "--test", index / "test.csv", "--seed", str(seed)]
-    command += ["--epochs", str(options.epochs), "--image-size", str(options.image_size)]
-    command += [] if options.weights is None else ["--weights", options.weights]
-    tutorial = run(project.folder, *command)
-    report = json.loads(tutorial.output.splitlines()[-1])
+    tutorial = project.run_tutorial(options.epochs)
+    report = tutorial.json()
     head, finetune = report["head"]["seconds"], report["finetuned"]["seconds"]
     both = head + finetune
     seconds = {HEAD: head, FINETUNE: finetune, BOTH: both, OTHER_HEAD: both, OTHER_FINETUNE: finetune}
-    for row, value in {**seconds, DEFAULTS: both, START: tutorial.seconds - both}.items():
+    for row, value in {**seconds, DEFAULTS: both, START: tutorial.seconds - both - report["scoring"]}.items():
         table.add(row, TUTORIAL, value)
     for row in (HEAD_MEMORY, FINETUNE_MEMORY):
         table.add(row, TUTORIAL, tutorial.memory)
@@ -270,7 +178,7 @@ def measure_pipeline(project: Project, precision: str, seed: int, table: Table) 
     table.add(FINETUNE_MEMORY, precision, max(finetune.memory, after_it.memory, other_finetune.memory))
 
 
-def measure_defaults(project: Project, precision: str, seed: int, table: Table) -> None:
+def measure_defaults(project: TutorialProject, precision: str, seed: int, table: Table) -> None:
     """Run both phases as `params.yaml` has them, from a cold cache, on the tutorial's images."""
     own = {key: project.params["model"][key] for key in ("weights", "image_size")}
     for name, values in project.defaults.items():
@@ -295,14 +203,16 @@ def compare(folder: Path, options: argparse.Namespace) -> Iterable[str]:
     table, device, images = Table(), "", ""
     first_seed = yaml.safe_load((ROOT / "params.yaml").read_text())["seed"]
     for seed in range(first_seed, first_seed + options.seeds):
-        project = Project(empty(folder / "project"), options, seed, factor=1)
+        project = TutorialProject(empty(folder / "project"), options, seed, factor=1)
         prepare = {stage: project.run(stage).seconds for stage in ("split", "build_model")}
         images = project.count()
         if not options.skip_tutorial:
             device = f"{measure_tutorial(project, options, seed, table)}, "
         for precision in options.precision:
             measure_pipeline(project, precision, seed, table)
-            measure_defaults(Project(empty(folder / "defaults"), options, seed, factor=1), precision, seed, table)
+            measure_defaults(
+                TutorialProject(empty(folder / "defaults"), options, seed, factor=1), precision, seed, table
+            )
             for stage, seconds in prepare.items():
                 table.add(Row(stage, "s"), precision, seconds)
     setting = f"{options.image_size} px, {options.epochs} + {options.epochs} epochs"
@@ -318,7 +228,7 @@ def scale(folder: Path, options: argparse.Namespace) -> Iterable[str]:
     made = 0
     for factor in options.scale:
         seed = yaml.safe_load((ROOT / "params.yaml").read_text())["seed"]
-        project = Project(empty(folder / "project"), options, seed, factor)
+        project = TutorialProject(empty(folder / "project"), options, seed, factor)
         project.set("precision", options.precision[0])
         _, _, head, finetune = (project.run(stage) for stage in ("split", "build_model", "train_head", "finetune"))
         seconds = (f"{stage.seconds:.1f} s" for stage in (head, finetune))
@@ -350,13 +260,14 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--scale", type=int, nargs="*", default=[1, 2, 4], help="times as many images")
     parser.add_argument("--skip-tutorial", action="store_true")
     parser.add_argument("--simulate", nargs="+", metavar="N", help="only what grows with so many images: simulate.py")
-    options = parser.parse_args()
+    parser.add_argument("--sets", metavar="DIR", help="only every set of images in a folder: sets.py has its options")
+    options, others = parser.parse_known_args()
+    if options.sets is not None:
+        os.execv(sys.executable, [sys.executable, str(BENCH / "sets.py"), *sys.argv[1:]])
+    if others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
     if options.data is not None and not options.data.is_dir():
         parser.error(f"--data: {options.data}: no such folder")
-    if options.data is not None and not options.skip_tutorial and len(class_folders(options.data)) != 2:
-        parser.error(
-            f"--data: {options.data}: the tutorial tells two classes apart; give two folders, or --skip-tutorial"
-        )
     options.weights = None if options.weights == "null" else Path(options.weights).resolve()
     if options.weights is not None and not options.weights.is_file():
         parser.error(f"--weights: {options.weights}: no such file")
@@ -369,7 +280,7 @@ def main() -> None:
     options = parse_options()
     if options.simulate:
         # A process of its own: one that has loaded as much as this one would count in the memory of those it starts.
-        sys.exit(subprocess.call([sys.executable, Path(__file__).with_name("simulate.py"), *options.simulate]))
+        sys.exit(subprocess.call([sys.executable, BENCH / "simulate.py", *options.simulate]))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
