@@ -220,15 +220,15 @@ def draw_curves(predictions: Predictions, scores: dict[str, Scores]) -> Figure |
     roc, precision_recall = roc_curves(predictions), precision_recall_curves(predictions)
     if roc is None or precision_recall is None:
         return "There are no curves: they need test images of two classes."
-    figure = new_figure(10, 5)
+    figure = new_figure(10, 5.7)
     left, right = figure.subplots(1, 2)
     title = f"one class against the rest, mean over {plural(len(counted), 'class', 'classes')} (macro)"
     if len(predictions.classes) == 2:
         title = f"positive: {names[1]}"
     share = float(np.mean([np.mean(predictions.labels == label) for label in counted]))
-    for axes, curve, name, area, key, place in (
-        (left, roc, "ROC", "area", "auroc", "lower right"),
-        (right, precision_recall, "Precision-recall", "average precision", "average_precision", "lower left"),
+    for axes, curve, name, area, key in (
+        (left, roc, "ROC", "area", "auroc"),
+        (right, precision_recall, "Precision-recall", "average precision", "average_precision"),
     ):
         areas = {model: getattr(scores[model], key) for model in predictions.models}
         for model, value in areas.items():
@@ -242,7 +242,7 @@ def draw_curves(predictions: Predictions, scores: dict[str, Scores]) -> Figure |
             axes.axhline(share, color=GREY, linewidth=0.8, linestyle=":", label=f"chance ({share:.1%})")
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02), aspect="equal")
         axes.set_title(f"{name}\n{title}")
-        axes.legend(loc=place, fontsize=9)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), fontsize=9)
     left.set(xlabel="false positive rate", ylabel="true positive rate")
     right.set(xlabel="recall", ylabel="precision")
     return figure

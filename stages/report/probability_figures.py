@@ -48,7 +48,7 @@ def draw_reliability(predictions: Predictions, calibrations: Calibrations) -> Fi
             _draw_counts(lower, values.max(axis=1), model, offset)
         upper.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="perfectly calibrated")
         upper.set_title(title)
-        upper.legend(fontsize=8, loc="lower right")
+        upper.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.01))
         lower.set_xlabel("probability of the predicted class")
         lower.xaxis.set_major_formatter(PercentFormatter(xmax=1))
     upper, lower = panels[:, 0]
@@ -125,11 +125,11 @@ def draw_coverage(predictions: Predictions, calibrations: Calibrations) -> Figur
     # One early mistake is half of two answers: that spike would flatten all else.
     axes.set(
         xlim=(0, 1.005),
-        ylim=(0, max(1.25 * highest, 2 * MOST_WRONG)),
+        ylim=(0, max(1.1 * highest, 2 * MOST_WRONG)),
         xlabel="share of the test images that is answered",
     )
     axes.set(ylabel="wrong among the answers", title="Error rate against share answered, most confident first")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(xmax=1))
-    axes.legend(loc="upper left", fontsize=8)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
     return figure
