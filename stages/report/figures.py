@@ -220,7 +220,7 @@ def draw_curves(predictions: Predictions, scores: dict[str, Scores]) -> Figure |
     roc, precision_recall = roc_curves(predictions), precision_recall_curves(predictions)
     if roc is None or precision_recall is None:
         return "There are no curves: they need test images of two classes."
-    figure = new_figure(10, 5.7)
+    figure = new_figure(10, 6)
     left, right = figure.subplots(1, 2)
     title = f"one class against the rest, mean over {plural(len(counted), 'class', 'classes')} (macro)"
     if len(predictions.classes) == 2:
