@@ -18,7 +18,6 @@ from PIL import Image
 
 from stages.common import params as parameters
 from stages.common.params import Section, load_section
-from stages.images.index import read_index
 from stages.network.backbones import stock_model
 from stages.network.network import build_network, calibrate_batchnorm
 
@@ -260,9 +259,39 @@ def test_a_folder_in_the_place_of_a_link_is_said_and_kept(project: Project, stag
     assert project.path(f"data/{stage}/own.pth").exists()
 
 
+# In place of a stage: writes what the stage declares, with a content that depends on all that the stage depends on.
+STAND_IN = """#!{python}
+import hashlib, os, pathlib, sys, yaml
+
+module = sys.argv[2]
+if not module.startswith("stages."):
+    os.execv("{python}", ["{python}", *sys.argv[1:]])
+stage = yaml.safe_load(open("dvc.yaml"))["stages"][module.removeprefix("stages.")]
+params = yaml.safe_load(open("params.yaml"))
+digest = hashlib.sha256()
+for key in stage["params"]:
+    value = params
+    for part in key.split("."):
+        value = value[part]
+    digest.update(repr(value).encode())
+for dep in map(pathlib.Path, (dep.replace("${{data.path}}", params["data"]["path"]) for dep in stage["deps"])):
+    for file in sorted(path for path in (dep, *dep.rglob("*")) if path.is_file()):
+        digest.update(file.read_bytes())
+outs = [out for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])]
+for out in (pathlib.Path(out if isinstance(out, str) else next(iter(out))) for out in outs):
+    file = out if out.suffix else out / "file"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(digest.hexdigest())
+"""
+
+
 def test_what_runs_again_when_what_changes(tmp_path: Path) -> None:
     repository = Repository(tmp_path)
     shutil.copy(ROOT / "data" / "dvc.lock", tmp_path / "data" / "dvc.lock")
+    (stand_in := tmp_path / ".git" / "bin" / "python").parent.mkdir()
+    stand_in.write_text(STAND_IN.format(python=sys.executable))
+    stand_in.chmod(0o755)
+    repository.environment["PATH"] = f"{stand_in.parent}{os.pathsep}{repository.environment['PATH']}"
 
     assert repository.run_experiment(**settings()) == [
         "data/dvc.yaml:labels",
@@ -284,7 +313,7 @@ def test_what_runs_again_when_what_changes(tmp_path: Path) -> None:
     untracked = {"device": "cpu", "workers": 1, "processes": 1, "cache.max_gigabytes": 1.5}
     assert repository.run_experiment(**untracked, **{"finetune.lr": 2e-05}) == ["finetune", "evaluate", "plot"]
     assert "lr: 2e-05" in (tmp_path / "params.yaml").read_text()
-    assert repository.run_experiment(**{"evaluate.batch_size": 7}) == ["evaluate"]
+    assert repository.run_experiment(**{"evaluate.batch_size": 7})[0] == "evaluate"
     assert repository.run_experiment("finetune", **{"train_head.lr": 0.003}) == ["train_head", "finetune"]
     assert repository.run_experiment("train_head", **{"split.test_size": 0.3}) == ["split", "build_model", "train_head"]
     # What was trained before is brought back, not trained again.
@@ -292,14 +321,22 @@ def test_what_runs_again_when_what_changes(tmp_path: Path) -> None:
 
     write_weights(tmp_path / "weights.pth", seed=2)
     assert repository.ran("dvc", "repro", "build_model") == ["data/dvc.yaml:weights", "build_model"]
-    image = tmp_path / "my images" / read_index(tmp_path / "data" / "index" / "train.csv")[0].path
-    Image.new("RGB", (40, 40), "red").save(image)
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "my images" / "cat" / "000.png")
     assert repository.ran("dvc", "repro", "build_model") == ["split", "build_model"]
     for room, name in (("network", "layer_table"), ("report", "page")):
         script = tmp_path / "stages" / room / f"{name}.py"
         script.write_text(f"{script.read_text()}\n")
     # Not split, which imports from neither.
     assert repository.ran("dvc", "repro", "build_model") == ["build_model"]
+
+
+def test_results_can_be_compared_by_dvc(tmp_path: Path) -> None:
+    repository = Repository(tmp_path)
+    repository.run_experiment(**settings())
+    repository.commit()
+    assert repository.run_experiment(**{"finetune.lr": 2e-05}) == ["finetune", "evaluate", "plot"]
+    # Scores are the same whatever the size of a batch: what only reads them is not run again.
+    assert repository.run_experiment(**{"evaluate.batch_size": 7}) == ["evaluate"]
 
     assert "metrics/evaluation.json" in repository.call("dvc", "metrics", "diff")
     shown = json.loads(repository.call("dvc", "metrics", "show", "--json"))
