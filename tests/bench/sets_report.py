@@ -127,6 +127,9 @@ def draw(path: Path, results: list[Result]) -> None:
                 zorder=look.layer,
                 label=look.title,
             )
+        low, high = axes.get_ylim()
+        # Room for half a marker above 100%, not for a tick.
+        axes.set_ylim(low, min(high, 1 + 0.05 * (1 - low)))
         axes.set_title(style.shorten(name, 30))
         axes.set_xlabel("seconds")
         axes.tick_params(labelbottom=True)
