@@ -13,7 +13,8 @@ from stages.common.records import read_record
 from stages.common.seeds import make_deterministic
 from stages.deploy.agreement import require_same
 from stages.deploy.card import compose_card
-from stages.deploy.onnx import require_packages, write_onnx
+from stages.deploy.extras import require_packages
+from stages.deploy.onnx import write_onnx
 from stages.images.index import count_once, read_index
 from stages.images.summary import read_summary
 from stages.network.backbones import cut_into_blocks, names_in_torchvision, stock_shapes
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("--index", type=Path, default=Path("data/index"), help="folder with test.csv")
     parser.add_argument("--metrics", type=Path, default=Path("metrics"), help="folder that the stages wrote")
     arguments = parser.parse_args()
-    require_packages("onnx", "onnxruntime", "onnxscript")
+    require_packages("export", "onnx", "onnxruntime", "onnxscript")
     require_replaceable(arguments.output)
     params = load_params(arguments.params)
     make_deterministic(params.seed)

@@ -1,12 +1,11 @@
 """A page on this machine to try the finished network."""
 
 import argparse
-import ipaddress
-import socket
 from pathlib import Path
 
-from stages.common.cli import StageError, run
+from stages.common.cli import run
 from stages.common.seeds import make_deterministic
+from stages.deploy.extras import require_packages
 from stages.network.checkpoint import load_checkpoint
 from stages.training.reference import read_reference
 
@@ -20,53 +19,16 @@ def main() -> None:
         "--host", default="127.0.0.1", help="address to listen on; any but this machine's own is open to others"
     )
     arguments = parser.parse_args()
-    try:
-        import uvicorn
-
-        from stages.deploy.app import make_app
-    except ImportError as error:
-        raise StageError(
-            f"the page needs {error.name}: pip install --constraint constraints.txt --editable '.[serve]'"
-        ) from error
+    require_packages("serve", "starlette", "uvicorn")
+    from stages.deploy.app import make_app
+    from stages.deploy.web import LOOPBACK, is_loopback, listen, serve
 
     network, description = load_checkpoint(arguments.checkpoint)
     make_deterministic(0)
     listening = listen(arguments.host, arguments.port)
-    port = listening.getsockname()[1]
-    hosts = ["127.0.0.1", "localhost", "[::1]"] if is_loopback(arguments.host) else None
-    app = make_app(network, description, read_reference(arguments.checkpoint), hosts)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
-    name = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
-    print(f"http://{name}:{port}/  (Ctrl-C ends it)", flush=True)
-    try:
-        server.run(sockets=[listening])
-    except KeyboardInterrupt:
-        print("stopped")
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Open a socket to listen on.
-
-    Raises:
-        StageError: the port is in use, or the address is not this machine's.
-    """
-    if not 0 <= port <= 65535:
-        raise StageError(f"--port: should be from 0 to 65535, is {port}")
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        reason = (error.strerror or str(error)).partition(" (while")[0]
-        raise StageError(
-            f"--host {host}, --port {port}: {reason}; choose another (--port 0 takes a free one)"
-        ) from error
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    hosts = LOOPBACK if is_loopback(arguments.host) else None
+    serve(make_app(network, description, read_reference(arguments.checkpoint), hosts), listening)
+    print("stopped")
 
 
 if __name__ == "__main__":

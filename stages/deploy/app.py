@@ -1,9 +1,7 @@
 """A page to try the finished network: images in, probabilities and Grad-CAM out. Nothing is written to disk."""
 
 import asyncio
-import base64
-import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,12 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
+from stages.deploy.web import answer, as_url, make_site, refuse
 from stages.images.decode import ImageError, decode_with_facts
 from stages.images.preprocessing import make_transform
 from stages.network.checkpoint import Description
@@ -32,19 +29,13 @@ _PAGE = Path(__file__).with_name("app.html")
 _MOST_SHOWN = 5
 # Of a file; requests that are read or answered at one time; seconds for a file to arrive.
 MOST_BYTES, _AT_ONCE, _PATIENCE = 2**26, 4, 60
-# Nothing from elsewhere can be loaded, and nothing can be sent elsewhere.
-_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-    "script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'",
-    "Cache-Control": "no-store",
-}
 
 
 def make_app(
     network: Network,
     description: Description,
     unlike: Unlike | None,
-    hosts: list[str] | None,
+    hosts: Sequence[str] | None,
     max_bytes: int = MOST_BYTES,
 ) -> Starlette:
     """Return the server's application: the page at `/`, and `/classify`, which takes the bytes of an image's file.
@@ -53,17 +44,13 @@ def make_app(
         network: on the CPU.
         description: of its checkpoint.
         unlike: of its checkpoint, if it is known.
-        hosts: names by which it may be called; `None`: any. A page from elsewhere whose name is made to lead to this
-            machine (DNS rebinding) calls it by another.
+        hosts: names by which it may be called, as in `make_site`.
         max_bytes: of a file.
     """
     explain = _make_explain(network, description, unlike)
     # One image at a time, in one thread: Grad-CAM hangs a hook into the network, and each thread of glibc's keeps the
     # memory that it once had. Who has no slot yet is not read.
     worker, slots = ThreadPoolExecutor(1), asyncio.Semaphore(_AT_ONCE)
-
-    async def show_page(_: Request) -> Response:
-        return HTMLResponse(_PAGE.read_text(encoding="utf-8"), headers=_HEADERS)
 
     async def classify(request: Request) -> Response:
         async with slots:
@@ -73,24 +60,17 @@ def make_app(
                     async for chunk in request.stream():
                         content += chunk
                         if len(content) > max_bytes:
-                            return _refusal(f"larger than {max_bytes:,} bytes", 413)
+                            return refuse(f"larger than {max_bytes:,} bytes", 413)
             except ClientDisconnect:
                 return Response(status_code=400)
             except TimeoutError:
-                return _refusal(f"not here after {_PATIENCE} seconds", 408)
+                return refuse(f"not here after {_PATIENCE} seconds", 408)
             try:
-                answer = await asyncio.get_running_loop().run_in_executor(worker, explain, bytes(content))
+                return answer(await asyncio.get_running_loop().run_in_executor(worker, explain, bytes(content)))
             except ImageError as error:
-                return _refusal(str(error), 422)
-            return JSONResponse(answer, headers=_HEADERS)
+                return refuse(str(error), 422)
 
-    routes = [Route("/", show_page), Route("/classify", classify, methods=["POST"])]
-    middleware = [] if hosts is None else [Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]
-    return Starlette(routes=routes, middleware=middleware)
-
-
-def _refusal(problem: str, status: int) -> Response:
-    return JSONResponse({"problem": problem}, status, headers=_HEADERS)
+    return make_site(_PAGE, [Route("/classify", classify, methods=["POST"])], hosts)
 
 
 def _make_explain(
@@ -122,14 +102,12 @@ def _make_explain(
             ],
             "unlike": novelty,
             "others": max(len(order) - _MOST_SHOWN, 0),
-            "image": _as_url(seen),
-            "heat": None if heat is None else _as_url(lay_over(seen, heat)),
+            "image": _draw(seen),
+            "heat": None if heat is None else _draw(lay_over(seen, heat)),
         }
 
     return explain
 
 
-def _as_url(pixels: Pixels) -> str:
-    content = io.BytesIO()
-    Image.fromarray((255 * pixels).round().astype(np.uint8)).save(content, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+def _draw(pixels: Pixels) -> str:
+    return as_url(Image.fromarray((255 * pixels).round().astype(np.uint8)), "PNG")

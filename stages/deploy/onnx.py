@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from stages.common.cli import StageError
 from stages.common.compiler import load_compiler
 from stages.common.files import write_bytes
+from stages.deploy.extras import require_packages
 from stages.images.preprocessing import Preprocessing, margin_colour
 from stages.network.checkpoint import Description
 from stages.network.network import Network
@@ -47,20 +48,6 @@ class _FromBytes(nn.Module):
         activations = self.network.backbone((images.float() / 255 - self.mean) / self.std)
         values = probabilities(self.network.classifier(activations), self.temperature)
         return (values,) if self.unlike is None else (values, self.unlike(self.features(activations)))
-
-
-def require_packages(*names: str) -> None:
-    """Refuse to go on without packages of the extra `export`."""
-    missing = []
-    for name in names:
-        try:
-            __import__(name)
-        except ImportError:
-            missing.append(name)
-    if missing:
-        raise StageError(
-            f"ONNX needs {' and '.join(missing)}: pip install --constraint constraints.txt --editable '.[export]'"
-        )
 
 
 def write_onnx(
@@ -152,7 +139,7 @@ class OnnxNetwork:
     def __init__(self, path: Path) -> None:
         if not path.is_file():
             raise StageError(f"{path}: no such file; `python -m stages.export` writes exported/model.onnx")
-        require_packages("onnxruntime")
+        require_packages("export", "onnxruntime")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

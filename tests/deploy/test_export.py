@@ -254,7 +254,7 @@ def test_what_cannot_be_exported_is_one_line(
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert call("--output", tmp_path / "exported") == 1
     error = capsys.readouterr().err
-    assert "ONNX needs onnxscript: pip install" in error
+    assert "export needs onnxscript: pip install" in error
     assert error.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.safetensors", "mine"]
 
@@ -292,7 +292,7 @@ def test_an_exported_network_needs_onnxruntime_alone(tmp_path: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(StageError, match="no such file"):
         OnnxNetwork(tmp_path / "none.onnx")
-    with pytest.raises(StageError, match="ONNX needs onnxruntime: pip install"):
+    with pytest.raises(StageError, match="export needs onnxruntime: pip install"):
         OnnxNetwork(tmp_path / "model.onnx")
 
 

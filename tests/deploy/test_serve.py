@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ import torch
 import uvicorn
 from conftest import ROOT
 from PIL import Image
+from starlette.applications import Starlette
 
 from stages import serve
 from stages.common.cli import run
+from stages.deploy import web
 from stages.deploy.app import make_app
 from stages.images.preprocessing import Preprocessing, make_transform
 from stages.network.backbones import stock_model
@@ -39,6 +42,20 @@ DESCRIPTION = Description("mobilenet_v3_small", "pooled", 8, NAMES, Preprocessin
 MAX_BYTES = 4_000_000
 
 
+@contextmanager
+def running(app: Starlette) -> Iterator[int]:
+    """The port of a server."""
+    listening = web.listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    thread = threading.Thread(target=server.run, args=([listening],))
+    thread.start()
+    try:
+        yield listening.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(timeout=20)
+
+
 @pytest.fixture(scope="module")
 def network() -> Network:
     torch.manual_seed(0)
@@ -47,15 +64,8 @@ def network() -> Network:
 
 @pytest.fixture(scope="module")
 def port(network: Network) -> Iterator[int]:
-    """That of a running server."""
-    listening = serve.listen("127.0.0.1", 0)
-    app = make_app(network, DESCRIPTION, Unlike(torch.eye(576)[:1], 0.5), ["127.0.0.1"], MAX_BYTES)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
-    thread = threading.Thread(target=server.run, args=([listening],))
-    thread.start()
-    yield listening.getsockname()[1]
-    server.should_exit = True
-    thread.join(timeout=20)
+    with running(make_app(network, DESCRIPTION, Unlike(torch.eye(576)[:1], 0.5), ["127.0.0.1"], MAX_BYTES)) as port:
+        yield port
 
 
 def ask(port: int, method: str, path: str, content: Any = None, **headers: str) -> tuple[int, bytes]:
@@ -179,7 +189,7 @@ def test_a_page_from_elsewhere_cannot_ask_by_its_own_name(port: int) -> None:
     ("host", "loopback"), [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("::", False)]
 )
 def test_only_addresses_of_this_machine_are_closed_to_others(host: str, loopback: bool) -> None:
-    assert serve.is_loopback(host) == loopback
+    assert web.is_loopback(host) == loopback
 
 
 def test_the_server_says_where_it_is_and_ends_with_ctrl_c(network: Network, tmp_path: Path) -> None:
@@ -220,28 +230,36 @@ def test_what_cannot_be_served_is_one_line(
         port = taken.getsockname()[1]
         assert "in use; choose another" in serve_with("--checkpoint", checkpoint, "--port", port)
     assert "should be from 0 to 65535" in serve_with("--checkpoint", checkpoint, "--port", 70000)
-    assert "--host 203.0.113.1" in serve_with("--checkpoint", checkpoint, "--host", "203.0.113.1")
+    assert "on 203.0.113.1: " in serve_with("--checkpoint", checkpoint, "--host", "203.0.113.1")
     assert "no such checkpoint" in serve_with("--checkpoint", tmp_path / "none.safetensors")
     assert "damaged checkpoint" in serve_with("--checkpoint", tmp_path / "broken.safetensors")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert "the page needs uvicorn: pip install" in serve_with("--checkpoint", checkpoint)
+    assert "serve needs uvicorn: pip install" in serve_with("--checkpoint", checkpoint)
 
 
-def test_the_page_shows_what_the_server_answers_in_a_browser(port: int, network: Network, tmp_path: Path) -> None:
-    """Runs where playwright (not among the test's packages) and a Chromium are installed."""
+@contextmanager
+def open_browser() -> Iterator[Any]:
+    """A page in a browser; skips the test where there is none."""
     playwright = pytest.importorskip("playwright.sync_api")
     browser_file = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser_file is None:
         pytest.skip("no Chromium")
+    with (
+        playwright.sync_playwright() as driver,
+        driver.chromium.launch(executable_path=browser_file, args=["--no-sandbox"]) as browser,
+    ):
+        yield browser.new_page()
+
+
+def test_the_page_shows_what_the_server_answers_in_a_browser(port: int, network: Network, tmp_path: Path) -> None:
+    """Runs where playwright (not among the test's packages) and a Chromium are installed."""
     files = []
     for number in range(10):
         files.append(tmp_path / f"{number} <i>.png")
         noise(number).save(files[-1])
     (tmp_path / "bad.jpg").write_bytes(b"no image")
     Image.effect_mandelbrot((6000, 5000), (-2, -1.5, 1, 1.5), 30).convert("RGB").save(tmp_path / "large.jpg")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=browser_file, args=["--no-sandbox"])
-        page = browser.new_page()
+    with open_browser() as page:
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
         page.goto(f"http://127.0.0.1:{port}/")
@@ -259,4 +277,3 @@ def test_the_page_shows_what_the_server_answers_in_a_browser(port: int, network:
         assert all(url.startswith((f"http://127.0.0.1:{port}/", "data:")) for url in asked)
         if folder := os.environ.get("DVC_FINETUNE_SCREENSHOTS"):
             page.screenshot(path=Path(folder) / "serve.png", full_page=True)
-        browser.close()
