@@ -15,7 +15,7 @@ test: .venv/installed-test
 	ruff check .
 	ruff format --check .
 	mypy
-	pytest --numprocesses auto --dist loadgroup
+	pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 # Every picture a test picture, in experiments of DVC; a stopped one goes on: make folds ARGS="--folds 5"
 folds: .venv/installed

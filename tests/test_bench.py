@@ -135,6 +135,7 @@ def test_ctrl_c_ends_what_the_bench_started_and_removes_its_folder(tmp_path: Pat
     assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
 
 
+@pytest.mark.slow
 def test_sets_are_compared_with_peers_and_a_stopped_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

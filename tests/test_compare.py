@@ -15,9 +15,6 @@ from conftest import ROOT
 
 from stages.common.leaderboard import merge, parse
 
-# One process makes the repository, once.
-pytestmark = pytest.mark.xdist_group("compare")
-
 # The validation loss is that of the rate, the accuracy that of the seed, which also decides about the test part.
 MAKE = """
 import json, pathlib, yaml

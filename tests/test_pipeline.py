@@ -35,14 +35,10 @@ from stages.scores.evaluation import read_evaluation
 from stages.scores.verdict import describe_gain
 from stages.training.history import read_history
 
-# In groups: one process makes each of them, once.
 CLASSES = {"two classes": ("cat", "dog"), "three classes": ("ant", "bee", "cat")}
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(names, id=name, marks=pytest.mark.xdist_group(name)) for name, names in CLASSES.items()],
-)
+@pytest.fixture(scope="module", params=CLASSES.values(), ids=CLASSES)
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Project:
     folder = tmp_path_factory.mktemp("project")
     make_images(folder / "images", request.param)

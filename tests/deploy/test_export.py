@@ -40,10 +40,6 @@ NAMES = ("cat", "dog", "owl")
 WRITTEN: list[bytes] = []
 
 
-# One process makes the network, once.
-pytestmark = pytest.mark.xdist_group("export")
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     folder = tmp_path_factory.mktemp("finished")
@@ -92,6 +88,7 @@ def run_program(program: str, folder: Path, image: Path) -> dict[str, float]:
     return answer
 
 
+@pytest.mark.usefixtures("exported_once")
 def test_an_export_is_the_checkpoint_and_its_card_says_how_to_use_it(
     finished: Project, call: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

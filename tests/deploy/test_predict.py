@@ -34,10 +34,6 @@ CHECKPOINT = "data/checkpoints/finetuned.safetensors"
 Predict = Callable[..., int]
 
 
-# One process makes the network, once.
-pytestmark = pytest.mark.xdist_group("predict")
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Three classes, trained and evaluated."""

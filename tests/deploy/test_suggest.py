@@ -170,6 +170,7 @@ def test_what_cannot_be_suggested_is_said_in_one_line(
     assert problem in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_the_simulation_labels_both_ways_and_draws_what_it_measured(project: Project) -> None:
     project.set("model.head", "pooled")
     assert project.run("split", "build_model") == 0
