@@ -2,9 +2,9 @@
 
 The features are kept, so all candidates are trained at once, on the device. Linear ones are logistic regressions with
 an L2 penalty, as in linear evaluation (DINOv2's trains 52 heads in one pass, https://arxiv.org/abs/2304.07193); one
-eigendecomposition serves all penalties and folds. Heads with a hidden layer are trained as `train_head` says, with
-several learning rates. Every image of training and validation is predicted by heads that were not trained on it: these
-out-of-fold logits choose the candidate and the temperature.
+eigendecomposition serves all penalties and folds. Heads with a hidden layer are trained as `train_head` says, but for
+their learning rate. Every image of training and validation is predicted by heads that were not trained on it:
+these out-of-fold logits choose the candidate and the temperature.
 """
 
 import io
@@ -36,11 +36,15 @@ FOLDS = 5
 # Of the sum of the images' losses, on standardized features: scikit-learn's 1 / C.
 PENALTIES = tuple(10 ** (exponent / 2) for exponent in range(-3, 7))
 # Of `train_head.lr`. Few: each costs a training of every fold.
-RATES = (1.0, 0.3)
+RATES = (0.3, 1.0)
+# A head whose training loss is below this fraction of its out-of-fold loss has fit its images: no higher rate is tried.
+_FITTED = 0.5
 # Images of training and validation that the candidates are trained on; more choose no better, and take their time.
 SAMPLE = 5_000
 # Images whose features are in memory.
 MOST = 100_000
+# By the head with a hidden layer that is kept: of many images, fewer epochs do.
+_IMAGES_SEEN = 1_000_000
 # Passes over the images of a linear head: to compare, and to keep.
 _PASSES, _FINAL_PASSES = 100, 200
 # Logits of linear heads in work at one time.
@@ -109,6 +113,13 @@ def search(
         lr = rate * phase.lr
         *_, heads = train_hidden(data, rows, hidden, phase.model_copy(update={"lr": lr}), seed)
         tried.append((_judge(Candidate(None, lr), heads, data, folds), heads))
+        with torch.inference_mode():
+            losses = [
+                objective.loss(head(data.features[own]), data.labels[own], data.weights)
+                for head, own in zip(heads, rows, strict=True)
+            ]
+        if sum(map(float, losses)) / FOLDS < _FITTED * tried[-1][0].loss:
+            break
     tried.sort(key=lambda one: one[0].loss)
     return [candidate for candidate, _ in tried], tried[0][1]
 
@@ -357,7 +368,8 @@ def _train_again(
         every = _FINAL_PASSES // 10
         heads = train_linear(data, rows, [best.penalty], phase.label_smoothing, _FINAL_PASSES, every)
     else:
-        heads = train_hidden(data, rows, hidden, phase.model_copy(update={"lr": best.lr}), seed)
+        epochs = min(phase.epochs, max(1, _IMAGES_SEEN // count))
+        heads = train_hidden(data, rows, hidden, phase.model_copy(update={"lr": best.lr, "epochs": epochs}), seed)
     for number, (head,) in enumerate(heads, start=1):
         yield number * every, head
 

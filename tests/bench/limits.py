@@ -123,7 +123,7 @@ def measure_network(arch: str, size: int) -> float:
     network = stock_model(arch, size).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(1, 3, size, size))
-    return counter.get_total_flops() / 1e9
+    return float(counter.get_total_flops()) / 1e9
 
 
 def main() -> None:
