@@ -73,8 +73,8 @@ def main() -> None:
     sheet = arguments.output.with_suffix(".png")
     draw_suggestions(sheet, chosen, description.classes, preprocessing)
     strange = int(np.count_nonzero(chosen.unlike > 1))
-    left = f"{plural(len(pool.paths) - len(different.paths), 'copy', 'copies')} and near-duplicates left out"
-    print(f"{plural(len(chosen.paths), 'image')} of {len(paths):,} suggested; {left}, {unreadable} unreadable")
+    left = f"left out: {len(pool.paths) - len(different.paths):,} copies or near-duplicates, {unreadable:,} unreadable"
+    print(f"{plural(len(chosen.paths), 'image')} of {len(paths):,} suggested; {left}")
     print(f"{strange} of them may be of no class: `unlike` is above 1")
     print(f"{sheet} shows them")
     options = [

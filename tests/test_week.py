@@ -116,7 +116,7 @@ def test_a_week_with_a_data_set_that_lives(project: Project, call: Call, capsys:
     (project.path("more") / "cat" / "000.png").unlink()
     project.path("more").rename(images / "unlabelled")
     said = call(suggest, "images/unlabelled", "--count", 4)
-    assert "4 images of 51 suggested; 42 copies" in said
+    assert "4 images of 51 suggested; left out: 42 copies" in said
     with project.path("suggestions.csv").open() as file:
         rows = list(csv.DictReader(file))
     for row in rows:

@@ -145,7 +145,7 @@ def write_suggestions(
     inside = all(file.is_relative_to(root.absolute()) for file in files)
     parted = inside and any(sample.part for sample in found.samples)
     groups = groups and inside
-    columns = ["path", "label", *["split"] * parted, *["group"] * groups, "prediction", "probability", "unlike"]
+    columns = ["path", "label", *["split"] * parted, *["group"] * groups, "predicted", "probability", "unlike"]
 
     def row(file: str, label: str, part: str, group: str, *answer: object) -> list[object]:
         return [file, label, *[part] * parted, *[group] * groups, *answer]

@@ -116,7 +116,7 @@ def test_the_filled_in_table_is_the_grown_data_set(
     table = project.folder / "suggestions.csv"
     assert ask(project, monkeypatch, "images/unlabelled", "--count", 9) == 0
     said = capsys.readouterr().out
-    assert "5 images of 9 suggested; 3 copies and near-duplicates left out, 1 unreadable" in said
+    assert "5 images of 9 suggested; left out: 3 copies or near-duplicates, 1 unreadable" in said
     assert "then: dvc exp run -S data.labels=suggestions.csv\n" in said
     rows = list(csv.DictReader(table.open()))
     suggested = [row for row in rows if not row["label"]]
@@ -134,6 +134,7 @@ def test_the_filled_in_table_is_the_grown_data_set(
         writer.writerows(filled)
     project.set("data.labels", str(table))
     assert project.run("split") == 0
+    assert "may be a split" not in capsys.readouterr().out
     entries = [entry for part in PARTS for entry in read_index(project.folder / "data" / "index" / f"{part}.csv")]
     assert len(entries) == 24 + 5
     assert {entry.class_name for entry in entries if entry.path.startswith("unlabelled")} == {"dog"}
