@@ -62,8 +62,8 @@ def draw_backbones(tried: list[Tried]) -> Figure:
             color="#0072B2",
             ecolor=GREY,
             elinewidth=1,
-            label=f"{place}  {one.network}, {percent(one.accuracy)}",
         )
+        axes.plot([], [], " ", label=f"{place}  {one.network}, {percent(one.accuracy)}")
         axes.annotate(
             f"{place}", (one.images_per_second, one.accuracy), ha="center", va="center", color="white", size=8
         )
@@ -72,5 +72,5 @@ def draw_backbones(tried: list[Tried]) -> Figure:
         xlabel="images a second, backbone alone, on this machine", ylabel="accuracy of the head found, out-of-fold"
     )
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=0, handletextpad=0, markerscale=0)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=0, handletextpad=0)
     return figure
