@@ -70,7 +70,7 @@ def measure_split(count: int, folder: Path) -> Measured:
     for entry in fake_entries(count):
         found.samples.append(Sample(entry.path, entry.class_name, entry.path.partition("/")[2]))
         checked[entry.path] = Checked(entry.sha256, 4, 3, small=bytes.fromhex(entry.sha256) * 8)
-    vars(split).update(read_folders=lambda *_: found, check_images=lambda *_: checked)
+    vars(split).update(collect=lambda *_: found, check_images=lambda *_: checked)
     sys.argv[1:] = ["--params", str(ROOT / "params.yaml"), "--index", str(folder), "--report", str(folder / "s.json")]
     sys.argv += ["--near-duplicates", str(folder / "near.csv")]
     return split.main
