@@ -203,6 +203,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in longest)
 
 
+def call_script(module: Any, *arguments: object) -> int:
+    """Run a script that one calls by hand, in this process; its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_info:
+            run(module.main)
+    return int(exit_info.value.code or 0)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Keep the user's cache out of the tests, and the tests out of it."""

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, STAGES, Project, make_images
+from conftest import ROOT, STAGES, Project, call_script, make_images
 from PIL import Image
 
 from stages import compare, predict, suggest
-from stages.common.cli import run
 
 Call = Callable[..., str]
 
@@ -26,10 +25,7 @@ def call(project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
     def called(module: object, *arguments: object) -> str:
         capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_info:
-            run(module.main)  # type: ignore[attr-defined]
-        assert not exit_info.value.code
+        assert call_script(module, *arguments) == 0
         return capsys.readouterr().out
 
     return called

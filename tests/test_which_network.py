@@ -3,13 +3,11 @@
 import csv
 import re
 import shlex
-import sys
 
 import pytest
-from conftest import Project
+from conftest import Project, call_script
 
 from stages import backbones
-from stages.common.cli import run
 from stages.training.features import FrozenPrefix
 
 NETWORKS = ("mobilenet_v3_small=null", "resnet18=absent.pth", "squeezenet1_1=null", "resnet81")
@@ -17,10 +15,7 @@ NETWORKS = ("mobilenet_v3_small=null", "resnet18=absent.pth", "squeezenet1_1=nul
 
 def call(project: Project, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.chdir(project.folder)
-    monkeypatch.setattr(sys, "argv", ["backbones", *arguments])
-    with pytest.raises(SystemExit) as exit_info:
-        run(backbones.main)
-    return int(exit_info.value.code or 0)
+    return call_script(backbones, *arguments)
 
 
 def test_each_network_has_a_row_and_what_the_best_one_needs_is_kept(

@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Project, make_images
+from conftest import ROOT, Project, call_script, make_images
 from PIL import Image
 
 from stages import suggest
-from stages.common.cli import run
 from stages.deploy import suggestions
 from stages.deploy.suggestions import Pool, choose, collect_pool, uncertainty
 from stages.deploy.unlabelled import Loaded
@@ -102,12 +101,8 @@ def project(tmp_path: Path) -> Project:
 
 
 def ask(project: Project, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    files = ["--checkpoint", project.checkpoint("finetuned")]
     monkeypatch.chdir(project.folder)
-    monkeypatch.setattr(sys, "argv", ["suggest", *map(str, [*arguments, *files])])
-    with pytest.raises(SystemExit) as exit_info:
-        run(suggest.main)
-    return int(exit_info.value.code or 0)
+    return call_script(suggest, *arguments, "--checkpoint", project.checkpoint("finetuned"))
 
 
 def test_the_filled_in_table_is_the_grown_data_set(
