@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from stages.common.records import read_table
 from stages.network.checkpoint import load_checkpoint
+from stages.training import loop
 from stages.training.history import read_history, read_kept
 from stages.training.line import ALPHAS, Point, choose
 
@@ -141,3 +142,15 @@ def test_without_validation_images_the_end_is_kept_and_said(
     assert "no validation images: the end of the schedule is kept" in capsys.readouterr().out
     assert read_table(project.path("metrics/finetune/line.csv"), Point, "finetune") == []
     assert alpha_of(project) == 1
+
+
+def test_fine_tuning_tells_the_line_which_validation_images_belong_together(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.set("split.group", r"(\d)\.png")
+    told: list[np.ndarray] = []
+    monkeypatch.setattr(loop, "choose", lambda _, groups: told.append(groups) or 0)
+    assert project.run("split", "build_model", "train_head", "finetune") == 0
+    names = [entry.group for entry in project.parts()["val"]]
+    assert 1 <= len(set(names)) < len(names)
+    assert [list(told[0]).index(number) for number in told[0]] == [names.index(name) for name in names]
