@@ -16,7 +16,7 @@ from stages.images.index import Entry
 from stages.images.preprocessing import Preprocessing, make_transform
 from stages.network.network import Network
 from stages.report.gradcam import enlarge, find_block, grad_cam
-from stages.report.style import GREY, house_style, new_figure, short_names, shorten_path, wrap
+from stages.report.style import GREY, house_style, new_figure, short_names, shorten, shorten_path, wrap
 from stages.scores.metrics import predicted_labels
 from stages.scores.predictions import Positions, Predictions, find_changed, find_confused, find_wrong
 
@@ -163,10 +163,9 @@ def draw_alike(pairs: list[tuple[Entry, Entry]], album: Album) -> Figure | str:
     title = f"{plural(len(pairs), 'pair of images is', 'pairs of images are')} nearly the same{more}"
     sheet = Sheet([(title, "", len(entries))], columns=4, ratio=1, lines=2)
     pixels = as_pixels(replace(album, entries=entries).load(list(range(len(entries)))), album.preprocessing)
-    names = short_names([entry.class_name for entry in entries], 20)
-    for cell, entry, own, number in zip(sheet.cells, entries, pixels, range(len(entries)), strict=True):
+    for number, (cell, entry, own) in enumerate(zip(sheet.cells, entries, pixels, strict=True)):
         cell.imshow(own)
-        caption(cell, f"{number // 2 + 1}  {names[number]}", shorten_path(entry.path, 32))
+        caption(cell, f"pair {number // 2 + 1}: {shorten(entry.class_name, 20)}", shorten_path(entry.path, 32))
     return sheet.figure
 
 

@@ -350,6 +350,8 @@ def test_galleries_show_the_most_confident_mistakes_and_what_changed(tmp_path: P
     assert {predictions.paths[position] for position in pairs[0][2][:5]} < set(words(confused).splitlines())
     alike = draw_alike([(images.entries[number], images.entries[number + 1]) for number in range(11)], images)
     assert "11 pairs of images are nearly the same; the 8 least alike" in words(alike)
+    two = [replace(images.entries[0], class_name="cat"), replace(images.entries[1], class_name="cat")]
+    assert words(draw_alike([tuple(two)], images)).count("pair 1: cat") == 2
     assert words(alike).index(predictions.paths[10]) < words(alike).index(predictions.paths[9])
     for name, figure in (("wrong", mistakes), ("confused", confused), ("changed", changes), ("alike", alike)):
         save_figure(tmp_path / name, figure)
