@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from stages.common.cli import StageError, run
-from stages.common.files import replaced_files, sha256_of, write_json, write_text
+from stages.common.device import make_deterministic
+from stages.common.files import read_record, replaced_files, sha256_of, write_json, write_text
 from stages.common.machine import reuse_freed_memory
 from stages.common.params import flatten, load_params
-from stages.common.records import read_record
-from stages.common.seeds import make_deterministic
 from stages.deploy.agreement import require_same
 from stages.deploy.card import compose_card
 from stages.deploy.extras import require_packages

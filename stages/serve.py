@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from stages.common.cli import run
-from stages.common.seeds import make_deterministic
+from stages.common.device import make_deterministic
 from stages.deploy.extras import require_packages
 from stages.network.checkpoint import load_checkpoint
 from stages.training.reference import read_reference

@@ -3,9 +3,9 @@
 from itertools import islice
 from pathlib import Path
 
+from stages.common.device import make_deterministic
 from stages.common.machine import resolve_workers
 from stages.common.params import Params
-from stages.common.seeds import make_deterministic
 from stages.images.batches import Batches, Order
 from stages.images.index import Entry, class_names
 from stages.network.backbones import stock_model

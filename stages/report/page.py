@@ -12,8 +12,7 @@ from stages.images.near_duplicates import LOOKED_FOR, Leak
 from stages.images.summary import class_counts
 from stages.report.markdown import bullets, cell, code, table, tabulate_first
 from stages.report.probabilities import ONE, TITLES
-from stages.scores.classes import ClassScores
-from stages.scores.evaluation import Evaluation, describe_none
+from stages.scores.evaluation import ClassScores, Evaluation, describe_none
 from stages.scores.suspects import Judged, Suspect, estimate_wrong_labels, find_inseparable
 from stages.scores.verdict import describe_gain, describe_groups, loss_range
 from stages.training.history import Epoch, out_of_patience, still_falling

@@ -2,8 +2,7 @@
 
 from stages.common.format import number, percent, plural, points, signed
 from stages.report.markdown import table
-from stages.scores.calibration import Calibrations, Estimate
-from stages.scores.coverage import describe_coverage
+from stages.scores.calibration import Calibrations, Estimate, describe_coverage
 
 TITLES = {"head": "head phase", "finetuned": "fine-tuned"}
 ONE = {"finetuned": "both checkpoints"}

@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 
 from stages.common.format import percent, probability
 from stages.report.style import GREY, LOOKS, count_on_log_axis, house_style, new_figure
-from stages.scores.calibration import Calibrations, without_temperature
-from stages.scores.coverage import MOST_WRONG, risk_curve
+from stages.scores.calibration import MOST_WRONG, Calibrations, risk_curve, without_temperature
 from stages.scores.metrics import (
     CALIBRATION_BINS,
     confidence_bins,

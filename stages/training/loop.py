@@ -16,9 +16,8 @@ from tqdm import tqdm
 
 from stages.common import ranks
 from stages.common.cli import StageError
-from stages.common.device import autocast
+from stages.common.device import autocast, random_state, set_random_state
 from stages.common.params import Phase, Precision
-from stages.common.seeds import random_state, set_random_state
 from stages.images.index import Groups
 from stages.network import objective
 from stages.network.network import Network

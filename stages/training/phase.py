@@ -5,20 +5,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stages.common import ranks
 from stages.common.cli import StageError
-from stages.common.device import resolve_device
+from stages.common.device import make_deterministic, resolve_device, seed_for
 from stages.common.machine import resolve_workers, reuse_freed_memory
 from stages.common.params import Params, Phase
-from stages.common.seeds import make_deterministic, seed_for
 from stages.images.index import Entry, read_index
 from stages.network.checkpoint import Description, load_checkpoint, require_classes, save_checkpoint
-from stages.network.network import Network, cut
+from stages.network.network import Network, count_shared_blocks, cut
+from stages.training.batches import open_batches
 from stages.training.features import FrozenPrefix, Kept, keep
 from stages.training.history import History
-from stages.training.loop import Fit
+from stages.training.loop import Fit, Trainer, predict
 from stages.training.resume import StateFile
 
 
@@ -168,3 +168,20 @@ def finish(
 
 def _inputs(start: Path, index: Path) -> list[Path]:
     return [start, *(index / f"{part}.csv" for part in ("train", "val", "test"))]
+
+
+def predict_with_both(
+    head: Network, finetuned: Network, description: Description, test: list[Entry], params: Params
+) -> list[Tensor]:
+    """Run both checkpoints on images, in one pass over what the blocks that they share make of them.
+
+    Returns:
+        The logits of `head` and of `finetuned`, (n, outputs), float64, on the CPU.
+    """
+    device, root, workers = resolve_device(params.device), Path(params.data.path), resolve_workers(params.workers)
+    unfrozen = len(head.backbone) - count_shared_blocks(head, finetuned)
+    blocks, tail = cut(head.to(device), unfrozen)
+    prefix = FrozenPrefix(blocks, root, description.preprocessing, device, params.precision, workers)
+    kept = keep(prefix, {len(blocks): test}, params.cache.max_gigabytes)[len(blocks)]
+    trainers = [Trainer(network, device, params.precision) for network in (tail, cut(finetuned, unfrozen)[1])]
+    return predict(trainers, open_batches(prefix, test, kept, params.evaluate.batch_size))

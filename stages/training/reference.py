@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stages.common.cli import StageError
+from stages.common.device import generator_for
 from stages.common.files import sha256_of, write_bytes
 from stages.common.format import plural
 from stages.common.params import Precision
-from stages.common.seeds import generator_for
 from stages.network.network import Network
 from stages.training.batches import open_batches
 from stages.training.features import FrozenPrefix, Kept

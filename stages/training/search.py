@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stages.common import ranks
+from stages.common.device import generator_for
 from stages.common.files import write_bytes
 from stages.common.params import TrainHead
-from stages.common.seeds import generator_for
 from stages.images.division import order_units
 from stages.images.index import Entry
 from stages.network import objective

@@ -10,8 +10,7 @@ import pytest
 from stages.images.division import CONFLICT
 from stages.images.near_duplicates import Leak
 from stages.report.page import FIGURES, Results, compose_report, describe_suspects
-from stages.scores.classes import ClassScores
-from stages.scores.evaluation import Evaluation, NearDuplicates
+from stages.scores.evaluation import ClassScores, Evaluation, NearDuplicates
 from stages.scores.metrics import Scores
 from stages.scores.suspects import Judged, Suspect
 from stages.scores.verdict import Gain, describe_gain
