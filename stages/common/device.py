@@ -1,4 +1,4 @@
-"""Where to compute, and in which precision."""
+"""Where to compute, in which precision, and how to get the same results twice."""
 
 import os
 
@@ -24,10 +24,7 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 def resolve_device(device: str) -> torch.device:
     """Turn `params.yaml`'s `device` into a torch device; `auto` is the first of cuda, mps and cpu that is there.
 
-    Each rank has a GPU of its own.
-
-    Raises:
-        StageError: the device asked for is not there.
+    Each rank has a GPU of its own. Raises StageError where the device asked for is not there.
     """
     if device == "auto":
         cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()

@@ -44,11 +44,7 @@ def find_experiment(name: str) -> str | None:
 
 
 def run_experiment(name: str, settings: dict[str, object]) -> str:
-    """Run the pipeline up to `evaluate` with other parameters in a copy of the repository; return the new commit.
-
-    Raises:
-        StageError: a stage failed; its own line says why.
-    """
+    """Run the pipeline up to `evaluate` with other parameters in a copy of the repository; return the new commit."""
     options = [option for key, value in settings.items() for option in ("-S", f"{key}={value}")]
     command = [sys.executable, "-m", "dvc", "exp", "run", "--quiet", "--temp", "--name", name, *options, "evaluate"]
     # DVC runs `python`: let that be this one, also where its environment is not activated.
@@ -62,11 +58,7 @@ def run_experiment(name: str, settings: dict[str, object]) -> str:
 
 
 def read_result(commit: str, path: str) -> bytes:
-    """Return a file of an experiment, from git or from DVC's cache.
-
-    Raises:
-        StageError: it has no such file, or the cache has lost it.
-    """
+    """Return a file of an experiment, from git or from DVC's cache; raises StageError where neither has it."""
     import dvc.api
     from dvc.exceptions import DvcException
 
@@ -80,11 +72,7 @@ def read_result(commit: str, path: str) -> bytes:
 
 
 def run_missing(settings: dict[str, dict[str, int]], params: Params) -> dict[str, str]:
-    """Run the experiments that are missing, one after the other; by name, the commits of all.
-
-    Raises:
-        StageError: one failed.
-    """
+    """Run the experiments that are missing, one after the other; by name, the commits of all."""
     inputs = [Path(params.data.path)]
     inputs += [Path(file) for file in (params.data.labels, params.model.weights) if file and Path(file).is_file()]
     key = fingerprint(str(sorted(next(iter(settings.values())))) + str(len(settings)), inputs)
@@ -129,11 +117,7 @@ class Experiment:
 
 
 def read_experiments() -> list[Experiment]:
-    """Return the workspace, all experiments, and the commits that changed the result.
-
-    Raises:
-        StageError: no git or DVC repository.
-    """
+    """Return the workspace, all experiments, and the commits that changed the result."""
     head = find_commit()
     begun = re.findall(r"^refs/exps/(\w{2})/(\w{38})/", git("for-each-ref", "--format=%(refname)", "refs/exps"), re.M)
     # Those that are queued or have failed are in DVC's stashes, whose messages name the commit that they begin from.

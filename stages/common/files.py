@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all; CSV and JSON; a file's SHA-256."""
+"""Files that are written whole or not at all: bytes, text, JSON, CSV, and dataclasses as both; a file's SHA-256."""
 
 import csv
 import hashlib
@@ -36,8 +36,7 @@ def hash_code(folder: Path, names: Iterable[str]) -> str:
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file beside `path` to write to; at the end, flush it to disk and rename it over `path`.
 
-    Raises:
-        OSError: naming `path`, which is then as it was before.
+    Raises OSError naming `path`, which is then as it was before.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -98,12 +97,7 @@ def write_csv(path: Path, header: Iterable[object], rows: Iterable[Iterable[obje
 
 
 def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the rows of a table; an empty file has neither.
-
-    Raises:
-        OSError: it is not there.
-        ValueError: not such a table.
-    """
+    """Return the header and the rows of a table; an empty file has neither. Raises OSError, ValueError."""
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         try:
             header, *rows = list(csv.reader(file)) or [[]]
@@ -121,12 +115,7 @@ def write_table(path: Path, kind: type[Any], records: Iterable[Any]) -> None:
 
 
 def read_table(path: Path, kind: type[Record], stage: str) -> list[Record]:
-    """Read what `write_table` wrote.
-
-    Raises:
-        StageError: it is no such table; `stage` writes it again.
-        OSError: it is not there.
-    """
+    """Read what `write_table` wrote; raises StageError, which says that `stage` writes it again, and OSError."""
     try:
         header, rows = read_csv(path)
         if header != _columns(kind):
