@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,6 @@ from stages.report.gradcam import enlarge, find_block, grad_cam
 from stages.scores.metrics import predicted_labels
 from stages.training.reference import Features, Unlike
 
-_PAGE = Path(__file__).with_name("app.html")
 _MOST_SHOWN = 5
 # Of a file; requests that are read or answered at one time; seconds for a file to arrive.
 MOST_BYTES, _AT_ONCE, _PATIENCE = 2**26, 4, 60
@@ -38,14 +36,9 @@ def make_app(
     hosts: Sequence[str] | None,
     max_bytes: int = MOST_BYTES,
 ) -> Starlette:
-    """Return the server's application: the page at `/`, and `/classify`, which takes the bytes of an image's file.
+    """Return the page for a checkpoint's network, on the CPU, and `/classify`, which takes the bytes of a file.
 
-    Args:
-        network: on the CPU.
-        description: of its checkpoint.
-        unlike: of its checkpoint, if it is known.
-        hosts: names by which it may be called, as in `make_site`.
-        max_bytes: of a file.
+    `unlike`: of that checkpoint, if it is known; `hosts`: as in `make_site`; `max_bytes`: of a file.
     """
     explain = _make_explain(network, description, unlike)
     # One image at a time, in one thread: Grad-CAM hangs a hook into the network, and each thread of glibc's keeps the
@@ -70,17 +63,17 @@ def make_app(
             except ImageError as error:
                 return refuse(str(error), 422)
 
-    return make_site(_PAGE, [Route("/classify", classify, methods=["POST"])], hosts)
+    return make_site("app.html", [Route("/classify", classify, methods=["POST"])], hosts)
 
 
 def _make_explain(
     network: Network, description: Description, unlike: Unlike | None
 ) -> Callable[[bytes], dict[str, Any]]:
     """Return the function from a file's bytes to what the page shows."""
-    preprocessing = description.preprocessing
+    preprocessing, crop = description.preprocessing, description.preprocessing.crop
     transform, features = make_transform(preprocessing, "none"), Features()
     network.eval()
-    block = find_block(network, preprocessing.crop)
+    block = find_block(network, crop)
 
     def explain(content: bytes) -> dict[str, Any]:
         images = transform(decode_with_facts(content, preprocessing.grey_max, preprocessing.least("none")).image)[None]
@@ -89,22 +82,15 @@ def _make_explain(
             novelty = None if unlike is None else float(unlike(features(activations)))
             values = probabilities(network.classifier(activations).double(), description.temperature).numpy()
         label = predicted_labels(values)
+        (seen,) = as_pixels(images, preprocessing)
         heat = None
         if block is not None:
             maps = grad_cam(network, images, torch.from_numpy(label), block)
-            heat = enlarge(maps, images.shape[-1]).numpy()[0]
+            heat = _draw(lay_over(seen, enlarge(maps, crop).numpy()[0]))
         order = sorted(range(len(values[0])), key=lambda other: (other != label[0], -values[0, other]))
-        (seen,) = as_pixels(images, preprocessing)
-        return {
-            "classes": [
-                {"name": description.classes[other], "probability": float(values[0, other])}
-                for other in order[:_MOST_SHOWN]
-            ],
-            "unlike": novelty,
-            "others": max(len(order) - _MOST_SHOWN, 0),
-            "image": _draw(seen),
-            "heat": None if heat is None else _draw(lay_over(seen, heat)),
-        }
+        shown = [{"name": description.classes[n], "probability": float(values[0, n])} for n in order[:_MOST_SHOWN]]
+        others = max(len(order) - _MOST_SHOWN, 0)
+        return {"classes": shown, "unlike": novelty, "others": others, "image": _draw(seen), "heat": heat}
 
     return explain
 

@@ -22,8 +22,8 @@ from stages import export
 from stages.common.cli import StageError, run
 from stages.common.files import replaced_files
 from stages.common.params import Head
-from stages.deploy.agreement import measure_agreement
 from stages.deploy.card import onnx_program, torchvision_program
+from stages.deploy.classifier import compare
 from stages.deploy.onnx import OnnxNetwork, write_onnx
 from stages.images.decode import decode
 from stages.images.preprocessing import Preprocessing, make_framing, make_transform
@@ -124,9 +124,8 @@ def test_an_export_is_the_checkpoint_and_its_card_says_how_to_use_it(
     assert "`unlike`, the second output" in card
     unlike = read_reference(finished.checkpoint("finetuned"))
     assert unlike is not None
-    _, there = OnnxNetwork(folder / "model.onnx").predict(
-        make_framing(description.preprocessing)(drafted)[None].numpy()
-    )
+    exported = OnnxNetwork(folder / "model.onnx")
+    _, there = exported.predict(exported.transform(drafted)[None])
     with torch.inference_mode():
         assert there == pytest.approx(unlike(Features()(network.backbone(images))).numpy(), abs=1e-3)
     # Neither this machine's paths nor anything else that another machine would write differently.
@@ -163,13 +162,13 @@ def test_an_export_that_is_another_network_is_refused_and_nothing_is_left_behind
 def test_a_changed_prediction_is_forgiven_where_two_classes_are_equally_probable() -> None:
     labels = np.array([0, 1])
     original = np.array([[0.50002, 0.49998], [0.1, 0.9]])
-    assert measure_agreement(labels, original, original).is_close
+    assert compare(labels, original, original)[1]
     tie = np.array([[0.49998, 0.50002], [0.1, 0.9]])
-    agreement = measure_agreement(labels, original, tie)
-    assert (agreement.changed, agreement.ties, agreement.is_close) == (1, 1, True)
-    assert (agreement.accuracy, agreement.exported_accuracy) == (1.0, 0.5)
-    assert not measure_agreement(labels, original, tie[::-1]).is_close
-    assert not measure_agreement(labels, original, np.full((2, 2), np.nan)).is_close
+    line, same = compare(labels, original, tie)
+    assert same
+    assert line.endswith("1 prediction changed (1 tie), accuracy 100.00% and 50.00%")
+    assert not compare(labels, original, tie[::-1])[1]
+    assert not compare(labels, original, np.full((2, 2), np.nan))[1]
 
 
 @pytest.mark.usefixtures("exported_once")
@@ -336,7 +335,7 @@ def check_export(folder: Path, arch: str, head: Head, classes: int) -> None:
     with torch.inference_mode():
         expected = probabilities(network(torch.stack([transform(image) for image in images]))).numpy()
     for count in (1, 3):  # any size of a batch
-        values = exported.predict(torch.stack([framing(image) for image in images[:count]]).numpy())[0]
+        values = exported.predict(torch.stack([framing(image) for image in images[:count]]))[0]
         assert np.abs(values - expected[:count]).max() < 1e-4
 
     save_checkpoint(folder / "model.safetensors", network, description)

@@ -22,7 +22,7 @@ from test_serve import ask, open_browser, running
 from stages import review
 from stages.common.cli import run
 from stages.common.records import write_table
-from stages.deploy.review import make_review
+from stages.deploy.web import make_review
 from stages.images.dataset import read_corrections
 from stages.scores.suspects import Suspect
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from stages import suggest
 from stages.deploy import suggestions
+from stages.deploy.classifier import Loaded
 from stages.deploy.suggestions import Pool, choose, collect_pool, uncertainty
-from stages.deploy.unlabelled import Loaded
 from stages.images.index import PARTS, read_index
 from stages.images.preprocessing import Preprocessing
 from stages.network.backbones import stock_model

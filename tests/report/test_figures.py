@@ -25,7 +25,7 @@ from stages.report import figures
 from stages.report.figures import draw_confusion, draw_numbers, draw_training
 from stages.report.galleries import Album, draw_alike, draw_changed, draw_confused, draw_wrong
 from stages.report.gradcam import enlarge, grad_cam
-from stages.report.loss_figure import describe_losses
+from stages.report.probability_figures import describe_losses
 from stages.report.style import save_figure, short_names
 from stages.scores.calibration import measure_calibrations
 from stages.scores.curves import precision_recall_curves, roc_curves, write_curves

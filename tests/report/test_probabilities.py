@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from stages.report.probabilities import describe_probabilities
+from stages.report.markdown import describe_probabilities
 from stages.report.probability_figures import draw_coverage, draw_reliability
 from stages.scores.calibration import Calibrations, measure_calibrations
 from stages.scores.metrics import score

@@ -9,7 +9,8 @@ import pytest
 
 from stages.images.division import CONFLICT
 from stages.images.near_duplicates import Leak
-from stages.report.page import FIGURES, Results, compose_report, describe_suspects
+from stages.report.markdown import describe_suspects
+from stages.report.page import FIGURES, compose_report
 from stages.scores.classes import ClassScores
 from stages.scores.evaluation import Evaluation, NearDuplicates
 from stages.scores.metrics import Scores
@@ -67,10 +68,10 @@ def report(
 ) -> str:
     classes = classes or [ClassScores(label, name, 100, None, 0.75, 0.5, 0.8) for label, name in enumerate(NAMES)]
     captions = {"losses": "First.\nSecond."}
-    results = Results(
-        found or evaluation(), classes, copies, split(val), RECIPE, pairs or [], "Suspects.", "Worth.", ["How it went."]
-    )
-    return compose_report(results, "figures", captions, [name for name, *_ in FIGURES if name != "wrong"])
+    drawn = [name for name, *_ in FIGURES if name != "wrong"]
+    sentences = ("Suspects.", "Worth.", ["How it went."])
+    given = (found or evaluation(), classes, copies, split(val), RECIPE, pairs or [], *sentences)
+    return compose_report(*given, captions, drawn)
 
 
 def cells(line: str) -> list[str]:
