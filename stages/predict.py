@@ -92,15 +92,10 @@ def open_table(
 ) -> Iterator[Row]:
     """Open a table for predictions; each row is written at once, whole.
 
-    CSV has `path,prediction,probability`, perhaps `unlike`, then the next most probable classes, or all (a column
-    each), then `problem`: why an image cannot be read. JSON lines have one object an image.
-
-    Args:
-        output: a file, `.csv` or `.jsonl`; `-`: CSV to the standard output.
-        classes: names by label.
-        top: how many of the most probable classes; `None`: all of them.
-        reject: below this probability no class is predicted, nor where `unlike` is above 1; 0: always one.
-        tells_unlike: there is such a number for each image that can be read.
+    CSV has `path,prediction,probability`, perhaps `unlike`, then the next most probable classes, `top` in all, or every
+    class (`None`; a column each), then `problem`: why an image cannot be read. JSON lines have one object an image.
+    `output`: a file, or `-`: CSV to the standard output; `reject`: below this probability no class is predicted, nor
+    where `unlike` is above 1; 0: always one.
     """
     ending = ".csv" if output == "-" else Path(output).suffix.lower()
     if ending not in (".csv", ".jsonl"):

@@ -31,7 +31,8 @@ def main() -> None:
     listening = listen("127.0.0.1", arguments.port)
     serve(make_review(suspects, Path(data.path), data.grey_max, output), listening)
     done = measure_progress(suspects, output)
-    print(f"of {len(suspects):,} images {done.kept:,} kept, {done.corrected:,} corrected, {done.dropped:,} dropped")
+    counts = ", ".join(f"{done[what]:,} {what}" for what in ("kept", "corrected", "dropped"))
+    print(f"of {len(suspects):,} images {counts}")
 
 
 if __name__ == "__main__":

@@ -50,16 +50,9 @@ def compose_card(
 ) -> str:
     """Return the card, as Markdown with a YAML head.
 
-    Args:
-        network: as exported.
-        description: of its checkpoint.
-        data: the name of the data set.
-        split: `split.json`.
-        recipe: the parameters to list, by their dotted names.
-        evaluation: what the test found.
-        compared: how the exported file and the checkpoint agree.
-        tested: number of test images, copies counted once.
-        tells_unlike: the exported file says how unlike the training images an image is.
+    `data`: the name of the data set; `split`: `split.json`; `recipe`: the parameters to list, by their dotted names;
+    `compared`: how the exported file and the checkpoint agree; `tested`: number of test images, copies counted once;
+    `tells_unlike`: the exported file says how unlike the training images an image is.
     """
     counts = class_counts(split)
     parts = {part: sum(numbers[part] for numbers in counts.values()) for part in PARTS}

@@ -49,8 +49,8 @@ class TorchNetwork:
 
     def __init__(self, path: Path, device: torch.device, precision: Precision) -> None:
         network, description = load_checkpoint(path)
-        self.classes, self.preprocessing = description.classes, description.preprocessing
-        self.transform = make_transform(self.preprocessing, "none")
+        self.network, self.preprocessing = network.eval(), description.preprocessing
+        self.classes, self.transform = description.classes, make_transform(self.preprocessing, "none")
         self.unlike = read_reference(path)
         self.tells_unlike = self.unlike is not None
         self._temperature, self._outputs = description.temperature, outputs_for(len(self.classes))

@@ -1,14 +1,13 @@
 """A network on trial: the head that is found on its frozen features, by folds; how fast it is, and how large."""
 
-import math
 import time
 from dataclasses import dataclass
 from functools import partial
+from math import nan
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from stages.common.format import number, percent, percent_range
 from stages.common.params import Params
@@ -16,7 +15,7 @@ from stages.images.index import number_groups
 from stages.network.initial import build_initial
 from stages.network.network import cut
 from stages.network.objective import probabilities, weigh_classes
-from stages.report.style import GREY, LOOKS, house_style, new_figure, use_log_axis
+from stages.report.style import GREY, LOOKS, house_style, new_figure, use_log_axis, use_percent
 from stages.scores.metrics import score
 from stages.training.batches import READ_AT_ONCE, read_all
 from stages.training.features import BATCH, FrozenPrefix, keep
@@ -34,12 +33,12 @@ class Tried:
 
     network: str
     weights: str
-    accuracy: float = math.nan
-    accuracy_low: float = math.nan
-    accuracy_high: float = math.nan
-    loss: float = math.nan
-    images_per_second: float = math.nan
-    megabytes: float = math.nan
+    accuracy: float = nan
+    accuracy_low: float = nan
+    accuracy_high: float = nan
+    loss: float = nan
+    images_per_second: float = nan
+    megabytes: float = nan
     unfreeze: int = 0
     problem: str = ""
 
@@ -70,10 +69,7 @@ def try_network(params: Params, entries: Entries, device: torch.device) -> Tried
     return Tried(
         params.model.arch,
         params.model.weights or "null",
-        scores.accuracy,
-        scores.accuracy_low,
-        scores.accuracy_high,
-        scores.loss,
+        *(scores.accuracy, scores.accuracy_low, scores.accuracy_high, scores.loss),
         round(measure_speed(prefix), 1),
         round(sum(tensor.nbytes for tensor in network.state_dict().values()) / 1e6, 1),
         min(params.finetune.unfreeze, len(network.backbone)),
@@ -126,6 +122,6 @@ def draw_backbones(tried: list[Tried]) -> Figure:
     use_log_axis(axes, "x")
     axes.set_xlabel("images a second, backbone alone, on this machine")
     axes.set_ylabel("accuracy of the head found, out-of-fold")
-    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    use_percent(axes, "y")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=0, handletextpad=0)
     return figure

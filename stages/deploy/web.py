@@ -9,7 +9,7 @@ import shlex
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -97,25 +97,18 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How many suspects there are, what became of them, and the number of the first undecided one, from 0."""
+def measure_progress(suspects: Sequence[Suspect], table: Path) -> dict[str, int]:
+    """Return how many suspects there are, what became of them, and the number of the `next` undecided one, from 0.
 
-    suspects: int
-    kept: int
-    corrected: int
-    dropped: int
-    next: int
-
-
-def measure_progress(suspects: Sequence[Suspect], table: Path) -> Progress:
-    """Look up which suspects are decided; raises what `read_corrections` does, but the table may be absent."""
+    Raises what `read_corrections` does, but the table may be absent.
+    """
     corrections = read_corrections(table) if table.exists() else {}
     decided = [one for one in suspects if one.path in corrections]
     dropped = sum(corrections[one.path] == DROP for one in decided)
     kept = sum(corrections[one.path] == one.label != DROP for one in decided)
     following = next((number for number, one in enumerate(suspects) if one.path not in corrections), len(suspects))
-    return Progress(len(suspects), kept, len(decided) - kept - dropped, dropped, following)
+    corrected = len(decided) - kept - dropped
+    return {"suspects": len(suspects), "kept": kept, "corrected": corrected, "dropped": dropped, "next": following}
 
 
 def write_correction(table: Path, name: str, correction: str) -> None:
@@ -143,7 +136,7 @@ def make_review(suspects: Sequence[Suspect], root: Path, grey_max: int | None, t
 
     def report() -> Response:
         command = f"dvc exp run -S data.corrections={shlex.quote(str(table))}"
-        return answer({**asdict(measure_progress(suspects, table)), "token": token, "command": command})
+        return answer({**measure_progress(suspects, table), "token": token, "command": command})
 
     async def show_progress(_: Request) -> Response:
         return report()

@@ -9,11 +9,10 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from stages.common.format import number, percent, plural
 from stages.report.probability_figures import draw_coverage, draw_losses, draw_reliability
-from stages.report.style import GREY, LOOKS, house_style, new_figure, short_names, use_log_axis
+from stages.report.style import GREY, LOOKS, house_style, new_figure, short_names, use_log_axis, use_percent
 from stages.scores.calibration import Calibrations
 from stages.scores.curves import Curve, counted_classes, precision_recall_curves, roc_curves
 from stages.scores.folds import Together
@@ -91,7 +90,7 @@ def draw_training(
     accuracies.margins(y=0.1)
     losses.set_title(f"head phase: epoch {selected[0]} kept ◯")
     losses.set_title("fine-tuning" if 0 < alpha < 1 else f"fine-tuning: epoch {selected[1]} kept ◯", loc="right")
-    accuracies.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    use_percent(accuracies, "y")
     accuracies.set_xlabel("epoch of the phase")
     # The numbers begin again at the hand-over.
     every = [epoch.number for epoch in (*head, *finetune)]
@@ -114,8 +113,7 @@ def _draw_line(losses: Axes, accuracies: Axes, line: Sequence[Point], alpha: flo
         axes.margins(x=0.1, y=0.15)
     losses.set_title(f"on the line: {alpha:.0%} kept ◯")
     accuracies.set_xlabel("part of the change kept")
-    accuracies.xaxis.set_major_formatter(PercentFormatter(xmax=1))
-    accuracies.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    use_percent(accuracies, "xy")
 
 
 def _ring(axes: Axes, place: float, height: float) -> None:
@@ -160,10 +158,8 @@ def draw_confusion(predictions: Predictions) -> Figure:
         if few:
             for (row, column), count in np.ndenumerate(counts):
                 dark = totals[row, 0] > 0 and shares[row, column] > 0.45
-                size = 13 if classes <= 3 else 9 if classes <= 8 else 7
-                axes.text(
-                    column, row, f"{count:,}", ha="center", va="center", size=size, color="white" if dark else "black"
-                )
+                size, color = 13 if classes <= 3 else 9 if classes <= 8 else 7, "white" if dark else "black"
+                axes.text(column, row, f"{count:,}", ha="center", va="center", size=size, color=color)
         else:
             axes.set_xlabel(f"predicted\n\n{note}{_most_confused(predictions, model, all_names)}", size=8)
         columns = names + ["others"] * bool(note)
@@ -172,7 +168,7 @@ def draw_confusion(predictions: Predictions) -> Figure:
         axes.tick_params("x", rotation=0 if len(names) * max(map(len, names)) <= 48 else 90)
         axes.set_yticks(range(len(names)), names, size=letters)
     bar = figure.colorbar(image, ax=panels, shrink=0.7, aspect=30, label="fraction of the true class's images")
-    bar.ax.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    use_percent(bar.ax, "y")
     bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 1])
     return figure
 

@@ -4,7 +4,7 @@ import copy
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from stages.network.backbones import ClassToken
@@ -39,29 +39,20 @@ def grad_cam(network: Network, images: Tensor, classes: Tensor, block: int | Non
     what speaks against the class is cut off (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391). All 0 where
     nothing speaks for the class.
 
-    Args:
-        network: in evaluation mode, float32, on the CPU.
-        images: (n, 3, height, width), preprocessed.
-        classes: (n,), the class to explain in each image; of one output, 1 raises the logit, 0 lowers it.
-        block: number of the block, as `find_block` returns it; `None`: the last that has maps.
+    `network` is in evaluation mode, on the CPU; `images` are preprocessed, (n, 3, height, width). Of one output, class
+    1 is what raises the logit, 0 what lowers it. `block` is what `find_block` returns; `None`: the last that has maps.
     """
-    caught: list[Tensor] = []
-
-    def catch(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    block = _last(network) if block is None else block
+    with torch.no_grad():
+        found = network.backbone[: block + 1](images)
+    with torch.enable_grad():
         # A leaf of its own: gradients end here, and no part of the backbone needs any.
-        caught.append(output.detach().requires_grad_())
-        return caught[-1]
-
-    hook = network.backbone[_last(network) if block is None else block].register_forward_hook(catch)
-    try:
-        with torch.enable_grad():
-            logits = network(images)
-            if logits.shape[1] == 1:
-                logits = torch.cat([-logits, logits], dim=1)
-            (gradients,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), caught)
-    finally:
-        hook.remove()
-    maps, gradients = _as_maps(caught[0].detach()), _as_maps(gradients)
+        found.requires_grad_()
+        logits = network.classifier(network.backbone[block + 1 :](found))
+        if logits.shape[1] == 1:
+            logits = torch.cat([-logits, logits], dim=1)
+        (gradients,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), found)
+    maps, gradients = _as_maps(found.detach()), _as_maps(gradients)
     weights = gradients.mean(dim=(2, 3), keepdim=True)
     heat = functional.relu((weights * maps).sum(dim=1))
     peaks = heat.amax(dim=(1, 2), keepdim=True)

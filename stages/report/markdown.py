@@ -116,14 +116,9 @@ def describe_training(
 ) -> list[str]:
     """Say what each phase kept, why it ended, and what its loss counts.
 
-    Args:
-        histories: of both phases.
-        selected: the number of the epoch kept of each.
-        params: with which they were trained.
-        candidates: the heads that were tried, the kept one first; none where the head was not searched for.
-        line: the points between start and end of fine-tuning, if they were measured.
-        alpha: that of the one kept.
-        images: number of training images.
+    `histories` and `selected`, the epoch kept, are of both phases; `candidates`: the heads tried, if any were, the kept
+    one first; `line`: the points between start and end of fine-tuning, if they were measured, and `alpha` of the one
+    kept; `images`: number of training images.
     """
     lines, weighted = [], "weighted " * (params.class_weights is not None)
     if candidates:

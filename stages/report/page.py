@@ -70,18 +70,11 @@ def compose_report(
 ) -> str:
     """Return the report, as Markdown.
 
-    Args:
-        evaluation: of both checkpoints.
-        classes: the scores of each class.
-        copies: files of the test part that are not counted, since their bytes are those of another one.
-        split: `split.json`.
-        recipe: the parameters to list, a section's as a dictionary.
-        pairs: the near-duplicates, the most similar first.
-        suspects: what `describe_suspects` says of them.
-        probabilities: likewise.
-        training: likewise.
-        captions: what to say of a figure in place of what `FIGURES` says, by its name; of several lines, a list.
-        drawn: the names of the figures in the folder `figures`; of others, only the caption is shown.
+    `copies`: files of the test part that are not counted, since their bytes are those of another one; `split`:
+    `split.json`; `recipe`: the parameters to list, a section's as a dictionary; `pairs`: the near-duplicates, the most
+    similar first; `suspects`, `probabilities` and `training`: what the functions `describe_...` say of them;
+    `captions`: what to say of a figure in place of what `FIGURES` says, by its name, of several lines a list; `drawn`:
+    the names of the figures in the folder `figures`; of others, only the caption is shown.
     """
     counts = class_counts(split)
     parts = {part: sum(numbers[part] for numbers in counts.values()) for part in PARTS}

@@ -1,38 +1,33 @@
 """The figures of what a probability is worth: how often it is right, what it is good for, where the loss comes from."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from stages.common.format import percent, plural, probability
-from stages.report.style import GREY, LOOKS, count_on_log_axis, house_style, new_figure, use_log_axis, wrap
+from stages.report.style import GREY, LOOKS, count_on_log_axis, house_style, new_figure, use_log_axis, use_percent, wrap
 from stages.scores.calibration import Calibrations, without_temperature
 from stages.scores.coverage import MOST_WRONG, risk_curve
-from stages.scores.metrics import (
-    CALIBRATION_BINS,
-    confidence_bins,
-    expected_calibration_error,
-    predicted_labels,
-    wilson_interval,
-)
+from stages.scores.metrics import CALIBRATION_BINS as BINS
+from stages.scores.metrics import confidence_bins, expected_calibration_error, predicted_labels, wilson_interval
 from stages.scores.predictions import Predictions, image_losses
 
 _Floats = NDArray[np.float64]
 
 # Below this loss, nats, an image counts as certain; it keeps the axis short.
 _LEAST = 1e-8
-_EDGES = np.linspace(0, 1, CALIBRATION_BINS + 1)
+_EDGES = np.linspace(0, 1, BINS + 1)
 
 
 @house_style()
 def draw_reliability(predictions: Predictions, calibrations: Calibrations) -> Figure:
-    """Draw accuracy over the top probability, in 15 bins of equal width, and how many images each bin has.
+    """Draw accuracy over the top probability, in 15 bins, and how many images each has, without and with temperatures.
 
     Where a checkpoint's probabilities are right, its points lie on the diagonal (Guo et al. 2017,
-    https://arxiv.org/abs/1706.04599). Bars are Wilson's 95% interval: a bin of three images says little. Once for the
-    logits as they are and once for those divided by the temperatures; only the first where there are none.
+    https://arxiv.org/abs/1706.04599). Bars are Wilson's 95% interval: a bin of three images says little.
     """
     temperatures = calibrations.temperatures
     plain = {model: without_temperature(values, temperatures[model]) for model, values in predictions.models.items()}
@@ -51,11 +46,11 @@ def draw_reliability(predictions: Predictions, calibrations: Calibrations) -> Fi
         upper.set_title(title)
         upper.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.01))
         lower.set_xlabel("probability of the predicted class")
-        lower.xaxis.set_major_formatter(PercentFormatter(xmax=1))
+        use_percent(lower, "x")
     upper, lower = panels[:, 0]
     lowest = float(_EDGES[np.searchsorted(_EDGES, 1 / len(predictions.classes), "right") - 1])
     upper.set(ylabel="fraction right", ylim=(-0.03, 1.03), xlim=(lowest - 0.01, 1.01))
-    upper.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    use_percent(upper, "y")
     lower.set_ylabel("test images")
     count_on_log_axis(lower, most=8 * len(predictions.labels))
     return figure
@@ -64,7 +59,7 @@ def draw_reliability(predictions: Predictions, calibrations: Calibrations) -> Fi
 def _draw_bins(upper: Axes, lower: Axes, top: _Floats, right: NDArray[np.bool_], model: str, offset: float) -> None:
     """Draw each filled bin's fraction right over its mean probability, and below how many images it has."""
     look, bins = LOOKS[model], confidence_bins(top)
-    counts = np.bincount(bins, minlength=CALIBRATION_BINS)
+    counts = np.bincount(bins, minlength=BINS)
     places, rates, errors = [], [], []
     for place in np.flatnonzero(counts):
         hits, total = int(right[bins == place].sum()), int(counts[place])
@@ -72,18 +67,9 @@ def _draw_bins(upper: Axes, lower: Axes, top: _Floats, right: NDArray[np.bool_],
         places.append(top[bins == place].mean())
         rates.append(hits / total)
         errors.append((max(hits / total - low, 0), max(high - hits / total, 0)))
-    upper.errorbar(
-        places,
-        rates,
-        np.array(errors).T,
-        fmt=look.marker,
-        zorder=5 - look.layer,
-        color=look.color,
-        markersize=look.marker_size,
-        elinewidth=1.2,
-        capsize=3,
-        label=f"{look.title}, calibration error {percent(expected_calibration_error(right, top))}",
-    )
+    label = f"{look.title}, calibration error {percent(expected_calibration_error(right, top))}"
+    how: dict[str, Any] = {"fmt": look.marker, "color": look.color, "markersize": look.marker_size, "label": label}
+    upper.errorbar(places, rates, np.array(errors).T, zorder=5 - look.layer, elinewidth=1.2, capsize=3, **how)
     color, hatch = (look.color, None) if model == "finetuned" else ("white", "/////")
     middles = (_EDGES[:-1] + _EDGES[1:]) / 2 + offset
     bars = lower.bar(middles, counts, 0.022, color=color, hatch=hatch, edgecolor=look.color)
@@ -110,14 +96,10 @@ def draw_coverage(predictions: Predictions, calibrations: Calibrations) -> Figur
         label = f"{probability(coverage.left)} left to a person, by validation"
         axes.plot(*place, "o", markersize=12, fillstyle="none", color="black", clip_on=False, zorder=5, label=label)
     # One early mistake is half of two answers: that spike would flatten all else.
-    axes.set(
-        xlim=(0, 1.005),
-        ylim=(0, max(1.1 * highest, 2 * MOST_WRONG)),
-        xlabel="share of the test images that is answered",
-    )
-    axes.set(ylabel="wrong among the answers", title="Error rate against share answered, most confident first")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PercentFormatter(xmax=1))
+    axes.set(xlim=(0, 1.005), ylim=(0, max(1.1 * highest, 2 * MOST_WRONG)))
+    axes.set(xlabel="share of the test images that is answered", ylabel="wrong among the answers")
+    axes.set_title("Error rate against share answered, most confident first")
+    use_percent(axes, "xy")
     figure.legend(loc="outside lower center", ncols=4, fontsize=8)
     return figure
 
@@ -158,7 +140,7 @@ def draw_losses(predictions: Predictions) -> Figure:
     use_log_axis(side, "x")
     side.set(xlabel="number of highest-loss images", ylabel="share of the total loss", ylim=(0, 1.02))
     side.set_xlim(0.9, 1.1 * max(count, 2))
-    side.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    use_percent(side, "y")
     side.legend(loc="lower right", fontsize=8)
     figure.supxlabel(wrap(describe_losses(predictions), 9.6, 9), x=0.01, ha="left", size=9)
     return figure

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from stages.common.files import write_bytes
 
@@ -109,6 +109,12 @@ def short_names(names: Sequence[str], length: int) -> list[str]:
 def wrap(text: str, width: float, size: float = 9) -> str:
     """Break text into lines of at most `width` inches, about, at a font of `size` points."""
     return "\n".join(textwrap.fill(line, int(width * 72 / (0.53 * size))) for line in text.splitlines())
+
+
+def use_percent(axes: Axes, which: str) -> None:
+    """Write the numbers of an axis, `x` or `y`, or of both, `xy`, as percent."""
+    for letter in which:
+        getattr(axes, f"{letter}axis").set_major_formatter(PercentFormatter(xmax=1))
 
 
 def count_on_log_axis(axes: Axes, most: float) -> None:
