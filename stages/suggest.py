@@ -61,7 +61,7 @@ def main() -> None:
         pool, unreadable = collect_pool(parts, look)
     labelled = [sample.path for sample in found.samples if sample.path not in found.rejected]
     different = leave_out_copies(pool, labelled, root, grey_max, workers) if pool else None
-    if not (pool and different and different.paths):
+    if not (pool and different and len(different.paths)):
         raise StageError(f"no image here is new: {plural(len(paths), 'file')}, {unreadable} of them unreadable")
     chosen = different.take(choose(different, unlike.nearest.numpy(), arguments.count))
     groups = params.split.group in GROUP_RULES

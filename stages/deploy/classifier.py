@@ -163,30 +163,28 @@ def _collate(items: list[tuple[Tensor | None, str | None]]) -> tuple[Tensor, lis
     return torch.stack(images) if images else torch.empty(0), [problem for _, problem in items]
 
 
-def classify(classifier: Classifier, root: Path, entries: list[Entry], workers: int) -> Answer:
-    """Return what `predict` does for images of the index; a StageError where one cannot be read."""
-    paths, batches = [str(root / entry.path) for entry in entries], []
-    parts = load(paths, classifier, _BATCH, workers)
-    for some in tqdm(parts, total=-(-len(paths) // _BATCH), desc="comparing", unit=" batches", disable=None):
-        for path, problem in zip(some.paths, some.problems, strict=True):
-            if problem is not None:
-                raise StageError(f"{path}: {problem}; bring it back, or run `dvc repro`")
-        batches.append(classifier.predict(some.images))
-    values, unlike = zip(*batches, strict=True)
-    return np.concatenate(values), np.concatenate(unlike) if classifier.tells_unlike else None
-
-
 def require_same(original: Classifier, exported: Classifier, root: Path, test: list[Entry], workers: int) -> str:
     """Say how far an exported network agrees with the original on the test images.
 
     Raises:
         StageError: it is another network, or an image cannot be read.
     """
-    (before, unlike), (after, unlike_there) = (classify(one, root, test, workers) for one in (original, exported))
+    paths, answers = [str(root / entry.path) for entry in test], []
+    for network in (original, exported):
+        batches = []
+        parts = load(paths, network, _BATCH, workers)
+        for some in tqdm(parts, total=-(-len(paths) // _BATCH), desc="comparing", unit=" batches", disable=None):
+            for path, problem in zip(some.paths, some.problems, strict=True):
+                if problem is not None:
+                    raise StageError(f"{path}: {problem}; bring it back, or run `dvc repro`")
+            values, unlike = network.predict(some.images)
+            batches.append((values, np.zeros(len(values)) if unlike is None else unlike))
+        answers.append([np.concatenate(part) for part in zip(*batches, strict=True)])
+    (before, unlike_before), (after, unlike_after) = answers
     compared, same = compare(np.array([entry.label for entry in test]), before, after)
     if not same:
         raise StageError(f"not exported, for it would be another network: {compared}")
-    if unlike is not None and unlike_there is not None and np.abs(unlike - unlike_there).max() > _UNLIKE_TOLERANCE:
+    if np.abs(unlike_before - unlike_after).max() > _UNLIKE_TOLERANCE:
         raise StageError("not exported, for `unlike` of the test images would be another number")
     return compared
 

@@ -1,8 +1,8 @@
 """Which unlabelled images to label next: uncertain ones that are like many others, and unlike the labelled ones."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,30 +25,23 @@ MOST = 5_000
 _MOST_DRAWN = 120
 
 
-@dataclass
-class Pool:
+class Pool(NamedTuple):
     """Unlabelled images: probabilities, (n, classes); features, (n, d), of length 1; `unlike`, (n,), as in `Unlike`."""
 
-    paths: list[str]
+    paths: NDArray[np.object_]
     probabilities: Floats
     features: Floats
     unlike: Floats
 
-    def take(self, positions: Sequence[int] | NDArray[np.int64]) -> "Pool":
+    def take(self, rows: Sequence[int] | NDArray[np.int64]) -> "Pool":
         """Return some of them, in that order."""
-        rows = np.asarray(positions, dtype=np.int64)
-        chosen = [self.paths[row] for row in rows]
-        return Pool(chosen, self.probabilities[rows], self.features[rows], self.unlike[rows])
+        chosen = np.asarray(rows, dtype=np.int64)
+        return Pool._make(values[chosen] for values in self)
 
     def add(self, other: "Pool") -> "Pool":
-        """Return the images of both."""
-        arrays = ("probabilities", "features", "unlike")
-        joined = (np.concatenate([getattr(self, name), getattr(other, name)]) for name in arrays)
-        return Pool([*self.paths, *other.paths], *joined)
-
-    def sort(self) -> "Pool":
-        """Return the most uncertain ones, `MOST` at most, those first."""
-        return self.take(np.argsort(-uncertainty(self.probabilities), kind="stable")[:MOST])
+        """Return the most uncertain images of both, `MOST` at most, those first."""
+        both = Pool._make(np.concatenate(values) for values in zip(self, other, strict=True))
+        return both.take(np.argsort(-uncertainty(both.probabilities), kind="stable")[:MOST])
 
 
 def uncertainty(probabilities: Floats) -> Floats:
@@ -69,8 +62,8 @@ def collect_pool(
         readable = [path for path, problem in zip(some.paths, some.problems, strict=True) if problem is None]
         unreadable += len(some.paths) - len(readable)
         if readable:
-            new = Pool(readable, *look(some))
-            pool = (pool.add(new) if pool else new).sort()
+            new = Pool(np.array(readable, dtype=object), *look(some))
+            pool = (pool or new.take([])).add(new)
     return pool, unreadable
 
 

@@ -122,18 +122,23 @@ def describe_training(
     """
     lines, weighted = [], "weighted " * (params.class_weights is not None)
     if candidates:
-        best = candidates[0]
-        kind = f"hidden layer, lr {best.lr:.2g}" if best.lr else f"linear, L2 penalty {best.penalty:.3g}"
+        head = candidates[0]
+        kind = f"hidden layer, lr {head.lr:.2g}" if head.lr else f"linear, L2 penalty {head.penalty:.3g}"
         lines.append(
             f"Head phase: of {len(candidates)} heads tried by folds, this one has the lowest {weighted}out-of-fold "
-            f"log-loss: {kind} ({number(best.loss)}, accuracy {percent(best.accuracy)}); `candidates.csv` has all."
+            f"log-loss: {kind} ({number(head.loss)}, accuracy {percent(head.accuracy)}); `candidates.csv` has all."
         )
     for title, section, epochs, kept in zip(
         ("Head phase", "Fine-tuning"), ("train_head", "finetune"), histories, selected, strict=True
     ):
         phase, last, is_head = getattr(params, section), epochs[-1].number, section == "train_head"
         if line and not is_head:
-            text = describe_line(line, alpha, weighted)
+            start, end = number(line[0].val_loss), number(line[-1].val_loss)
+            losses = f"{weighted}validation loss {start} at the start, {end} at the end"
+            best = next(point for point in line if point.alpha == alpha)
+            text = f"kept {alpha:.0%} of the change; {losses}, {number(best.val_loss)} kept."
+            if not alpha:
+                text = f"kept the head checkpoint: no point towards the end has a lower validation loss ({losses})."
         elif not kept:
             text = "kept epoch 0, the head checkpoint: no epoch lowered the validation loss."
         else:
@@ -153,16 +158,6 @@ def describe_training(
             "the scores on the test images are not."
         )
     return lines
-
-
-def describe_line(line: list[Point], alpha: float, weighted: str = "") -> str:
-    """Say which point, by its `alpha`, was kept on the line from the head checkpoint to the end of fine-tuning."""
-    start, end = number(line[0].val_loss), number(line[-1].val_loss)
-    losses = f"{weighted}validation loss {start} at the start, {end} at the end"
-    if not alpha:
-        return f"kept the head checkpoint: no point towards the end has a lower validation loss ({losses})."
-    kept = next(point for point in line if point.alpha == alpha)
-    return f"kept {alpha:.0%} of the change; {losses}, {number(kept.val_loss)} kept."
 
 
 def describe_limits(evaluation: Evaluation, parts: dict[str, int], copies: int) -> list[str]:

@@ -1,6 +1,7 @@
 """`python -m stages.export`, as its users call it, and what they do with the result."""
 
 import ast
+import csv
 import json
 import re
 import subprocess
@@ -20,7 +21,7 @@ import yaml
 from conftest import STAGES, Project, call_script, families, image_size_of, make_images, randomize_batchnorm
 from PIL import Image
 
-from stages import export
+from stages import export, predict
 from stages.common.cli import StageError
 from stages.common.files import replaced_files
 from stages.common.params import Head
@@ -149,6 +150,22 @@ def test_an_export_is_the_checkpoint_and_its_card_says_how_to_use_it(
         "Dockerfile": b"FROM scratch"
     }
     assert sorted(path.name for path in tmp_path.iterdir()) == ["exported", "large.jpg"]
+
+
+@pytest.mark.usefixtures("exported_once")
+def test_predict_takes_an_exported_network_and_says_the_same(finished: Project, call: Export, tmp_path: Path) -> None:
+    assert call("--output", tmp_path / "exported") == 0
+    tables = []
+    for checkpoint in (finished.checkpoint("finetuned"), tmp_path / "exported" / "model.onnx"):
+        more = ["--all", "--batch-size", 6, "--device", "cpu", "--workers", 0, "--output", tmp_path / "table.csv"]
+        assert call_script(predict, finished.path("images"), "--checkpoint", checkpoint, *more) == 0
+        tables.append(list(csv.DictReader((tmp_path / "table.csv").open())))
+    for row, other in zip(*tables, strict=True):
+        assert list(row) == list(other)
+        assert (row["path"], row["prediction"]) == (other["path"], other["prediction"])
+        for name in ("probability", "cat", "dog"):
+            assert float(row[name]) == pytest.approx(float(other[name]), abs=1e-5)
+        assert float(row["unlike"]) == pytest.approx(float(other["unlike"]), abs=1e-3)
 
 
 @pytest.mark.usefixtures("exported_once")

@@ -20,9 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from stages import predict
-from stages.deploy.onnx import write_onnx
 from stages.images.index import read_index
-from stages.network.checkpoint import load_checkpoint
 from stages.training.reference import Unlike, read_reference, write_reference
 
 CHECKPOINT = "data/checkpoints/finetuned.safetensors"
@@ -105,21 +103,6 @@ def test_top_says_how_many_classes_and_reject_empties_unsure_predictions(call: P
     assert call(cat, "--reject", 1.0) == 0
     assert rows()[0]["prediction"] == ""
     assert float(rows()[0]["probability"]) < 1
-
-
-def test_an_exported_network_predicts_the_same(finished: Project, call: Predict, tmp_path: Path) -> None:
-    network, description = load_checkpoint(finished.checkpoint("finetuned"))
-    write_onnx(tmp_path / "model.onnx", network, description, "", read_reference(finished.checkpoint("finetuned")))
-    image, more = finished.path("images/owl/003.png"), [finished.path("images/cat"), "--all", "--batch-size", 5]
-    assert call(image, *more) == 0
-    expected = rows()
-    assert call(image, *more, checkpoint=tmp_path / "model.onnx") == 0
-    assert [list(row) for row in rows()] == [list(row) for row in expected]
-    for row, other in zip(rows(), expected, strict=True):
-        assert (row["path"], row["prediction"]) == (other["path"], other["prediction"])
-        for name in ("probability", "cat", "dog", "owl"):
-            assert float(row[name]) == pytest.approx(float(other[name]), abs=1e-5)
-        assert float(row["unlike"]) == pytest.approx(float(other["unlike"]), abs=1e-3)
 
 
 def test_a_stranger_is_flagged_and_rejected_however_probable_its_class(
