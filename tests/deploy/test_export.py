@@ -210,28 +210,21 @@ def test_the_card_says_whether_fine_tuning_changed_anything(
 
 
 @pytest.mark.usefixtures("exported_once")
-def test_without_the_test_images_the_export_says_that_nothing_was_compared(
+def test_without_the_test_images_nothing_is_compared_and_the_recipe_is_the_checkpoints(
     finished: Project, call: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images, elsewhere = finished.path("images"), tmp_path / "images"
-    with restored(finished.path("data/predictions.npz")) as archive:
-        images.rename(elsewhere)
+    images, elsewhere, lr = finished.path("images"), tmp_path / "images", finished.params["finetune"]["lr"]
+    with restored(finished.path("data/predictions.npz")) as archive, restored(finished.path("params.yaml")) as params:
+        params.write_text(params.read_text().replace(f"lr: {lr}", "lr: 0.5"))
         archive.unlink()
+        images.rename(elsewhere)
         try:
             assert call("--output", tmp_path / "exported") == 0
         finally:
             elsewhere.rename(images)
     assert "not compared with the checkpoint: the test images are not on" in capsys.readouterr().out
-    assert "`model.onnx` was not compared with the checkpoint" in (tmp_path / "exported" / "README.md").read_text()
-
-
-@pytest.mark.usefixtures("exported_once")
-def test_the_recipe_is_the_one_that_made_the_checkpoint(finished: Project, call: Export, tmp_path: Path) -> None:
-    lr = finished.params["finetune"]["lr"]
-    with restored(finished.path("params.yaml")) as file:
-        file.write_text(file.read_text().replace(f"lr: {lr}", "lr: 0.5"))
-        assert call("--output", tmp_path / "exported") == 0
     card = (tmp_path / "exported" / "README.md").read_text()
+    assert "`model.onnx` was not compared with the checkpoint" in card
     assert f"| `finetune.lr` | `{lr}` |" in card
     for name in ("seed", "split.test_size", "model.arch", "class_weights", "train_head.lr", "precision"):
         assert f"| `{name}` |" in card, name

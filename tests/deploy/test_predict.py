@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -188,23 +189,6 @@ def test_bad_input_is_one_line(
     assert message in line
 
 
-@pytest.mark.parametrize("content", [None, b"", b"PK", {}, {"checkpoint": "[1"}, {"checkpoint": "{}"}, "no tensors"])
-def test_a_checkpoint_that_cannot_be_used_is_one_line(
-    content: object, finished: Project, call: Predict, cat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "other.safetensors"
-    if content == "no tensors":
-        with safe_open(finished.checkpoint("finetuned"), framework="pt") as file:
-            content = file.metadata()
-    if isinstance(content, dict):
-        save_file({"weight": torch.zeros(1)}, path, content)
-    elif isinstance(content, bytes):
-        path.write_bytes(content)
-    assert call(cat, checkpoint=path) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {path}: ")
-
-
 def write_another_onnx(path: Path, metadata: dict[str, str]) -> None:
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "graph", [values[0]], [values[1]])
@@ -213,28 +197,42 @@ def write_another_onnx(path: Path, metadata: dict[str, str]) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-OTHERS: dict[str, tuple[bytes | dict[str, str] | None, str]] = {
-    "none.onnx": (None, "no such file"),
-    "empty.onnx": (b"", "damaged, or not an ONNX file"),
-    "damaged.onnx": (b"\x08\x0a\x12\x07pytorch", "damaged, or not an ONNX file"),
-    "other.onnx": ({}, "not an ONNX file of this project"),
-    "version.onnx": ({"project": "dvc-finetune", "classes": "[1"}, "of another version of this project"),
-    "network.pt": (b"", "should end in .safetensors (a checkpoint) or .onnx"),
-}
+# Of each file its name, its bytes or what its metadata says, and the problem.
+UNUSABLE: list[tuple[str, bytes | dict[str, str] | None, str]] = [
+    ("none.safetensors", None, "no such checkpoint"),
+    ("empty.safetensors", b"", "damaged checkpoint"),
+    ("damaged.safetensors", b"PK", "damaged checkpoint"),
+    ("other.safetensors", {}, "not a checkpoint of this pipeline"),
+    ("cut.safetensors", {"checkpoint": "[1"}, "not a checkpoint of this pipeline, or of another version of it"),
+    ("version.safetensors", {"checkpoint": "{}"}, "not a checkpoint of this pipeline, or of another version of it"),
+    ("tensors.safetensors", {"checkpoint": "own"}, "its tensors are not those of its mobilenet_v3_small"),
+    ("none.onnx", None, "no such file"),
+    ("empty.onnx", b"", "damaged, or not an ONNX file"),
+    ("damaged.onnx", b"\x08\x0a\x12\x07pytorch", "damaged, or not an ONNX file"),
+    ("other.onnx", {}, "not an ONNX file of this project"),
+    ("version.onnx", {"project": "dvc-finetune", "classes": "[1"}, "of another version of this project"),
+    ("network.pt", b"", "should end in .safetensors (a checkpoint) or .onnx"),
+]
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_an_exported_network_that_cannot_be_used_is_one_line(
-    name: str, call: Predict, cat: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    content, message = OTHERS[name]
-    if isinstance(content, dict):
-        write_another_onnx(tmp_path / name, content)
+@pytest.mark.parametrize(("name", "content", "message"), UNUSABLE, ids=[name for name, *_ in UNUSABLE])
+def test_a_network_that_cannot_be_used_is_one_line(
+    name: str, content: Any, message: str, finished: Project, call: Predict, cat: Path, tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    path = tmp_path / name
+    if content == {"checkpoint": "own"}:
+        with safe_open(finished.checkpoint("finetuned"), framework="pt") as file:
+            content = file.metadata()
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None and path.suffix == ".onnx":
+        write_another_onnx(path, content)
     elif content is not None:
-        (tmp_path / name).write_bytes(content)
-    assert call(cat, checkpoint=tmp_path / name) == 1
+        save_file({"weight": torch.zeros(1)}, path, content)
+    assert call(cat, checkpoint=path) == 1
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith(f"error: {tmp_path / name}: ")
+    assert line.startswith(f"error: {path}: ")
     assert message in line
 
 
