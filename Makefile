@@ -35,7 +35,7 @@ bench: .venv/installed
 	@echo "Installing the pinned packages: several GB, a few minutes ..."
 	$(PIP) --upgrade "pip>=24"
 	$(PIP) --constraint constraints.txt --editable .
-	python -m stages.report.charts .dvc/plots.html && dvc config --local plots.html_template plots.html
+	python -m stages.charts .dvc/plots.html && dvc config --local plots.html_template plots.html
 	touch $@
 
 .venv/installed-test: .venv/installed

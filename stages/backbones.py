@@ -11,9 +11,8 @@ from stages.common.device import resolve_device
 from stages.common.files import write_table
 from stages.common.machine import reuse_freed_memory
 from stages.common.params import Params, load_params
-from stages.deploy.trial import try_network, with_network
+from stages.deploy.trial import Tried, draw_backbones, list_backbones, try_network, with_network
 from stages.network.initial import build_initial
-from stages.report.backbones import Tried, draw_backbones, list_backbones
 from stages.report.style import save_figure
 from stages.training.phase import keep_features, read_entries
 

@@ -5,15 +5,17 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
+
 from stages.common.cli import StageError, run
 from stages.common.device import make_deterministic
 from stages.common.files import read_record, replaced_files, sha256_of, write_json, write_text
-from stages.common.machine import reuse_freed_memory
+from stages.common.machine import resolve_workers, reuse_freed_memory
 from stages.common.params import flatten, load_params
-from stages.deploy.agreement import require_same
 from stages.deploy.card import compose_card
+from stages.deploy.classifier import TorchNetwork, require_same
 from stages.deploy.extras import require_packages
-from stages.deploy.onnx import write_onnx
+from stages.deploy.onnx import OnnxNetwork, write_onnx
 from stages.images.index import count_once, read_index
 from stages.images.summary import read_summary
 from stages.network.backbones import cut_into_blocks, names_in_torchvision, stock_shapes
@@ -42,10 +44,8 @@ def main() -> None:
     test = count_once(read_index(arguments.index / "test.csv"))
     require_classes(arguments.checkpoint, description, test)
     evaluation, split = read_evaluation(arguments.metrics), read_summary(arguments.metrics / "split.json")
-    sha256, tested = (
-        sha256_of(arguments.checkpoint),
-        read_record(arguments.metrics / "calibration.json", Calibrations, "evaluate"),
-    )
+    sha256 = sha256_of(arguments.checkpoint)
+    tested = read_record(arguments.metrics / "calibration.json", Calibrations, "evaluate")
     if tested.finetuned.checkpoint != sha256:
         raise StageError(f"{arguments.metrics}: the scores are not those of {arguments.checkpoint}; run `dvc repro`")
     root, reference = Path(params.data.path), read_reference(arguments.checkpoint)
@@ -59,7 +59,9 @@ def main() -> None:
         write_text(folder / "labels.txt", name_lines(description.classes))
         compared = "not compared with the checkpoint: the test images are not on the machine that exported it"
         if root.is_dir():
-            compared = require_same(arguments.checkpoint, folder / "model.onnx", root, test, params)
+            original = TorchNetwork(arguments.checkpoint, torch.device("cpu"), "float32")
+            exported, workers = OnnxNetwork(folder / "model.onnx"), resolve_workers(params.workers)
+            compared = require_same(original, exported, root, test, workers)
         tells = reference is not None
         card = compose_card(network, description, root.name, split, recipe, evaluation, compared, len(test), tells)
         write_text(folder / "README.md", card)

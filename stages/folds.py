@@ -9,7 +9,9 @@ from stages.common.files import write_record, write_table, write_text
 from stages.common.params import load_params
 from stages.images.index import PARTS, count_once, number_groups, read_index
 from stages.images.summary import class_counts, read_summary
-from stages.report.folds import compose_page, draw_runs, draw_suspects
+from stages.report.figures import draw_runs
+from stages.report.galleries import draw_suspects
+from stages.report.page import compose_runs
 from stages.report.style import save_figure
 from stages.scores.folds import (
     Together,
@@ -53,7 +55,7 @@ def main() -> None:
         if suspects:
             save_figure(arguments.output / "suspects.png", draw_suspects(suspects, Path(params.data.path)))
         print(f"about {wrong:.0f} of {len(pooled.paths):,} labels may be wrong: {arguments.output}/suspects.csv")
-        page = compose_page("folds", together, describe_folds(together), wrong, suspects)
+        page = compose_runs("folds", together, describe_folds(together), wrong, suspects)
     else:
         own = params.seed if params.split.seed is None else params.split.seed
         seeds = read_seeds(arguments.seeds)
@@ -62,7 +64,7 @@ def main() -> None:
             {name: read_file(commit, read_predictions, PREDICTIONS) for name, commit in commits.items()}
         )
         print(describe_seeds(together))
-        page = compose_page("seeds", together, describe_seeds(together), None, [])
+        page = compose_runs("seeds", together, describe_seeds(together), None, [])
     write_record(arguments.output.with_suffix(".json"), together)
     save_figure(arguments.output / "gain.png", draw_runs("folds" if arguments.seeds is None else "seeds", together))
     write_text(arguments.output / "README.md", page)

@@ -14,9 +14,9 @@ from stages.images.summary import class_counts, read_summary
 from stages.network.checkpoint import load_checkpoint, require_classes
 from stages.report.figures import draw_numbers
 from stages.report.galleries import Album, draw_images
-from stages.report.loss_figure import describe_losses
-from stages.report.page import Results, compose_report, describe_suspects, describe_training
-from stages.report.probabilities import describe_probabilities
+from stages.report.markdown import describe_probabilities, describe_suspects, describe_training
+from stages.report.page import compose_report
+from stages.report.probability_figures import describe_losses
 from stages.report.style import save_figure
 from stages.scores.calibration import Calibrations
 from stages.scores.curves import write_curves
@@ -87,9 +87,10 @@ def main() -> None:
     probabilities = describe_probabilities(calibrations, parts["val"], out_of_fold, identical)
     values = {name: getattr(params, name) for name in RECIPE}
     recipe = {name: value.model_dump() if isinstance(value, Section) else value for name, value in values.items()}
-    results = Results(evaluation, classes, copies, split, recipe, pairs, suspects, probabilities, training)
+    sentences = (suspects, probabilities, training)
     drawn_names = [name for name, figure in figures.items() if not isinstance(figure, str)]
-    write_text(metrics / "report.md", compose_report(results, "figures", captions, drawn_names))
+    page = compose_report(evaluation, classes, copies, split, recipe, pairs, *sentences, captions, drawn_names)
+    write_text(metrics / "report.md", page)
     print(describe(evaluation))
     print(f"report in {metrics / 'report.md'}")
 

@@ -19,21 +19,20 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
     arguments = parser.parse_args()
     require_packages("serve", "starlette", "uvicorn")
-    from stages.deploy.review import make_review, measure_progress
-    from stages.deploy.web import listen, serve
+    from stages.deploy.web import listen, make_review, measure_progress, serve
 
     data = load_params(arguments.params).data
     output = arguments.output or Path(data.corrections or "corrections.csv")
     suspects = read_table(arguments.suspects, Suspect, "evaluate")
     if not suspects:
-        raise StageError(
-            f"{arguments.suspects}: lists no image, so there is nothing to review; give another --suspects"
-        )
+        problem = "lists no image, so there is nothing to review; give another --suspects"
+        raise StageError(f"{arguments.suspects}: {problem}")
     measure_progress(suspects, output)  # refuses a table that cannot be extended
     listening = listen("127.0.0.1", arguments.port)
     serve(make_review(suspects, Path(data.path), data.grey_max, output), listening)
     done = measure_progress(suspects, output)
-    print(f"of {len(suspects):,} images {done.kept:,} kept, {done.corrected:,} corrected, {done.dropped:,} dropped")
+    counts = ", ".join(f"{done[what]:,} {what}" for what in ("kept", "corrected", "dropped"))
+    print(f"of {len(suspects):,} images {counts}")
 
 
 if __name__ == "__main__":

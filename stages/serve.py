@@ -3,11 +3,12 @@
 import argparse
 from pathlib import Path
 
+import torch
+
 from stages.common.cli import run
 from stages.common.device import make_deterministic
+from stages.deploy.classifier import TorchNetwork
 from stages.deploy.extras import require_packages
-from stages.network.checkpoint import load_checkpoint
-from stages.training.reference import read_reference
 
 
 def main() -> None:
@@ -23,11 +24,10 @@ def main() -> None:
     from stages.deploy.app import make_app
     from stages.deploy.web import LOOPBACK, is_loopback, listen, serve
 
-    network, description = load_checkpoint(arguments.checkpoint)
     make_deterministic(0)
+    classifier = TorchNetwork(arguments.checkpoint, torch.device("cpu"), "float32")
     listening = listen(arguments.host, arguments.port)
-    hosts = LOOPBACK if is_loopback(arguments.host) else None
-    serve(make_app(network, description, read_reference(arguments.checkpoint), hosts), listening)
+    serve(make_app(classifier, LOOPBACK if is_loopback(arguments.host) else None), listening)
     print("stopped")
 
 

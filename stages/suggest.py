@@ -13,7 +13,7 @@ from stages.common.device import make_deterministic, resolve_device
 from stages.common.format import plural
 from stages.common.machine import resolve_workers, reuse_freed_memory
 from stages.common.params import GROUP_RULES, load_params
-from stages.deploy.classifier import open_network
+from stages.deploy.classifier import Loaded, TorchNetwork, find_files, load
 from stages.deploy.suggestions import (
     Floats,
     choose,
@@ -22,11 +22,8 @@ from stages.deploy.suggestions import (
     leave_out_copies,
     write_suggestions,
 )
-from stages.deploy.unlabelled import Loaded, find_files, load
 from stages.images.dataset import collect
 from stages.images.names import UNLABELLED
-from stages.images.preprocessing import make_transform
-from stages.training.reference import read_reference
 
 
 def main() -> None:
@@ -48,45 +45,40 @@ def main() -> None:
     paths, _ = find_files([path.absolute() for path in arguments.images])
     make_deterministic(0)
     reuse_freed_memory()
-    description, network = open_network(arguments.checkpoint, resolve_device(params.device), params.precision)
-    unlike = read_reference(arguments.checkpoint)
+    network = TorchNetwork(arguments.checkpoint, resolve_device(params.device), params.precision)
+    unlike = network.unlike
     if unlike is None:
         raise StageError("finetune writes what tells new images from those of training: run `dvc repro`")
 
     def look(some: Loaded) -> tuple[Floats, Floats, Floats]:
-        probabilities, features = network(some.images)
+        probabilities, features = network.look(some.images)
         progress.update(len(some.paths))
         return probabilities.float().numpy(), features.numpy(), unlike(features).numpy()
 
-    preprocessing, size = description.preprocessing, params.evaluate.batch_size
-    parts = load(paths, make_transform(preprocessing, "none"), preprocessing, size, workers)
+    parts = load(paths, network, params.evaluate.batch_size, workers)
     with tqdm(total=len(paths), desc="predicting", unit=" images", disable=None) as progress, torch.inference_mode():
         pool, unreadable = collect_pool(parts, look)
     labelled = [sample.path for sample in found.samples if sample.path not in found.rejected]
-    different = leave_out_copies(pool, labelled, root, grey_max, workers)
-    if not different.paths:
+    different = leave_out_copies(pool, labelled, root, grey_max, workers) if pool else None
+    if not (pool and different and len(different.paths)):
         raise StageError(f"no image here is new: {plural(len(paths), 'file')}, {unreadable} of them unreadable")
     chosen = different.take(choose(different, unlike.nearest.numpy(), arguments.count))
     groups = params.split.group in GROUP_RULES
-    inside = write_suggestions(arguments.output, found, root, chosen, description.classes, groups)
+    inside = write_suggestions(arguments.output, found, root, chosen, network.classes, groups)
     sheet = arguments.output.with_suffix(".png")
-    draw_suggestions(sheet, chosen, description.classes, preprocessing)
+    draw_suggestions(sheet, chosen, network.classes, network.preprocessing)
     strange = int(np.count_nonzero(chosen.unlike > 1))
     left = f"left out: {len(pool.paths) - len(different.paths):,} copies or near-duplicates, {unreadable:,} unreadable"
     print(f"{plural(len(chosen.paths), 'image')} of {len(paths):,} suggested; {left}")
     print(f"{strange} of them may be of no class: `unlike` is above 1")
     print(f"{sheet} shows them")
-    options = [
-        "-S",
-        f"data.labels={arguments.output}",
-        *["-S", "split.group=column"] * (params.split.group == "folder"),
-    ]
     if inside:
-        print(f"fill in the column label of {arguments.output}, then: dvc exp run {shlex.join(options)}")
+        grouped = ["-S", "split.group=column"] * (params.split.group == "folder")
+        options = shlex.join(["-S", f"data.labels={arguments.output}", *grouped])
+        print(f"fill in the column label of {arguments.output}, then: dvc exp run {options}")
     else:
-        print(
-            f"sort them into the folders of their classes; or move all into {root / UNLABELLED}, for a table to fill in"
-        )
+        folder = root / UNLABELLED
+        print(f"sort them into the folders of their classes; or move all into {folder}, for a table to fill in")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,42 +13,26 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from stages.deploy.classifier import TorchNetwork
 from stages.deploy.web import answer, as_url, make_site, refuse
 from stages.images.decode import ImageError, decode_with_facts
-from stages.images.preprocessing import make_transform
-from stages.network.checkpoint import Description
-from stages.network.network import Network
-from stages.network.objective import probabilities
 from stages.report.galleries import Pixels, as_pixels, lay_over
 from stages.report.gradcam import enlarge, find_block, grad_cam
 from stages.scores.metrics import predicted_labels
-from stages.training.reference import Features, Unlike
 
-_PAGE = Path(__file__).with_name("app.html")
 _MOST_SHOWN = 5
 # Of a file; requests that are read or answered at one time; seconds for a file to arrive.
 MOST_BYTES, _AT_ONCE, _PATIENCE = 2**26, 4, 60
 
 
-def make_app(
-    network: Network,
-    description: Description,
-    unlike: Unlike | None,
-    hosts: Sequence[str] | None,
-    max_bytes: int = MOST_BYTES,
-) -> Starlette:
-    """Return the server's application: the page at `/`, and `/classify`, which takes the bytes of an image's file.
+def make_app(classifier: TorchNetwork, hosts: Sequence[str] | None, max_bytes: int = MOST_BYTES) -> Starlette:
+    """Return the page for a network on the CPU, and `/classify`, which takes the bytes of a file, so many at most.
 
-    Args:
-        network: on the CPU.
-        description: of its checkpoint.
-        unlike: of its checkpoint, if it is known.
-        hosts: names by which it may be called, as in `make_site`.
-        max_bytes: of a file.
+    `hosts`: as in `make_site`.
     """
-    explain = _make_explain(network, description, unlike)
-    # One image at a time, in one thread: Grad-CAM hangs a hook into the network, and each thread of glibc's keeps the
-    # memory that it once had. Who has no slot yet is not read.
+    explain = _make_explain(classifier)
+    # One image at a time, in one thread: each thread of glibc's keeps the memory that it once had. Who has no slot yet
+    # is not read.
     worker, slots = ThreadPoolExecutor(1), asyncio.Semaphore(_AT_ONCE)
 
     async def classify(request: Request) -> Response:
@@ -70,41 +53,29 @@ def make_app(
             except ImageError as error:
                 return refuse(str(error), 422)
 
-    return make_site(_PAGE, [Route("/classify", classify, methods=["POST"])], hosts)
+    return make_site("app.html", [Route("/classify", classify, methods=["POST"])], hosts)
 
 
-def _make_explain(
-    network: Network, description: Description, unlike: Unlike | None
-) -> Callable[[bytes], dict[str, Any]]:
+def _make_explain(classifier: TorchNetwork) -> Callable[[bytes], dict[str, Any]]:
     """Return the function from a file's bytes to what the page shows."""
-    preprocessing = description.preprocessing
-    transform, features = make_transform(preprocessing, "none"), Features()
-    network.eval()
-    block = find_block(network, preprocessing.crop)
+    preprocessing, crop = classifier.preprocessing, classifier.preprocessing.crop
+    block = find_block(classifier.network, crop)
 
     def explain(content: bytes) -> dict[str, Any]:
-        images = transform(decode_with_facts(content, preprocessing.grey_max, preprocessing.least("none")).image)[None]
-        with torch.inference_mode():
-            activations = network.backbone(images)
-            novelty = None if unlike is None else float(unlike(features(activations)))
-            values = probabilities(network.classifier(activations).double(), description.temperature).numpy()
+        image = decode_with_facts(content, preprocessing.grey_max, preprocessing.least("none")).image
+        images = classifier.transform(image)[None]
+        values, unlike = classifier.predict(images)
         label = predicted_labels(values)
+        (seen,) = as_pixels(images, preprocessing)
         heat = None
         if block is not None:
-            maps = grad_cam(network, images, torch.from_numpy(label), block)
-            heat = enlarge(maps, images.shape[-1]).numpy()[0]
+            maps = grad_cam(classifier.network, images, torch.from_numpy(label), block)
+            heat = _draw(lay_over(seen, enlarge(maps, crop).numpy()[0]))
         order = sorted(range(len(values[0])), key=lambda other: (other != label[0], -values[0, other]))
-        (seen,) = as_pixels(images, preprocessing)
-        return {
-            "classes": [
-                {"name": description.classes[other], "probability": float(values[0, other])}
-                for other in order[:_MOST_SHOWN]
-            ],
-            "unlike": novelty,
-            "others": max(len(order) - _MOST_SHOWN, 0),
-            "image": _draw(seen),
-            "heat": None if heat is None else _draw(lay_over(seen, heat)),
-        }
+        shown = [{"name": classifier.classes[n], "probability": float(values[0, n])} for n in order[:_MOST_SHOWN]]
+        others = max(len(order) - _MOST_SHOWN, 0)
+        novelty = None if unlike is None else float(unlike[0])
+        return {"classes": shown, "unlike": novelty, "others": others, "image": _draw(seen), "heat": heat}
 
     return explain
 

@@ -1,7 +1,4 @@
-"""The model card of an exported network: what it is, how good it is, and how to use it, in the form of the hub.
-
-https://huggingface.co/docs/hub/model-cards
-"""
+"""The card of an exported network, in the hub's form (https://huggingface.co/docs/hub/model-cards): how to use it."""
 
 from pathlib import Path
 from typing import Any
@@ -17,8 +14,7 @@ from stages.images.summary import class_counts
 from stages.network.backbones import cut_into_blocks, stock_options, stock_shapes
 from stages.network.checkpoint import Description
 from stages.network.network import Network, Standardize
-from stages.report.markdown import bullets, cell, code, table
-from stages.report.page import describe_limits, tabulate_counts
+from stages.report.markdown import bullets, cell, code, describe_limits, table, tabulate_counts
 from stages.scores.evaluation import Evaluation
 from stages.scores.metrics import Scores
 from stages.scores.verdict import describe_gain
@@ -54,62 +50,66 @@ def compose_card(
 ) -> str:
     """Return the card, as Markdown with a YAML head.
 
-    Args:
-        network: as exported.
-        description: of its checkpoint.
-        data: the name of the data set.
-        split: `split.json`.
-        recipe: the parameters to list, by their dotted names.
-        evaluation: what the test found.
-        compared: how the exported file and the checkpoint agree.
-        tested: number of test images, copies counted once.
-        tells_unlike: the exported file says how unlike the training images an image is.
+    `data`: the name of the data set; `split`: `split.json`; `recipe`: the parameters to list, by their dotted names;
+    `compared`: how the exported file and the checkpoint agree; `tested`: number of test images, copies counted once;
+    `tells_unlike`: the exported file says how unlike the training images an image is.
     """
     counts = class_counts(split)
     parts = {part: sum(numbers[part] for numbers in counts.values()) for part in PARTS}
-    counted = parts | {"test": tested}
+    limits = describe_limits(evaluation, parts | {"test": tested}, parts["test"] - tested)
+    limits.append("Every image gets one of the classes, also one that shows none of them." + _UNLIKE * tells_unlike)
     if recipe.get("model.weights"):
         recipe = recipe | {"model.weights": Path(recipe["model.weights"]).name}  # not where it is on this machine
     weights = "random weights" if description.weights is None else f"the weights {code(Path(description.weights).name)}"
-    return "\n\n".join(
-        [
-            _head(description, data, evaluation.finetuned),
-            f"# {description.arch}, fine-tuned on {cell(data)}",
-            f"An image classifier for {len(counts):,} classes. It started from {weights}; a new head was trained, "
-            + ("and fine-tuning changed nothing." if evaluation.gain.identical else "then the last blocks with it."),
-            "## Scores",
-            _scores(evaluation),
-            *([] if evaluation.gain.identical else [describe_gain(evaluation.gain)]),
-            f"`model.onnx` was {compared}.",
-            "## Limits",
-            bullets(
-                [
-                    *describe_limits(evaluation, counted, parts["test"] - tested),
-                    "Every image gets one of the classes, also one that shows none of them."
-                    + _UNLIKE * tells_unlike,
-                ]
-            ),
-            "## Use it",
-            f"An image has to be upright, RGB, and resized: {describe_resize(description.preprocessing)}. The "
-            "programs below do that for usual files; transparency, 16-bit grey and colour profiles need a conversion "
-            "before. Each is called in this folder, with the path of an image.",
-            "With onnxruntime and Pillow:",
-            _fenced(onnx_program(description.preprocessing, tells_unlike)),
-            "With safetensors and torchvision:",
-            _fenced(torchvision_program(network, description)),
-            "## Data",
-            tabulate_counts(split),
-            "## Recipe",
-            table(["parameter", "value"], [[f"`{name}`", code(value)] for name, value in recipe.items()]),
-        ]
-    ) + "\n"  # fmt: skip
+    identical = evaluation.gain.identical
+    told = "and fine-tuning changed nothing." if identical else "then the last blocks with it."
+    verdict = "" if identical else f"\n{describe_gain(evaluation.gain)}\n"
+    return f"""\
+{_head(description, data, evaluation.finetuned)}
+
+# {description.arch}, fine-tuned on {cell(data)}
+
+An image classifier for {len(counts):,} classes. It started from {weights}; a new head was trained, {told}
+
+## Scores
+
+{_scores(evaluation)}
+{verdict}
+`model.onnx` was {compared}.
+
+## Limits
+
+{bullets(limits)}
+
+## Use it
+
+An image has to be upright, RGB, and resized: {describe_resize(description.preprocessing)}. The \
+programs below do that for usual files; transparency, 16-bit grey and colour profiles need a conversion \
+before. Each is called in this folder, with the path of an image.
+
+With onnxruntime and Pillow:
+
+```python
+{onnx_program(description.preprocessing, tells_unlike)}```
+
+With safetensors and torchvision:
+
+```python
+{torchvision_program(network, description)}```
+
+## Data
+
+{tabulate_counts(split)}
+
+## Recipe
+
+{table(["parameter", "value"], [[f"`{name}`", code(value)] for name, value in recipe.items()])}
+"""
 
 
 def _head(description: Description, data: str, scores: Scores) -> str:
-    metrics = [
-        {"type": "accuracy", "value": round(scores.accuracy, 4)},
-        {"type": "log-loss", "value": round(scores.loss, 4)},
-    ]
+    metrics = [{"type": "accuracy", "value": round(scores.accuracy, 4)}]
+    metrics.append({"type": "log-loss", "value": round(scores.loss, 4)})
     task = {"type": "image-classification"}
     result = {"task": task, "dataset": {"name": data, "type": "imagefolder"}, "metrics": metrics}
     head = {
@@ -125,20 +125,14 @@ def _head(description: Description, data: str, scores: Scores) -> str:
 
 def _scores(evaluation: Evaluation) -> str:
     models = list(evaluation.scores.values())
-    return table(
-        ["on the test images", *["before fine-tuning", "this model"][-len(models) :]],
-        [
-            ["accuracy", *(percent(scores.accuracy) for scores in models)],
-            ["95% interval", *(percent_range(scores.accuracy_low, scores.accuracy_high) for scores in models)],
-            ["balanced accuracy", *(percent(scores.balanced_accuracy) for scores in models)],
-            ["log-loss", *(number(scores.loss) for scores in models)],
-            ["expected calibration error", *(percent(scores.ece) for scores in models)],
-        ],
-    )
-
-
-def _fenced(program: str) -> str:
-    return f"```python\n{program}```"
+    rows = [
+        ["accuracy", *(percent(scores.accuracy) for scores in models)],
+        ["95% interval", *(percent_range(scores.accuracy_low, scores.accuracy_high) for scores in models)],
+        ["balanced accuracy", *(percent(scores.balanced_accuracy) for scores in models)],
+        ["log-loss", *(number(scores.loss) for scores in models)],
+        ["expected calibration error", *(percent(scores.ece) for scores in models)],
+    ]
+    return table(["on the test images", *["before fine-tuning", "this model"][-len(models) :]], rows)
 
 
 def onnx_program(preprocessing: Preprocessing, tells_unlike: bool = False) -> str:
@@ -157,18 +151,16 @@ print(dict(zip(open("labels.txt", encoding="utf-8").read().splitlines(), probabi
 
 def torchvision_program(network: Network, description: Description) -> str:
     """Return a Python program that prints the probabilities of one image, by `model.safetensors` and torchvision."""
-    size = description.preprocessing.crop
-    options = dict(stock_options(description.arch, size))
-    if "init_weights" in options:
-        options["aux_logits"] = False
-    arguments = ", ".join(f"{name}={value!r}" for name, value in options.items())
-    parts = cut_into_blocks(stock_shapes(description.arch, size))
+    preprocessing = description.preprocessing
+    options = stock_options(description.arch, preprocessing.crop)
+    options |= {"aux_logits": False} if "init_weights" in options else {}
+    arguments = "".join(f", {name}={value!r}" for name, value in options.items())
+    parts = cut_into_blocks(stock_shapes(description.arch, preprocessing.crop))
     two = len(description.classes) == 2
     probabilities = "torch.sigmoid(torch.cat([-logits, logits], 1))" if two else "torch.softmax(logits, 1)"
     temperature = "" if description.temperature == 1 else f" / {description.temperature!r}"
     layers = "".join(f"\n    {_constructor(layer)}," for layer in network.classifier)
     standardizes = any(isinstance(layer, Standardize) for layer in network.classifier)
-    preprocessing = description.preprocessing
     return f"""\
 import json, sys
 import torch, torchvision
@@ -178,7 +170,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.transforms.v2 import functional
 
 tensors, names = load_file("model.safetensors"), json.load(open("torchvision_names.json"))
-model = torchvision.models.get_model("{description.arch}", weights=None{", " + arguments if arguments else ""}).eval()
+model = torchvision.models.get_model("{description.arch}", weights=None{arguments}).eval()
 state = model.state_dict()
 state.update({{name: tensors[key] for key, name in names.items()}})
 model.load_state_dict(state)

@@ -1,8 +1,8 @@
 """ONNX files: a finished network that runs without this project and without torch.
 
 A file takes uint8 RGB images (n, 3, size, size), already resized, and returns probabilities (n, classes), float32,
-and, where it is known, how unlike the training images they are, (n,).
-Normalization, the network, its temperature and sigmoid or softmax are inside.
+and, where it is known, how unlike the training images they are, (n,). Normalization, the network, its temperature and
+sigmoid or softmax are inside.
 """
 
 import json
@@ -19,16 +19,17 @@ from stages.common.cli import StageError
 from stages.common.compiler import load_compiler
 from stages.common.files import write_bytes
 from stages.deploy.extras import require_packages
-from stages.images.preprocessing import Preprocessing, margin_colour
+from stages.images.preprocessing import Preprocessing, make_framing, margin_colour
 from stages.network.checkpoint import Description
 from stages.network.network import Network
 from stages.network.objective import probabilities
 from stages.training.reference import Features, Unlike
 
+# Probabilities, (n, classes), and how unlike the training images, (n,), where that is known.
+Answer = tuple[NDArray[np.float64], NDArray[np.float64] | None]
 _PROJECT = "dvc-finetune"
 # The first with all operators that are needed, and so the one that the most runtimes have.
 _OPSET = 18
-_OUTPUTS = ["probabilities", "unlike"]
 # protobuf's limit for one message.
 _MOST_BYTES = 2**31 - 1
 
@@ -53,14 +54,9 @@ class _FromBytes(nn.Module):
 def write_onnx(
     path: Path, network: Network, description: Description, checkpoint_sha256: str, unlike: Unlike | None = None
 ) -> None:
-    """Write a network as ONNX, whole or not at all; the same network gives the same bytes.
+    """Write a network, on the CPU, as ONNX, whole or not at all; the same network gives the same bytes.
 
-    Args:
-        path: ends in `.onnx`.
-        network: on the CPU.
-        description: of its checkpoint; goes into the file's metadata.
-        checkpoint_sha256: of the checkpoint's file, likewise.
-        unlike: of that checkpoint, if it is known: a second output.
+    What its checkpoint says, and the SHA-256 of that file, go into the metadata; `unlike` is a second output.
 
     Raises:
         StageError: the network is too large for one file.
@@ -71,24 +67,19 @@ def write_onnx(
     model = _FromBytes(network, description, unlike).eval()
     images = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     load_compiler()
-    quiet = logging.getLogger("torch.onnx")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch's own code
-            program = torch.onnx.export(
-                model,
-                (images,),
-                dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("n")},),
-                opset_version=_OPSET,
-                input_names=["images"],
-                output_names=_OUTPUTS[: 1 + (unlike is not None)],
-                verbose=False,
-            )
-    finally:
-        quiet.setLevel(level)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own code
+        program = torch.onnx.export(
+            model,
+            (images,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("n")},),
+            opset_version=_OPSET,
+            input_names=["images"],
+            output_names=["probabilities", "unlike"][: 1 + (unlike is not None)],
+            verbose=False,
+        )
     assert program is not None
     exported = program.model_proto
     graph = exported.graph
@@ -97,22 +88,19 @@ def write_onnx(
         del part.metadata_props[:]
         part.ClearField("doc_string")
     del exported.metadata_props[:]
-    for key, value in _metadata(description, checkpoint_sha256).items():
-        exported.metadata_props.add(key=key, value=value)
-    write_bytes(path, exported.SerializeToString(deterministic=True))
-
-
-def _metadata(description: Description, checkpoint_sha256: str) -> dict[str, str]:
     preprocessing = description.preprocessing
-    return {
+    metadata = {
         "project": _PROJECT,
         "arch": description.arch,
         "classes": json.dumps(description.classes, ensure_ascii=False),
-        "size": str(preprocessing.crop),
+        "size": str(size),
         "resize": describe_resize(preprocessing),
         "preprocessing": json.dumps(preprocessing.to_json()),
         "checkpoint_sha256": checkpoint_sha256,
     }
+    for key, value in metadata.items():
+        exported.metadata_props.add(key=key, value=value)
+    write_bytes(path, exported.SerializeToString(deterministic=True))
 
 
 def describe_resize(preprocessing: Preprocessing) -> str:
@@ -130,11 +118,7 @@ def describe_resize(preprocessing: Preprocessing) -> str:
 
 
 class OnnxNetwork:
-    """A network in an ONNX file that `write_onnx` wrote.
-
-    Raises:
-        StageError: it is not there, damaged, or not such a file; or the packages are missing.
-    """
+    """A network in an ONNX file that `write_onnx` wrote; a StageError where it cannot be used."""
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
@@ -161,7 +145,10 @@ class OnnxNetwork:
         except (ValueError, TypeError, KeyError) as error:
             raise StageError(f"{path}: of another version of this project; export it again") from error
 
-    def predict(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-        """Return probabilities, (n, classes), and how unlike the training images, (n,), images (n, 3, s, s) are."""
-        values, *unlike = (np.asarray(one, np.float64) for one in self._session.run(None, {"images": images}))
+        self.transform = make_framing(self.preprocessing)
+
+    def predict(self, images: Tensor) -> Answer:
+        """Return what `Answer` says of images, (n, 3, size, size), that `transform` made."""
+        feed = {"images": images.numpy()}
+        values, *unlike = (np.asarray(one, np.float64) for one in self._session.run(None, feed))
         return values, unlike[0] if unlike else None

@@ -1,22 +1,22 @@
 """Which unlabelled images to label next: uncertain ones that are like many others, and unlike the labelled ones."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stages.common.files import write_csv
 from stages.common.format import plural, probability
-from stages.deploy.unlabelled import Loaded
+from stages.deploy.classifier import Loaded
 from stages.images.check import check_images
 from stages.images.collection import Collection
 from stages.images.decode import decode, read_image
 from stages.images.near_duplicates import find_pairs
 from stages.images.preprocessing import Preprocessing, make_transform
-from stages.report.galleries import Sheet, as_pixels, caption
-from stages.report.style import house_style, save_figure, shorten, shorten_path
+from stages.report.galleries import as_pixels, draw_sheet
+from stages.report.style import save_figure, shorten, shorten_path
 
 Floats = NDArray[np.float32]
 
@@ -25,28 +25,23 @@ MOST = 5_000
 _MOST_DRAWN = 120
 
 
-@dataclass
-class Pool:
-    """Unlabelled images, the most uncertain first.
+class Pool(NamedTuple):
+    """Unlabelled images: probabilities, (n, classes); features, (n, d), of length 1; `unlike`, (n,), as in `Unlike`."""
 
-    `paths`; `probabilities`, (n, classes); `features`, (n, d), of length 1; `unlike`, (n,), above 1.0: farther from the
-    training images than 99% of the validation images.
-    """
-
-    paths: list[str]
+    paths: NDArray[np.object_]
     probabilities: Floats
     features: Floats
     unlike: Floats
 
-    def take(self, positions: Sequence[int] | NDArray[np.int64]) -> "Pool":
+    def take(self, rows: Sequence[int] | NDArray[np.int64]) -> "Pool":
         """Return some of them, in that order."""
-        rows = np.asarray(positions, dtype=np.int64)
-        chosen = [self.paths[row] for row in rows]
-        return Pool(chosen, self.probabilities[rows], self.features[rows], self.unlike[rows])
+        chosen = np.asarray(rows, dtype=np.int64)
+        return Pool._make(values[chosen] for values in self)
 
-    def sort(self) -> "Pool":
-        """Return the most uncertain ones, `MOST` at most."""
-        return self.take(np.argsort(-uncertainty(self.probabilities), kind="stable")[:MOST])
+    def add(self, other: "Pool") -> "Pool":
+        """Return the most uncertain images of both, `MOST` at most, those first."""
+        both = Pool._make(np.concatenate(values) for values in zip(self, other, strict=True))
+        return both.take(np.argsort(-uncertainty(both.probabilities), kind="stable")[:MOST])
 
 
 def uncertainty(probabilities: Floats) -> Floats:
@@ -55,30 +50,21 @@ def uncertainty(probabilities: Floats) -> Floats:
     return 1 - (highest[:, -1] - highest[:, -2])
 
 
-def collect_pool(parts: Iterable[Loaded], look: Callable[[Loaded], tuple[Floats, Floats, Floats]]) -> tuple[Pool, int]:
-    """Look at all images, and return the most uncertain ones, and how many cannot be read.
+def collect_pool(
+    parts: Iterable[Loaded], look: Callable[[Loaded], tuple[Floats, Floats, Floats]]
+) -> tuple[Pool | None, int]:
+    """Return the most uncertain images, and how many cannot be read; `look`: of some images, what `Pool` has.
 
-    Memory does not grow with their number. `look`: some images -> probabilities, features and `unlike`, as in `Pool`.
+    Memory does not grow with their number.
     """
-    pool: Pool | None = None
-    unreadable = 0
+    pool, unreadable = None, 0
     for some in parts:
         readable = [path for path, problem in zip(some.paths, some.problems, strict=True) if problem is None]
         unreadable += len(some.paths) - len(readable)
-        if not readable:
-            continue
-        new = Pool(readable, *look(some))
-        pool = new if pool is None else _join(pool, new)
-        if len(pool.paths) >= 2 * MOST:
-            pool = pool.sort()
-    empty = np.empty((0, 2), np.float32)
-    return (Pool([], empty, empty, empty[:, 0]) if pool is None else pool.sort()), unreadable
-
-
-def _join(one: Pool, other: Pool) -> Pool:
-    arrays = ("probabilities", "features", "unlike")
-    joined = (np.concatenate([getattr(one, name), getattr(other, name)]) for name in arrays)
-    return Pool([*one.paths, *other.paths], *joined)
+        if readable:
+            new = Pool(np.array(readable, dtype=object), *look(some))
+            pool = (pool or new.take([])).add(new)
+    return pool, unreadable
 
 
 def leave_out_copies(pool: Pool, labelled: list[str], root: Path, grey_max: int | None, workers: int) -> Pool:
@@ -100,14 +86,8 @@ def choose(pool: Pool, labelled: Floats, count: int) -> list[int]:
     Each next one brings the uncertain images nearest to a labelled or chosen one: it adds most to the sum, over all
     images, of uncertainty times the cosine with the nearest of these (facility location, Wei, Iyer and Bilmes 2015,
     https://proceedings.mlr.press/v37/wei15.html). So no two of a kind are chosen, and nothing that is like no other.
-
-    Args:
-        pool: of which to choose.
-        labelled: features of length 1 of labelled images, (m, d).
-        count: how many, at most.
+    `labelled`: features of length 1 of labelled images, (m, d).
     """
-    if not pool.paths:
-        return []
     cosines = np.clip(pool.features @ pool.features.T, 0, 1)
     covered = np.clip((pool.features @ labelled.T).max(axis=1), 0, 1)
     weights = uncertainty(pool.probabilities)
@@ -128,18 +108,8 @@ def write_suggestions(
 ) -> bool:
     """Write a table for `data.labels`: the suggested images, without a label, and below them the labelled ones.
 
-    Such a table holds paths below `root` only: where some of the suggested images are elsewhere, it has those alone.
-
-    Args:
-        path: of the CSV file.
-        found: the labelled images.
-        root: `data.path`.
-        chosen: the suggested ones.
-        classes: names by label.
-        groups: the groups of the labelled ones are to be in it.
-
-    Returns:
-        Whether all are below `root`.
+    Such a table holds paths below `root`, `data.path`, only: where some of the suggested images are elsewhere, it has
+    those alone. `groups`: with the groups of the labelled ones. Returns whether all are below `root`.
     """
     files = [Path(file) for file in chosen.paths]
     inside = all(file.is_relative_to(root.absolute()) for file in files)
@@ -161,17 +131,15 @@ def write_suggestions(
     return inside
 
 
-@house_style()
 def draw_suggestions(path: Path, chosen: Pool, classes: Sequence[str], preprocessing: Preprocessing) -> None:
     """Draw a contact sheet of the first images to label, with what is predicted."""
-    shown = chosen.take(range(min(len(chosen.paths), _MOST_DRAWN)))
-    more = "" if len(shown.paths) == len(chosen.paths) else f", the first {len(shown.paths)}"
-    sheet = Sheet([(f"{plural(len(chosen.paths), 'image')} to label next{more}", "", len(shown.paths))], 6, 1, 2)
+    shown, images, captions = chosen.paths[:_MOST_DRAWN], [], []
     transform, least = make_transform(preprocessing, "none"), preprocessing.least("none")
-    for number, (cell, file) in enumerate(zip(sheet.cells, shown.paths, strict=True), start=1):
+    for number, (file, values) in enumerate(zip(shown, chosen.probabilities, strict=False), start=1):
         image = transform(decode(read_image(Path(file)), preprocessing.grey_max, least))
-        cell.imshow(as_pixels(image[None], preprocessing)[0])
-        best = int(shown.probabilities[number - 1].argmax())
-        surety = probability(float(shown.probabilities[number - 1, best]))
-        caption(cell, f"{number}  {shorten(classes[best], 12)} {surety}", shorten_path(file, 26))
-    save_figure(path, sheet.figure)
+        images.append(as_pixels(image[None], preprocessing)[0])
+        likely = f"{shorten(classes[values.argmax()], 12)} {probability(float(values.max()))}"
+        captions.append((f"{number}  {likely}", shorten_path(file, 26)))
+    more = "" if len(shown) == len(chosen.paths) else f", the first {len(shown)}"
+    title = f"{plural(len(chosen.paths), 'image')} to label next{more}"
+    save_figure(path, draw_sheet([(title, "", len(shown))], images, captions, 6))

@@ -1,22 +1,46 @@
 """A network on trial: the head that is found on its frozen features, by folds; how fast it is, and how large."""
 
 import time
+from dataclasses import dataclass
 from functools import partial
+from math import nan
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
+from stages.common.format import number, percent, percent_range
 from stages.common.params import Params
 from stages.images.index import number_groups
 from stages.network.initial import build_initial
 from stages.network.network import cut
 from stages.network.objective import probabilities, weigh_classes
-from stages.report.backbones import Tried
+from stages.report.style import GREY, LOOKS, house_style, new_figure, use_log_axis, use_percent
 from stages.scores.metrics import score
 from stages.training.batches import READ_AT_ONCE, read_all
 from stages.training.features import BATCH, FrozenPrefix, keep
 from stages.training.phase import Entries, open_prefix
 from stages.training.search import find_head
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A network, and what the head that was found on its features is worth out-of-fold; or the `problem` with it.
+
+    `accuracy` with its 95% interval; `loss`: log-loss; `images_per_second`: of its backbone, on this machine, decoding
+    aside; `megabytes`: of its tensors; `unfreeze`: how many blocks fine-tuning would train.
+    """
+
+    network: str
+    weights: str
+    accuracy: float = nan
+    accuracy_low: float = nan
+    accuracy_high: float = nan
+    loss: float = nan
+    images_per_second: float = nan
+    megabytes: float = nan
+    unfreeze: int = 0
+    problem: str = ""
 
 
 def with_network(params: Params, arch: str, weights: str) -> Params:
@@ -45,10 +69,7 @@ def try_network(params: Params, entries: Entries, device: torch.device) -> Tried
     return Tried(
         params.model.arch,
         params.model.weights or "null",
-        scores.accuracy,
-        scores.accuracy_low,
-        scores.accuracy_high,
-        scores.loss,
+        *(scores.accuracy, scores.accuracy_low, scores.accuracy_high, scores.loss),
         round(measure_speed(prefix), 1),
         round(sum(tensor.nbytes for tensor in network.state_dict().values()) / 1e6, 1),
         min(params.finetune.unfreeze, len(network.backbone)),
@@ -65,3 +86,42 @@ def measure_speed(prefix: FrozenPrefix) -> float:
         prefix.forward(images)[0].cpu()
         count += 1
     return count * BATCH / seconds
+
+
+def list_backbones(tried: list[Tried]) -> list[str]:
+    """Return the lines of a table, in the order given, and below it what was wrong with the others."""
+    rows = [["", "network", "accuracy", "95% interval", "log-loss", "images/s", "MB"]]
+    done = [one for one in tried if not one.problem]
+    for place, one in enumerate(done, start=1):
+        interval = percent_range(one.accuracy_low, one.accuracy_high)
+        speed, size = f"{one.images_per_second:,.0f}", f"{one.megabytes:,.0f}"
+        rows.append([f"{place}", one.network, percent(one.accuracy), interval, number(one.loss), speed, size])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if column > 1 else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return [*lines, *(f"{one.network}: {one.problem}" for one in tried if one.problem)]
+
+
+@house_style()
+def draw_backbones(tried: list[Tried]) -> Figure:
+    """Draw accuracy with its interval against speed, each network by its number in the table."""
+    figure = new_figure(9, 4.6)
+    axes = figure.add_subplot()
+    blue = LOOKS["finetuned"].color
+    for place, one in enumerate(tried, start=1):
+        spot = (one.images_per_second, one.accuracy)
+        reach = [[one.accuracy - one.accuracy_low], [one.accuracy_high - one.accuracy]]
+        axes.errorbar(*spot, reach, fmt="o", markersize=13, color=blue, ecolor=GREY, elinewidth=1)
+        axes.plot([], [], " ", label=f"{place}  {one.network}, {percent(one.accuracy)}")
+        axes.annotate(f"{place}", spot, ha="center", va="center", color="white", size=8)
+    use_log_axis(axes, "x")
+    axes.set_xlabel("images a second, backbone alone, on this machine")
+    axes.set_ylabel("accuracy of the head found, out-of-fold")
+    use_percent(axes, "y")
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=0, handletextpad=0)
+    return figure

@@ -1,11 +1,15 @@
-"""What the pages on this machine share: socket, server, host check and headers."""
+"""Pages on this machine: socket, server, host check and headers; and the page to go through suspected labels."""
 
 import base64
 import io
 import ipaddress
 import json
+import secrets
+import shlex
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from stages.common.cli import StageError
+from stages.common.cli import StageError, describe
+from stages.common.files import read_csv, write_csv
+from stages.images.dataset import DROP, read_corrections
+from stages.images.decode import ImageError, decode, read_image
+from stages.scores.suspects import Suspect
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 # Nothing from elsewhere can be loaded, nothing can be sent elsewhere, and no page from elsewhere can frame this one.
@@ -27,20 +35,18 @@ _HEADERS = {
     "'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
 }
+_MOST_PIXELS = 1000  # a side, of a suspect as shown
 
 
-def make_site(page: Path, routes: Sequence[Route], hosts: Sequence[str] | None) -> Starlette:
-    """Return an application with a page at `/`.
+def make_site(page: str, routes: Sequence[Route], hosts: Sequence[str] | None) -> Starlette:
+    """Return an application with a page, an HTML file beside this one, at `/`, and what it asks for.
 
-    Args:
-        page: its HTML.
-        routes: what it asks for.
-        hosts: names by which it may be called; `None`: any. A page from elsewhere whose name is made to lead to this
-            machine (DNS rebinding) calls it by another.
+    `hosts`: names by which it may be called, `None`: any. A page from elsewhere whose name is made to lead to this
+    machine (DNS rebinding) calls it by another.
     """
 
     async def show_page(_: Request) -> Response:
-        return HTMLResponse(page.read_text(encoding="utf-8"), headers=_HEADERS)
+        return HTMLResponse(Path(__file__).with_name(page).read_text(encoding="utf-8"), headers=_HEADERS)
 
     middleware = [] if hosts is None else [Middleware(TrustedHostMiddleware, allowed_hosts=hosts)]
     return Starlette(routes=[Route("/", show_page), *routes], middleware=middleware)
@@ -68,18 +74,12 @@ def serve(site: Starlette, listening: socket.socket) -> None:
     host, port = listening.getsockname()[:2]
     name = f"[{host}]" if ":" in host else host
     print(f"http://{name}:{port}/  (Ctrl-C ends it)", flush=True)
-    try:
+    with suppress(KeyboardInterrupt):
         uvicorn.Server(uvicorn.Config(site, log_level="warning", access_log=False)).run(sockets=[listening])
-    except KeyboardInterrupt:
-        return
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open a socket to listen on.
-
-    Raises:
-        StageError: the port is in use, or the address is not this machine's.
-    """
+    """Open a socket; a StageError where the port is in use or the address is not this machine's."""
     if not 0 <= port <= 65535:
         raise StageError(f"--port: should be from 0 to 65535, is {port}")
     try:
@@ -95,3 +95,90 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def measure_progress(suspects: Sequence[Suspect], table: Path) -> dict[str, int]:
+    """Return how many suspects there are, what became of them, and the number of the `next` undecided one, from 0.
+
+    Raises what `read_corrections` does, but the table may be absent.
+    """
+    corrections = read_corrections(table) if table.exists() else {}
+    decided = [one for one in suspects if one.path in corrections]
+    dropped = sum(corrections[one.path] == DROP for one in decided)
+    kept = sum(corrections[one.path] == one.label != DROP for one in decided)
+    following = next((number for number, one in enumerate(suspects) if one.path not in corrections), len(suspects))
+    corrected = len(decided) - kept - dropped
+    return {"suspects": len(suspects), "kept": kept, "corrected": corrected, "dropped": dropped, "next": following}
+
+
+def write_correction(table: Path, name: str, correction: str) -> None:
+    """Correct one image in a table for `data.corrections`; its other rows and columns stay, and it may be absent."""
+    header, rows = ["path", "correction"], list[list[str]]()
+    if table.exists():
+        read_corrections(table)
+        header, rows = read_csv(table)
+    path, place = header.index("path"), header.index("correction")
+    if all(row[path] != name for row in rows):
+        rows.append([name if column == path else "" for column in range(len(header))])
+    for row in rows:
+        if row[path] == name:
+            row[place] = correction
+    write_csv(table, header, rows)
+
+
+def make_review(suspects: Sequence[Suspect], root: Path, grey_max: int | None, table: Path) -> Starlette:
+    """Return the page to go through suspects, at least one; `table` of corrections is all that it keeps.
+
+    Paths are relative to `root`; `grey_max` is as in `decode`.
+    """
+    # Pages from elsewhere cannot read it, and one of an earlier start, with other numbers, has another.
+    token = secrets.token_hex()
+
+    def report() -> Response:
+        command = f"dvc exp run -S data.corrections={shlex.quote(str(table))}"
+        return answer({**measure_progress(suspects, table), "token": token, "command": command})
+
+    async def show_progress(_: Request) -> Response:
+        return report()
+
+    def show(request: Request) -> Response:
+        number = request.path_params["number"]
+        if number >= len(suspects):
+            return refuse("no such number", 404)
+        one = suspects[number]
+        corrections = read_corrections(table) if table.exists() else {}
+        return answer({**asdict(one), **_draw(root / one.path, grey_max), "correction": corrections.get(one.path)})
+
+    # On the event loop: one decision at a time reads and writes the table.
+    async def decide(request: Request) -> Response:
+        if request.headers.get("x-token") != token:
+            return refuse("the server has been started again since; reload this page", 403)
+        number, decision = request.path_params["number"], request.path_params["decision"]
+        if number >= len(suspects) or decision not in ("keep", "suggestion", "drop"):
+            return refuse("no such number or decision", 404)
+        one = suspects[number]
+        write_correction(table, one.path, {"keep": one.label, "suggestion": one.suggestion, "drop": DROP}[decision])
+        return report()
+
+    def explain(_: Request, error: Exception) -> Response:
+        return refuse(describe(error) if isinstance(error, OSError) else str(error), 500)
+
+    routes = [
+        Route("/progress", show_progress),
+        Route("/suspects/{number:int}", show),
+        Route("/suspects/{number:int}/{decision}", decide, methods=["POST"]),
+    ]
+    site = make_site("review.html", routes, LOOPBACK)
+    for kind in (StageError, OSError):
+        site.add_exception_handler(kind, explain)
+    return site
+
+
+def _draw(path: Path, grey_max: int | None) -> dict[str, str]:
+    try:
+        image = decode(read_image(path), grey_max, least=_MOST_PIXELS)
+    except (OSError, ImageError) as error:
+        return {"problem": (error.strerror if isinstance(error, OSError) else None) or str(error)}
+    image.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
+    # A tenth of a PNG's time; small images stay as good as they are.
+    return {"image": as_url(image, "JPEG", quality=95, subsampling=0)}

@@ -1,4 +1,4 @@
-"""The figures of numbers: histories, confusion, curves; and all of them together."""
+"""The figures of numbers: histories, confusion, curves, several runs; and all of one run together."""
 
 import math
 from collections.abc import Sequence
@@ -9,14 +9,13 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
-from stages.common.format import number, plural
-from stages.report.loss_figure import draw_losses
-from stages.report.probability_figures import draw_coverage, draw_reliability
-from stages.report.style import GREY, LOOKS, house_style, new_figure, short_names, use_log_axis
+from stages.common.format import number, percent, plural
+from stages.report.probability_figures import draw_coverage, draw_losses, draw_reliability
+from stages.report.style import GREY, LOOKS, house_style, new_figure, short_names, use_log_axis, use_percent
 from stages.scores.calibration import Calibrations
 from stages.scores.curves import Curve, counted_classes, precision_recall_curves, roc_curves
+from stages.scores.folds import Together
 from stages.scores.metrics import Scores, predicted_labels
 from stages.scores.predictions import Predictions, find_confused
 from stages.training.history import Epoch
@@ -38,10 +37,7 @@ def draw_numbers(
     calibrations: Calibrations,
     line: tuple[Sequence[Point], float],
 ) -> dict[str, Figure | str]:
-    """Draw all figures of numbers, by name; `histories` and `selected` are of both phases, `line` of the second.
-
-    A sentence where there is nothing to draw.
-    """
+    """Draw the figures by name, or say why there is none; `histories` and `selected` are of both phases."""
     return {
         "training": draw_training(*histories, selected, *line),
         "confusion": draw_confusion(predictions),
@@ -60,14 +56,9 @@ def draw_training(
     line: Sequence[Point] = (),
     alpha: float = 1.0,
 ) -> Figure:
-    """Draw loss and accuracy of both phases on one axis of epochs, the hand-over, and a ring round what was kept.
+    """Draw loss and accuracy of both phases on one axis of epochs, with a ring round the epoch `selected` of each.
 
-    Args:
-        head: the first phase, in order.
-        finetune: the second phase, in order.
-        selected: the number of the epoch kept of each.
-        line: points between start and end of the second phase, drawn beside; none: nothing is.
-        alpha: that of the point kept.
+    Beside them the points of the `line` from start to end of fine-tuning, if there are any; that at `alpha` was kept.
     """
     figure = new_figure(10.5 if line else 8, 6)
     grid = figure.subplots(2, 2 if line else 1, sharex="col", squeeze=False, width_ratios=(2.4, 1) if line else None)
@@ -99,7 +90,7 @@ def draw_training(
     accuracies.margins(y=0.1)
     losses.set_title(f"head phase: epoch {selected[0]} kept ◯")
     losses.set_title("fine-tuning" if 0 < alpha < 1 else f"fine-tuning: epoch {selected[1]} kept ◯", loc="right")
-    accuracies.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    use_percent(accuracies, "y")
     accuracies.set_xlabel("epoch of the phase")
     # The numbers begin again at the hand-over.
     every = [epoch.number for epoch in (*head, *finetune)]
@@ -113,7 +104,6 @@ def draw_training(
 
 
 def _draw_line(losses: Axes, accuracies: Axes, line: Sequence[Point], alpha: float) -> None:
-    """Draw validation loss and accuracy between the start and the end of fine-tuning."""
     look = LOOKS["finetuned"]
     for axes, name in ((losses, "val_loss"), (accuracies, "accuracy")):
         known = [point for point in line if math.isfinite(getattr(point, name))]
@@ -123,8 +113,7 @@ def _draw_line(losses: Axes, accuracies: Axes, line: Sequence[Point], alpha: flo
         axes.margins(x=0.1, y=0.15)
     losses.set_title(f"on the line: {alpha:.0%} kept ◯")
     accuracies.set_xlabel("part of the change kept")
-    accuracies.xaxis.set_major_formatter(PercentFormatter(xmax=1))
-    accuracies.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    use_percent(accuracies, "xy")
 
 
 def _ring(axes: Axes, place: float, height: float) -> None:
@@ -150,7 +139,6 @@ def draw_confusion(predictions: Predictions) -> Figure:
     panel = max(5 if classes <= 3 else 6.2 if few else 7, 2.5 + 0.16 * len(drawn))
     figure = new_figure(1 + max(5, panel - 2) * len(predictions.models), panel)
     panels = figure.subplots(1, len(predictions.models), squeeze=False)[0]
-    image = None
     for axes, (model, probabilities) in zip(panels, predictions.models.items(), strict=True):
         predicted = predicted_labels(probabilities)
         counts = confusion_matrix(predictions.labels, predicted, labels=range(classes))
@@ -170,46 +158,35 @@ def draw_confusion(predictions: Predictions) -> Figure:
         if few:
             for (row, column), count in np.ndenumerate(counts):
                 dark = totals[row, 0] > 0 and shares[row, column] > 0.45
-                size = 13 if classes <= 3 else 9 if classes <= 8 else 7
-                axes.text(
-                    column, row, f"{count:,}", ha="center", va="center", size=size, color="white" if dark else "black"
-                )
+                size, color = 13 if classes <= 3 else 9 if classes <= 8 else 7, "white" if dark else "black"
+                axes.text(column, row, f"{count:,}", ha="center", va="center", size=size, color=color)
         else:
-            axes.set_xlabel(f"predicted\n\n{note}{_most_confused(predictions, model)}", size=8)
-        _name_classes(axes, names, ["others"] * bool(note))
-    assert image is not None
+            axes.set_xlabel(f"predicted\n\n{note}{_most_confused(predictions, model, all_names)}", size=8)
+        columns = names + ["others"] * bool(note)
+        letters = 9 if len(names) <= 10 else 6.5
+        axes.set_xticks(range(len(columns)), columns, size=letters)
+        axes.tick_params("x", rotation=0 if len(names) * max(map(len, names)) <= 48 else 90)
+        axes.set_yticks(range(len(names)), names, size=letters)
     bar = figure.colorbar(image, ax=panels, shrink=0.7, aspect=30, label="fraction of the true class's images")
-    bar.ax.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    use_percent(bar.ax, "y")
     bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 1])
     return figure
 
 
-def _name_classes(axes: Axes, names: list[str], more: list[str]) -> None:
-    """Name the rows, and the columns, of which there may be `more`."""
-    size = 9 if len(names) <= 10 else 6.5
-    upright = len(names) * max(map(len, names)) <= 48
-    axes.set_xticks(range(len(names + more)), names + more, size=size)
-    axes.tick_params("x", rotation=0 if upright else 90)
-    axes.set_yticks(range(len(names)), names, size=size)
-
-
 def _most_mistaken(predictions: Predictions, most: int) -> list[int]:
-    """Return the labels of at most so many classes, in order: those that are most often mistaken or guessed wrongly."""
+    """Return, in order, the labels of at most so many classes: those most often mistaken or guessed wrongly."""
     mistakes = np.zeros(len(predictions.classes), dtype=np.int64)
-    for probabilities in predictions.models.values():
-        predicted = predicted_labels(probabilities)
-        wrong = predicted != predictions.labels
-        for labels in (predictions.labels[wrong], predicted[wrong]):
-            mistakes += np.bincount(labels, minlength=len(mistakes))
+    for model in predictions.models:
+        for true, guess, found in find_confused(predictions, model):
+            mistakes[[true, guess]] += len(found)
     return sorted(np.argsort(-mistakes, kind="stable")[:most].tolist())
 
 
-def _most_confused(predictions: Predictions, model: str, most: int = 5) -> str:
-    names = short_names(predictions.classes, 22)
+def _most_confused(predictions: Predictions, model: str, names: list[str]) -> str:
     pairs = find_confused(predictions, model)
     if not pairs:
         return f"no mistakes on {plural(len(predictions.labels), 'image')}"
-    lines = [f"{len(found):,} of {names[true]} taken for {names[guess]}" for true, guess, found in pairs[:most]]
+    lines = [f"{len(found):,} of {names[true]} taken for {names[guess]}" for true, guess, found in pairs[:5]]
     return "\n".join(["most frequent mistakes:", *lines])
 
 
@@ -263,3 +240,28 @@ def _enlarge_corner(axes: Axes, curve: Curve, corner: float) -> None:
     inset.set(xticks=np.arange(0, 1.01, 0.05), yticks=np.arange(0, 1.01, 0.05), xlim=shown, ylim=(1 - _ZOOM, 1.005))
     inset.spines[["top", "right"]].set_visible(True)
     axes.indicate_inset_zoom(inset, edgecolor="black")
+
+
+@house_style()
+def draw_runs(kind: str, together: Together) -> Figure:
+    """Draw both accuracies of each of several runs, `folds` or `seeds`, and the gain of each with that of all."""
+    names = [run.name for run in together.runs]
+    figure = new_figure(9, 1.6 + 0.32 * len(names))
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    rows = np.arange(len(names))
+    heads, finetuned = ([getattr(run, model) for run in together.runs] for model in ("head", "finetuned"))
+    left.hlines(rows, heads, finetuned, color=GREY, linewidth=1)
+    left.plot(heads, rows, "o", mfc="white", mec="black", label="head phase")
+    left.plot(finetuned, rows, "o", color="black", label="fine-tuned")
+    left.set(yticks=[*rows, len(names)], yticklabels=[*names, "together"], ylim=(len(names) + 0.6, -0.6))
+    left.set_xlabel("accuracy on the test images")
+    left.xaxis.set_major_formatter(lambda value, _: percent(value))
+    left.locator_params(axis="x", nbins=5)
+    left.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+    right.axvline(0, color=GREY, linewidth=1)
+    right.plot([100 * run.gain for run in together.runs], rows, "o", color="black")
+    gain = together.gain
+    low, middle, high = (100 * value for value in (gain.accuracy_low, gain.accuracy, gain.accuracy_high))
+    right.errorbar([middle], [len(names)], xerr=[[middle - low], [high - middle]], fmt="D", color="black", capsize=3)
+    right.set(xlabel=f"gain, points; together: {'95% interval' if kind == 'folds' else 'mean and range'}")
+    return figure

@@ -1,7 +1,10 @@
-"""The figures of images: what the fine-tuned network gets wrong and where it looked, what fine-tuning changed."""
+"""The figures of images: what the fine-tuned network gets wrong, what fine-tuning changed, labels believed least."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,15 +13,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from stages.common.format import plural, probability
+from stages.common.format import percent, plural, probability
 from stages.images.batches import read_entry
+from stages.images.decode import ImageError, decode, read_image
 from stages.images.index import Entry
 from stages.images.preprocessing import Preprocessing, make_transform
 from stages.network.network import Network
 from stages.report.gradcam import enlarge, find_block, grad_cam
 from stages.report.style import GREY, house_style, new_figure, short_names, shorten, shorten_path, wrap
 from stages.scores.metrics import predicted_labels
-from stages.scores.predictions import Positions, Predictions, find_changed, find_confused, find_wrong
+from stages.scores.predictions import Predictions, find_changed, find_confused, find_wrong
+from stages.scores.suspects import Suspect
 
 Pixels = NDArray[np.float32]
 
@@ -27,6 +32,7 @@ _MOST_WRONG = 9
 _MOST_PAIRS, _MOST_OF_A_PAIR = 4, 5  # of classes that are confused, and images of each
 _MOST_CHANGED = 10  # fixed ones, and as many broken ones
 _MOST_ALIKE = 8  # pairs
+_MOST_SUSPECTS = 20
 
 
 @dataclass(frozen=True)
@@ -37,11 +43,15 @@ class Album:
     entries: list[Entry]
     preprocessing: Preprocessing
 
-    def load(self, positions: Positions) -> torch.Tensor:
+    def load(self, positions: Sequence[int]) -> torch.Tensor:
         """Return these images preprocessed, (n, 3, crop, crop); raises what `read_entry` does."""
         transform, grey_max = make_transform(self.preprocessing, "none"), self.preprocessing.grey_max
         entries, least = [self.entries[position] for position in positions], self.preprocessing.least("none")
         return torch.stack([transform(read_entry(self.root, entry, grey_max, least)) for entry in entries])
+
+    def show(self, positions: Sequence[int]) -> Pixels:
+        """Return these images as they look to the network, (n, crop, crop, 3) in [0, 1]."""
+        return as_pixels(self.load(positions), self.preprocessing)
 
 
 def as_pixels(images: torch.Tensor, preprocessing: Preprocessing) -> Pixels:
@@ -54,13 +64,10 @@ def as_pixels(images: torch.Tensor, preprocessing: Preprocessing) -> Pixels:
 def draw_images(
     predictions: Predictions, album: Album, network: Network, alike: list[tuple[Entry, Entry]]
 ) -> dict[str, Figure | str]:
-    """Draw all figures of this module, by name; a sentence where there is nothing to draw.
+    """Draw the figures of a run by name, or say why there is none.
 
-    Args:
-        predictions: on the images of `album`, in its order.
-        album: the test images.
-        network: the fine-tuned one, on the CPU.
-        alike: pairs of images of any part that are nearly the same, the least so last.
+    `album` has the test images, in the order of `predictions`; `network` is the fine-tuned one, on the CPU; `alike` are
+    pairs of images of any part that are nearly the same, the least so last.
     """
     return {
         "wrong": draw_wrong(predictions, album, network),
@@ -70,7 +77,6 @@ def draw_images(
     }
 
 
-@house_style()
 def draw_wrong(predictions: Predictions, album: Album, network: Network) -> Figure | str:
     """Draw the fine-tuned network's mistakes, the most confident first, with Grad-CAM toward what it predicted."""
     wrong, total = find_wrong(predictions), plural(len(predictions.labels), "image")
@@ -93,17 +99,14 @@ def draw_wrong(predictions: Predictions, album: Album, network: Network) -> Figu
         )
     shown = "" if len(wrong) == len(positions) else f"; the {len(positions)} most confident of them"
     title = f"The fine-tuned network's {plural(len(wrong), 'mistake')} on {total}{shown}"
-    names = short_names(predictions.classes, 24)
-    sheet = Sheet([(title, note, len(positions))], columns=3, ratio=1 if block is None else 2, lines=3)
-    for cell, position, own, label in zip(sheet.cells, positions, pixels, predicted, strict=True):
-        cell.imshow(own)
+    names, captions = short_names(predictions.classes, 24), []
+    for position, label in zip(positions, predicted, strict=True):
         surety = probability(float(predictions.finetuned[position, label]))
         true = f"true: {names[predictions.labels[position]]}"
-        caption(cell, f"predicted {names[label]}, {surety}", true, shorten_path(predictions.paths[position], 42))
-    return sheet.figure
+        captions.append((f"predicted {names[label]}, {surety}", true, shorten_path(predictions.paths[position], 42)))
+    return draw_sheet([(title, note, len(positions))], pixels, captions, 3, ratio=1 if block is None else 2)
 
 
-@house_style()
 def draw_confused(predictions: Predictions, album: Album) -> Figure | str:
     """Draw images from the largest cells of the fine-tuned network's confusion matrix, beside its diagonal."""
     pairs = find_confused(predictions, "finetuned")
@@ -117,16 +120,12 @@ def draw_confused(predictions: Predictions, album: Album) -> Figure | str:
         title = f"{names[true]} taken for {names[guess]}: {len(found):,} of {total[true]:,}{rest}"
         sections.append((title, "", len(shown)))
         positions += shown
-    sheet = Sheet(sections, columns=_MOST_OF_A_PAIR, ratio=1, lines=2)
-    pixels = as_pixels(album.load(positions), album.preprocessing)
-    for cell, position, own in zip(sheet.cells, positions, pixels, strict=True):
-        cell.imshow(own)
-        surety = probability(float(predictions.finetuned[position].max()))
-        caption(cell, surety, shorten_path(predictions.paths[position], 26))
-    return sheet.figure
+    sureties = predictions.finetuned[positions].max(axis=1).tolist()
+    paths = [shorten_path(predictions.paths[position], 26) for position in positions]
+    captions = list(zip(map(probability, sureties), paths, strict=True))
+    return draw_sheet(sections, album.show(positions), captions, _MOST_OF_A_PAIR)
 
 
-@house_style()
 def draw_changed(predictions: Predictions, album: Album) -> Figure | str:
     """Draw the images that fine-tuning fixed and those that it broke, with both predictions."""
     groups = find_changed(predictions)
@@ -138,21 +137,17 @@ def draw_changed(predictions: Predictions, album: Album) -> Figure | str:
         many = plural(len(group), "image") if group else "no image"
         sections.append((f"Fine-tuning {name} {many}{shown}", "", min(len(group), _MOST_CHANGED)))
         positions += group[:_MOST_CHANGED]
-    sheet = Sheet(sections, columns=5, ratio=1, lines=4)
-    names = short_names(predictions.classes, 14)
-    pixels = as_pixels(album.load(positions), album.preprocessing)
-    for cell, position, own in zip(sheet.cells, positions, pixels, strict=True):
-        cell.imshow(own)
-        answers = []
-        for values in (predictions.head[position], predictions.finetuned[position]):
-            guess = int(predicted_labels(values[None])[0])
-            answers.append(f"{names[guess]}, {probability(float(values[guess]))}")
+    names, captions = short_names(predictions.classes, 14), []
+    for position in positions:
+        before, after = (
+            f"{names[predicted_labels(values[None])[0]]}, {probability(float(values.max()))}"
+            for values in (predictions.head[position], predictions.finetuned[position])
+        )
         true, path = names[predictions.labels[position]], shorten_path(predictions.paths[position], 26)
-        caption(cell, f"true: {true}", f"before: {answers[0]}", f"after: {answers[1]}", path)
-    return sheet.figure
+        captions.append((f"true: {true}", f"before: {before}", f"after: {after}", path))
+    return draw_sheet(sections, album.show(positions), captions, 5)
 
 
-@house_style()
 def draw_alike(pairs: list[tuple[Entry, Entry]], album: Album) -> Figure | str:
     """Draw the pairs that are least nearly the same, side by side: the first to be wrong."""
     if not pairs:
@@ -161,53 +156,79 @@ def draw_alike(pairs: list[tuple[Entry, Entry]], album: Album) -> Figure | str:
     entries = [entry for pair in shown for entry in pair]
     more = f"; the {len(shown)} least alike" if len(pairs) > len(shown) else ""
     title = f"{plural(len(pairs), 'pair of images is', 'pairs of images are')} nearly the same{more}"
-    sheet = Sheet([(title, "", len(entries))], columns=4, ratio=1, lines=2)
-    pixels = as_pixels(replace(album, entries=entries).load(list(range(len(entries)))), album.preprocessing)
-    for number, (cell, entry, own) in enumerate(zip(sheet.cells, entries, pixels, strict=True)):
-        cell.imshow(own)
-        caption(cell, f"pair {number // 2 + 1}: {shorten(entry.class_name, 20)}", shorten_path(entry.path, 32))
-    return sheet.figure
+    captions = [
+        (f"pair {number // 2 + 1}: {shorten(entry.class_name, 20)}", shorten_path(entry.path, 32))
+        for number, entry in enumerate(entries)
+    ]
+    pixels = replace(album, entries=entries).show(range(len(entries)))
+    return draw_sheet([(title, "", len(entries))], pixels, captions, 4)
 
 
-class Sheet:
-    """A figure with sections of images under titles; `cells` has their axes in order.
+def draw_suspects(suspects: list[Suspect], root: Path) -> Figure:
+    """Draw images whose labels are believed least, from the folder that their paths are relative to."""
+    images: list[NDArray[Any] | None] = []
+    captions = []
+    for one in suspects[:_MOST_SUSPECTS]:
+        try:
+            image = decode(read_image(root / one.path))
+            image.thumbnail((400, 400))
+            images.append(np.asarray(image))
+        except (OSError, ImageError):
+            images.append(None)
+        says = f"{shorten(one.suggestion, 14)}, {percent(one.suggestion_probability)}"
+        captions.append((f"label: {shorten(one.label, 18)}", f"suggested: {says}", shorten_path(one.path, 26)))
+    title = f"The {plural(len(images), 'label')} that the networks believe least"
+    return draw_sheet([(title, "", len(images))], images, captions, 5)
+
+
+@house_style()
+def draw_sheet(
+    sections: Sequence[tuple[str, str, int]],
+    images: Iterable[NDArray[Any] | None],
+    captions: Sequence[tuple[str, ...]],
+    columns: int,
+    ratio: float = 1,
+) -> Figure:
+    """Draw sections of images under titles, and lines under each image: the first in bold, the last, its path, small.
 
     Args:
         sections: each a title, a note below it or "", and its number of images.
+        images: of all sections; `None`: it is no longer there.
+        captions: as many lines for each.
         columns: images a row.
-        ratio: width of a cell's image over its height.
-        lines: of the caption under each image.
+        ratio: width of an image over its height.
     """
+    width = (_WIDTH - _MARGIN) / columns - _MARGIN
+    image_height = width / ratio
+    step = image_height + 0.15 * len(captions[0]) + 0.14
+    titles = [(wrap(title, 9.5, 11), wrap(note, 9.5, 8)) for title, note, _ in sections]
+    heads = [0.12 + 0.18 * len(title.splitlines()) + 0.14 * len(note.splitlines()) for title, note in titles]
+    rows = [-(-count // columns) for *_, count in sections]
+    height = _MARGIN + sum(heads) + sum(rows) * step
+    figure, top, left = new_figure(_WIDTH, height, layout=None), height - _MARGIN, _MARGIN / _WIDTH
+    left_to_draw = iter(zip(images, captions, strict=True))
+    for (title, note), head, (*_, count), row_count in zip(titles, heads, sections, rows, strict=True):
+        figure.text(left, top / height, title, size=11, weight="bold", va="top")
+        if note:
+            figure.text(left, (top - head + 0.1) / height, note, size=8, color=GREY, va="bottom")
+        top -= head
+        for number, (image, lines) in enumerate(islice(left_to_draw, count)):
+            x = _MARGIN + (number % columns) * (width + _MARGIN)
+            y = top - (number // columns) * step - image_height
+            axes = figure.add_axes((x / _WIDTH, y / height, width / _WIDTH, image_height / height))
+            axes.set_axis_off()
+            if image is None:
+                axes.text(0.5, 0.5, "gone", ha="center", va="center", transform=axes.transAxes)
+            else:
+                axes.imshow(image)
+            _write_caption(axes, lines)
+        top -= row_count * step
+    return figure
 
-    def __init__(self, sections: list[tuple[str, str, int]], columns: int, ratio: float, lines: int) -> None:
-        width = (_WIDTH - _MARGIN) / columns - _MARGIN
-        image, caption = width / ratio, 0.15 * lines + 0.14
-        titles = [(wrap(title, 9.5, 11), wrap(note, 9.5, 8)) for title, note, _ in sections]
-        heads = [0.12 + 0.18 * len(title.splitlines()) + 0.14 * len(note.splitlines()) for title, note in titles]
-        rows = [-(-count // columns) for *_, count in sections]
-        height = _MARGIN + sum(heads) + sum(rows) * (image + caption)
-        self.figure = new_figure(_WIDTH, height, layout=None)
-        self.cells: list[Axes] = []
-        top = height - _MARGIN
-        for (title, note), head, (*_, count), row_count in zip(titles, heads, sections, rows, strict=True):
-            left = _MARGIN / _WIDTH
-            self.figure.text(left, top / height, title, size=11, weight="bold", va="top")
-            if note:
-                self.figure.text(left, (top - head + 0.1) / height, note, size=8, color=GREY, va="bottom")
-            top -= head
-            for number in range(count):
-                x = _MARGIN + (number % columns) * (width + _MARGIN)
-                y = top - (number // columns) * (image + caption) - image
-                axes = self.figure.add_axes((x / _WIDTH, y / height, width / _WIDTH, image / height))
-                axes.set_axis_off()
-                self.cells.append(axes)
-            top -= row_count * (image + caption)
 
-
-def caption(axes: Axes, first: str, *others: str) -> None:
-    """Write lines under an image: the first in bold, the last, its path, small and grey."""
-    for number, line in enumerate((first, *others)):
-        last = number == len(others)
+def _write_caption(axes: Axes, lines: tuple[str, ...]) -> None:
+    for number, line in enumerate(lines):
+        last = number == len(lines) - 1
         text = axes.annotate(line, (0, 0), (0, -3 - 10.8 * number), "axes fraction", "offset points", va="top")
         text.set(size=6.5 if last else 7.8, weight="normal" if number else "bold", color=GREY if last else "black")
         text.set_annotation_clip(False)

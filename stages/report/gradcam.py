@@ -4,7 +4,7 @@ import copy
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from stages.network.backbones import ClassToken
@@ -15,11 +15,7 @@ _LEAST = 7
 
 
 def find_block(network: Network, size: int) -> int | None:
-    """Return the number of the last block whose maps have 7 x 7 values or more, `None` if there is none.
-
-    Of a network of tokens, that is the block before its last layer of attention: behind it, only the class token
-    counts.
-    """
+    """Return the number of the last block whose maps have 7 x 7 values or more, `None` if there is none."""
     features, found = torch.empty(1, 3, size, size, device="meta"), None
     with torch.no_grad():
         for number, block in enumerate(list(copy.deepcopy(network.backbone).to("meta").eval())[: _last(network) + 1]):
@@ -31,7 +27,8 @@ def find_block(network: Network, size: int) -> int | None:
 
 def _last(network: Network) -> int:
     """Return the number of the last block with maps."""
-    # The last two blocks of a network of tokens are its last layer of attention and a LayerNorm.
+    # The last two blocks of a network of tokens are its last layer of attention, behind which only the class token
+    # counts, and a LayerNorm.
     return len(network.backbone) - (3 if isinstance(network.classifier[0], ClassToken) else 1)
 
 
@@ -39,35 +36,23 @@ def grad_cam(network: Network, images: Tensor, classes: Tensor, block: int | Non
     """Return heat maps, (n, rows, columns) in [0, 1]: 1 where the evidence for the class is strongest in its image.
 
     The maps that leave a block, each channel weighted by the mean gradient of the class's logit with respect to it;
-    what speaks against the class is cut off (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391). A heat map is as
-    coarse as these maps. All 0 where nothing speaks for the class.
+    what speaks against the class is cut off (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391). All 0 where
+    nothing speaks for the class.
 
-    Args:
-        network: in evaluation mode, float32, on the CPU.
-        images: (n, 3, height, width), preprocessed.
-        classes: (n,), the class to explain in each image; of one output, 1 is what raises the logit, 0 what lowers
-            it.
-        block: number of the block, as `find_block` returns it; `None`: the last that has maps.
+    `network` is in evaluation mode, on the CPU; `images` are preprocessed, (n, 3, height, width). Of one output, class
+    1 is what raises the logit, 0 what lowers it. `block` is what `find_block` returns; `None`: the last that has maps.
     """
-    caught: list[Tensor] = []
-
-    def catch(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    block = _last(network) if block is None else block
+    with torch.no_grad():
+        found = network.backbone[: block + 1](images)
+    with torch.enable_grad():
         # A leaf of its own: gradients end here, and no part of the backbone needs any.
-        caught.append(output.detach().requires_grad_())
-        return caught[-1]
-
-    hook = network.backbone[_last(network) if block is None else block].register_forward_hook(catch)
-    try:
-        with torch.enable_grad():
-            logits = network(images)
-            if logits.shape[1] == 1:
-                chosen = torch.where(classes == 1, logits[:, 0], -logits[:, 0])
-            else:
-                chosen = logits.gather(1, classes[:, None])[:, 0]
-            (gradients,) = torch.autograd.grad(chosen.sum(), caught)
-    finally:
-        hook.remove()
-    maps, gradients = _as_maps(caught[0].detach()), _as_maps(gradients)
+        found.requires_grad_()
+        logits = network.classifier(network.backbone[block + 1 :](found))
+        if logits.shape[1] == 1:
+            logits = torch.cat([-logits, logits], dim=1)
+        (gradients,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), found)
+    maps, gradients = _as_maps(found.detach()), _as_maps(gradients)
     weights = gradients.mean(dim=(2, 3), keepdim=True)
     heat = functional.relu((weights * maps).sum(dim=1))
     peaks = heat.amax(dim=(1, 2), keepdim=True)

@@ -1,28 +1,30 @@
-"""The report: the whole run on one page of Markdown, for a git host."""
+"""The report: the whole run on one page of Markdown, for a git host; and the page of several runs."""
 
-from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container
 from typing import Any
 
 from stages.common.format import number, p_value, percent, percent_range, plural, points, points_range, signed
-from stages.common.params import Params
-from stages.images.division import CONFLICT
 from stages.images.index import PARTS
 from stages.images.near_duplicates import LOOKED_FOR, Leak
 from stages.images.summary import class_counts
-from stages.report.markdown import bullets, cell, code, table, tabulate_first
-from stages.report.probabilities import ONE, TITLES
+from stages.report.markdown import (
+    bullets,
+    cell,
+    code,
+    describe_limits,
+    table,
+    tabulate_counts,
+    tabulate_first,
+    tabulate_suspects,
+    titles_of,
+)
 from stages.scores.evaluation import ClassScores, Evaluation, describe_none
-from stages.scores.suspects import Judged, Suspect, estimate_wrong_labels, find_inseparable
+from stages.scores.folds import Together
+from stages.scores.suspects import Suspect
 from stages.scores.verdict import describe_gain, describe_groups, loss_range
-from stages.training.history import Epoch, out_of_patience, still_falling
-from stages.training.line import Point
-from stages.training.search import Candidate
 
-_MOST_CLASSES = 100
 # With more classes, so many with the lowest recall are shown.
 _MOST_SCORED_CLASSES, _WORST_CLASSES = 40, 20
-_MOST_LISTED = 20
 
 # In the order in which they are read: file name without its ending, title, what to see in it.
 FIGURES = (
@@ -30,11 +32,7 @@ FIGURES = (
     ("confusion", "Which classes are taken for which", ""),
     ("curves", "Every threshold", "How well the probabilities order the images, whatever threshold is chosen."),
     ("reliability", "Calibration", "Below the diagonal: too sure. Bars: 95% interval (Wilson)."),
-    (
-        "coverage",
-        "Leaving images to a person",
-        "Most confident first; ring: at the threshold that validation gave.",
-    ),
+    ("coverage", "Leaving images to a person", "Most confident first; ring: at the threshold that validation gave."),
     ("losses", "Where the loss comes from", ""),
     ("wrong", "The most confident mistakes", "A wrong label shows here first."),
     ("confused", "Most confused", "Images from the largest cells of the confusion matrix."),
@@ -43,7 +41,8 @@ FIGURES = (
 )
 
 # Title, field of `Scores`, how a value and how a difference is written.
-_ROWS: tuple[tuple[str, str, Callable[[float], str], Callable[[float], str]], ...] = (
+_Write = Callable[[float], str]
+_ROWS: tuple[tuple[str, str, _Write, _Write], ...] = (
     ("accuracy", "accuracy", percent, points),
     ("balanced accuracy", "balanced_accuracy", percent, points),
     ("F1, mean over classes", "f1_macro", percent, points),
@@ -55,210 +54,89 @@ _ROWS: tuple[tuple[str, str, Callable[[float], str], Callable[[float], str]], ..
 )
 
 
-@dataclass(frozen=True)
-class Results:
-    """What the report is about.
+def compose_report(
+    evaluation: Evaluation,
+    classes: list[ClassScores],
+    copies: int,
+    split: dict[str, Any],
+    recipe: dict[str, Any],
+    pairs: list[Leak],
+    suspects: str,
+    probabilities: str,
+    training: list[str],
+    captions: dict[str, str],
+    drawn: Container[str],
+) -> str:
+    """Return the report, as Markdown.
 
     `copies`: files of the test part that are not counted, since their bytes are those of another one; `split`:
     `split.json`; `recipe`: the parameters to list, a section's as a dictionary; `pairs`: the near-duplicates, the most
-    similar first; `suspects`, `probabilities` and `training`: what the functions `describe_...` say of them.
+    similar first; `suspects`, `probabilities` and `training`: what the functions `describe_...` say of them;
+    `captions`: what to say of a figure in place of what `FIGURES` says, by its name, of several lines a list; `drawn`:
+    the names of the figures in the folder `figures`; of others, only the caption is shown.
     """
-
-    evaluation: Evaluation
-    classes: list[ClassScores]
-    copies: int
-    split: dict[str, Any]
-    recipe: dict[str, Any]
-    pairs: list[Leak]
-    suspects: str
-    probabilities: str
-    training: list[str]
-
-
-def compose_report(results: Results, figures: str, captions: dict[str, str], drawn: Container[str]) -> str:
-    """Return the report, as Markdown.
-
-    Args:
-        results: of the run.
-        figures: the figures' folder, relative to the report, with `/`.
-        captions: what to say of a figure in place of what `FIGURES` says, by its name; a line becomes a list's item.
-        drawn: the names of the figures that there are; of others, only the caption is shown.
-    """
-    evaluation, split, copies = results.evaluation, results.split, results.copies
     counts = class_counts(split)
     parts = {part: sum(numbers[part] for numbers in counts.values()) for part in PARTS}
     counted = parts | {"test": parts["test"] - copies}
     sections = [
         "# Did fine-tuning help?",
         f"**{describe_gain(evaluation.gain)}**",
-        _subject(len(counts), results.recipe["model"], counted),
+        _subject(len(counts), recipe["model"], counted),
         bullets([cell(remark) for remark in evaluation.remarks]),
-        _scores(evaluation, len(results.classes)),
+        _scores(evaluation, len(classes)),
         "## What a probability is worth",
-        results.probabilities,
+        probabilities,
         "## How training went",
-        bullets(results.training),
+        bullets(training),
         "## How far to trust this",
         bullets(describe_limits(evaluation, counted, copies)),
         "## Figures",
         "Both checkpoints are one network: the figures show it once." * evaluation.gain.identical,
-        *(_figure(name, title, captions.get(name, note), figures * (name in drawn)) for name, title, note in FIGURES),
+        *(_figure(name, title, captions.get(name, note), name in drawn) for name, title, note in FIGURES),
         "## Images",
         _images(split),
         "## Is the test set clean?",
-        _near_duplicates(evaluation, results.pairs),
+        _near_duplicates(evaluation, pairs),
         "## Labels that may be wrong",
-        results.suspects,
+        suspects,
         "## Recipe",
-        _recipe(results.recipe),
+        _recipe(recipe),
         "## Every class",
-        _classes(results.classes, _titles(evaluation)),
+        _classes(classes, titles_of(evaluation.gain.identical)),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def tabulate_counts(split: dict[str, Any]) -> str:
-    """Return the number of images of each class and part, from the content of `split.json`, as a table."""
-    counts = class_counts(split)
-    rows = [[cell(name), *(f"{numbers[part]:,}" for part in PARTS)] for name, numbers in counts.items()]
-    if len(rows) > _MOST_CLASSES:
-        rows = [*rows[:_MOST_CLASSES], [f"... {len(rows) - _MOST_CLASSES:,} more", "", "", ""]]
-    rows.append(["**all**", *(f"**{sum(numbers[part] for numbers in counts.values()):,}**" for part in PARTS)])
-    return table(["class", "train", "validation", "test"], rows)
-
-
-def describe_suspects(suspects: list[Suspect], judged: Judged, classes: Sequence[str], split: dict[str, Any]) -> str:
-    """Return contradicted labels, those that are believed least, and classes that look alike, as Markdown."""
-    everywhere = len(judged.paths) > sum(counts["test"] for counts in class_counts(split).values())
-    of = "" if everywhere else " Of the test images alone; `make folds` looks at all images."
-    paragraphs = []
-    rejected = [one for one in split["rejected"] if CONFLICT in one["reason"]]
-    if conflicts := [f"{code(one['path'])}: {cell(one['reason'])}" for one in rejected]:
-        more = [f"... {len(conflicts) - _MOST_LISTED:,} more in `split.json`"] * (len(conflicts) > _MOST_LISTED)
-        paragraphs.append("These images have two labels each, and are left out:")
-        paragraphs.append(bullets([*conflicts[:_MOST_LISTED], *more]))
-    if not suspects:
-        return "\n\n".join([*paragraphs, f"The network disagrees with no label.{of}"])
-    wrong = estimate_wrong_labels(judged.labels, judged.probabilities)
-    paragraphs.append(
-        f"{plural(len(suspects), 'image')} where the network prefers another label; about {wrong:.0f} of "
-        f"{len(judged.paths):,} labels may be wrong, by [confident learning](https://arxiv.org/abs/1911.00068). Look "
-        f"at the first ones: a mistake of the network ranks as high as one of the label.{of}"
-    )
-    if everywhere:
-        paragraphs.append(
-            "Test images are judged by the fine-tuned network, the others by heads that were trained without them."
-        )
-    if pairs := find_inseparable(judged, classes)[:_MOST_LISTED]:
-        named = [f"{cell(first)} and {cell(second)} ({percent(apart)})" for first, second, apart in pairs]
-        paragraphs.append(
-            f"Classes that are hardly told apart, with how often the right one of the two is more probable: "
-            f"{', '.join(named)}. Are they one class, or their labels mixed up?"
-        )
-    return "\n\n".join([*paragraphs, tabulate_suspects(suspects)])
-
-
-def tabulate_suspects(suspects: list[Suspect]) -> str:
-    """Return the first of them as a table; `suspects.csv` has the others."""
+def compose_runs(kind: str, together: Together, summary: str, wrong: float | None, suspects: list[Suspect]) -> str:
+    """Return the page of several runs, `folds` or `seeds`; `wrong`: about how many labels are, where it is known."""
+    verdict = summary.splitlines()[-1]
+    methods = {
+        "folds": "Each image was tested once, by networks that were not trained on it. Folds share most of their "
+        "training images, so their gains vary less than those of independent trainings: both intervals of the gain "
+        "are at least as wide as [Nadeau and Bengio's](https://doi.org/10.1023/A:1024068626366), which allows for "
+        "that, and as those that take all images for one test. A verdict asks for an interval without 0, that on "
+        "accuracy for McNemar's p below 0.05, too.",
+        "seeds": "One split, several trainings: mean and range show what the chance of training does to the gain. The "
+        "choice of test images is not in them, so there is no verdict.",
+    }
     rows = [
-        [cell(one.path), cell(one.label), number(one.label_probability), cell(one.suggestion),
-         number(one.suggestion_probability)]
-        for one in suspects
+        [run.name, f"{run.images:,}", percent(run.head), percent(run.finetuned), points(run.gain),
+         signed(run.loss), f"{run.fixed:,}", f"{run.broken:,}"]
+        for run in together.runs
     ]  # fmt: skip
-    header = ["image", "label", "probability", "suggested", "probability"]
-    return tabulate_first(header, rows, _MOST_LISTED, "suspects.csv")
-
-
-def describe_training(
-    histories: tuple[list[Epoch], list[Epoch]],
-    selected: tuple[int, int],
-    params: Params,
-    candidates: list[Candidate],
-    line: list[Point],
-    alpha: float,
-    images: int,
-) -> list[str]:
-    """Say what each phase kept, why it ended, and what its loss counts.
-
-    Args:
-        histories: of both phases.
-        selected: the number of the epoch kept of each.
-        params: with which they were trained.
-        candidates: the heads that were tried, the kept one first; none where the head was not searched for.
-        line: the points between start and end of fine-tuning, if they were measured.
-        alpha: that of the one kept.
-        images: number of training images.
-    """
-    lines, weighted = [], "weighted " * (params.class_weights is not None)
-    if candidates:
-        best = candidates[0]
-        kind = f"hidden layer, lr {best.lr:.2g}" if best.lr else f"linear, L2 penalty {best.penalty:.3g}"
-        lines.append(
-            f"Head phase: of {len(candidates)} heads tried by folds, this one has the lowest {weighted}out-of-fold "
-            f"log-loss: {kind} ({number(best.loss)}, accuracy {percent(best.accuracy)}); `candidates.csv` has all."
-        )
-    for title, section, epochs, kept in zip(
-        ("Head phase", "Fine-tuning"), ("train_head", "finetune"), histories, selected, strict=True
-    ):
-        phase, last, is_head = getattr(params, section), epochs[-1].number, section == "train_head"
-        loss = next(epoch.val_loss for epoch in epochs if epoch.number == kept)
-        text = f"kept epoch {kept} of {last}; {weighted}validation loss {number(epochs[0].val_loss)} at the start, "
-        text += f"{number(loss)} kept."
-        if line and not is_head:
-            text = describe_line(line, alpha, weighted)
-        elif not kept:
-            text = "kept epoch 0, the head checkpoint: no epoch lowered the validation loss."
-        if is_head and candidates:  # the parameters may not be those of the head that was found
-            pass
-        elif is_head and still_falling(epochs, phase.epochs, phase.patience):
-            text += f" It was still falling when the epochs ran out: raise `{section}.epochs` ({phase.epochs})."
-        elif last < phase.count_epochs(images) and not out_of_patience(epochs[is_head:], phase.patience):
-            text += f" Training stopped after epoch {last}, where the loss was no longer finite: lower `{section}.lr`."
-        lines.append(f"{title}: {text}")
-    if params.class_weights is not None:
-        lines.append(
-            f"Training and validation losses are weighted by class (`class_weights`: {code(params.class_weights)}); "
-            "the scores on the test images are not."
-        )
-    return lines
-
-
-def describe_line(line: list[Point], alpha: float, weighted: str = "") -> str:
-    """Say which point, by its `alpha`, was kept on the line from the head checkpoint to the end of fine-tuning."""
-    start, end = number(line[0].val_loss), number(line[-1].val_loss)
-    losses = f"{weighted}validation loss {start} at the start, {end} at the end"
-    if not alpha:
-        return f"kept the head checkpoint: no point towards the end has a lower validation loss ({losses})."
-    kept = next(point for point in line if point.alpha == alpha)
-    return f"kept {alpha:.0%} of the change; {losses}, {number(kept.val_loss)} kept."
-
-
-def describe_limits(evaluation: Evaluation, parts: dict[str, int], copies: int) -> list[str]:
-    """Say how far the scores can be trusted; `parts`: number of counted images by part, `copies` as for `Results`."""
-    gain, count = evaluation.gain, parts["test"]
-    lines = [f"The test set has {plural(count, 'image')}: one of them is {100 / count:.2f} points of accuracy."]
-    if copies:
-        lines.append(
-            f"{plural(copies, 'more file')} of the test part {'has' if copies == 1 else 'have'} the same bytes as one "
-            "of these, and no score, interval or figure counts an image twice."
-        )
-    if gain.mcnemar_p is not None and not gain.identical:
-        bounds = points_range(gain.accuracy_low, gain.accuracy_high)
-        lines.append(f"The data are consistent with a true gain of {bounds} points of accuracy.")
-    lines.append(
-        "The intervals cover the choice of test images. They say nothing of what another seed's training would give, "
-        "nor of images from elsewhere."
-    )
-    if gain.groups is not None:
-        lines.append(
-            f"The test images are of {plural(gain.groups, 'group')} (`split.group`, near-duplicates); those of a group "
-            "are alike. The verdicts and the intervals of accuracies and gains take each group as one observation "
-            "(signs are tossed by group; [cluster bootstrap](https://doi.org/10.1111/j.1467-9868.2007.00593.x)); those "
-            "of calibration count images."
-        )
-    if not parts["val"]:
-        lines.append("There is no validation part: training watched the test images, so these numbers flatter.")
-    return lines
+    header = ["run", "test images", "head phase", "fine-tuned", "gain", "gain, log-loss", "fixed", "broken"]
+    parts = ["# Did fine-tuning help, over all runs?", f"**{verdict}**", table(header, rows), methods[kind]]
+    parts.append("![Accuracy and gain of each run](gain.png)")
+    if wrong is not None:
+        parts += [
+            "## Labels that may be wrong",
+            f"About {wrong:.0f} of {together.images:,}, by [confident learning](https://arxiv.org/abs/1911.00068) on "
+            "the fine-tuned networks' probabilities. The images whose label is believed least come first: look at "
+            "them, for a mistake of the network ranks as high as one of the label.",
+        ]
+    if suspects:
+        parts += ["![Labels that are believed least](suspects.png)", tabulate_suspects(suspects)]
+    return "\n\n".join(parts) + "\n"
 
 
 def _subject(classes: int, model: dict[str, Any], parts: dict[str, int]) -> str:
@@ -268,11 +146,6 @@ def _subject(classes: int, model: dict[str, Any], parts: dict[str, int]) -> str:
         f"A {code(model['arch'])} that started from {weights}, trained on {plural(parts['train'], 'image')} of "
         f"{plural(classes, 'class', 'classes')}, {others} {parts['test']:,}."
     )
-
-
-def _titles(evaluation: Evaluation) -> dict[str, str]:
-    """Return the title of each checkpoint's column; the same network has one."""
-    return ONE if evaluation.gain.identical else TITLES
 
 
 def _scores(evaluation: Evaluation, classes: int) -> str:
@@ -288,7 +161,7 @@ def _scores(evaluation: Evaluation, classes: int) -> str:
             rows.append(["95% interval", *intervals, f"{points_range(gain.accuracy_low, gain.accuracy_high)} points"])
         elif key == "loss" and not gain.identical:
             rows.append(["95% interval", "", "", loss_range(gain)])
-    header, notes = ["on the test images", *_titles(evaluation).values(), "gain"], []
+    header, notes = ["on the test images", *titles_of(gain.identical).values(), "gain"], []
     if gain.identical:
         header, rows = header[:-1], [row[:-1] for row in rows]
     else:
@@ -299,11 +172,10 @@ def _scores(evaluation: Evaluation, classes: int) -> str:
     return "\n\n".join([table(header, rows), *notes])
 
 
-def _figure(name: str, title: str, caption: str, folder: str) -> str:
+def _figure(name: str, title: str, caption: str, is_drawn: bool) -> str:
     lines = caption.splitlines()
     text = bullets(lines) if len(lines) > 1 else caption
-    shown = [f"### {title}", f"![{title}]({folder}/{name}.png)" * bool(folder), text]
-    return "\n\n".join(piece for piece in shown if piece)
+    return "\n\n".join(filter(None, [f"### {title}", f"![{title}](figures/{name}.png)" * is_drawn, text]))
 
 
 def _images(split: dict[str, Any]) -> str:
@@ -319,7 +191,7 @@ def _images(split: dict[str, Any]) -> str:
 
 
 def _near_duplicates(evaluation: Evaluation, pairs: list[Leak]) -> str:
-    found, titles = evaluation.near_duplicates, _titles(evaluation)
+    found, titles = evaluation.near_duplicates, titles_of(evaluation.gain.identical)
     rule = (
         f"a cosine of at least {found.threshold:g} between the weighted frequencies of small grey versions, one of "
         "them perhaps mirrored or turned"
@@ -335,7 +207,7 @@ def _near_duplicates(evaluation: Evaluation, pairs: list[Leak]) -> str:
         f"image: {plural(found.pairs, 'pair')} with {rule}. Look at them: they measure memorization. {LOOKED_FOR}"
     )
     shown = [[cell(pair.test), cell(pair.train), number(pair.cosine)] for pair in pairs]
-    listed = tabulate_first(["test", "training or validation", "cosine"], shown, _MOST_LISTED, "near_duplicates.csv")
+    listed = tabulate_first(["test", "training or validation", "cosine"], shown, "near_duplicates.csv")
     return "\n\n".join([text, table(["accuracy", *titles.values()], accuracy), listed])
 
 
@@ -364,5 +236,5 @@ def _classes(classes: list[ClassScores], titles: dict[str, str]) -> str:
     return note + table(["class", "test images", *(f"{name}, {titles[model]}" for name, model in columns)], rows)
 
 
-def _or_undefined(value: float | None, write: Callable[[float], str]) -> str:
+def _or_undefined(value: float | None, write: _Write) -> str:
     return "undefined" if value is None else write(value)

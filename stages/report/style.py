@@ -1,4 +1,4 @@
-"""What all figures share: colours, letters, and how they are saved. Drawn without a display."""
+"""What all figures share: colours, letters, axes, and how they are saved. Drawn without a display."""
 
 import io
 import textwrap
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from stages.common.files import write_bytes
 
@@ -66,7 +66,7 @@ def house_style() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
-    """Return an empty figure, inches."""
+    """Return an empty figure of so many inches."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout=layout)
     FigureCanvasAgg(figure)
     return figure
@@ -84,7 +84,7 @@ def save_figure(path: Path, figure: Figure) -> None:
 
 def shorten(text: str, length: int) -> str:
     """Return at most `length` characters: start and end, since names may differ at either. Undrawable ones are `�`."""
-    drawn = _draw(text)
+    drawn = _drawn(text)
     if len(drawn) <= length:
         return drawn
     end = (length - 1) // 2
@@ -93,7 +93,7 @@ def shorten(text: str, length: int) -> str:
 
 def shorten_path(path: str, length: int) -> str:
     """Return a file's name without its folders; of a longer one the end, which is what tells files apart."""
-    name = _draw(path.rpartition("/")[2])
+    name = _drawn(path.rpartition("/")[2])
     return name if len(name) <= length else f"…{name[1 - length :]}"
 
 
@@ -109,6 +109,12 @@ def short_names(names: Sequence[str], length: int) -> list[str]:
 def wrap(text: str, width: float, size: float = 9) -> str:
     """Break text into lines of at most `width` inches, about, at a font of `size` points."""
     return "\n".join(textwrap.fill(line, int(width * 72 / (0.53 * size))) for line in text.splitlines())
+
+
+def use_percent(axes: Axes, which: str) -> None:
+    """Write the numbers of an axis, `x` or `y`, or of both, `xy`, as percent."""
+    for letter in which:
+        getattr(axes, f"{letter}axis").set_major_formatter(PercentFormatter(xmax=1))
 
 
 def count_on_log_axis(axes: Axes, most: float) -> None:
@@ -130,7 +136,7 @@ def use_log_axis(axes: Axes, which: str) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _draw(text: str) -> str:
+def _drawn(text: str) -> str:
     return "".join(character if ord(character) in _drawable() else "\ufffd" for character in text)
 
 

@@ -71,7 +71,7 @@ def simulate(project: Path, numbers: list[int], seeds: list[int]) -> dict[str, n
                     with torch.no_grad():
                         logits = nn.Sequential(*found.layers)(pooled[others]).double()
                     values = probabilities(logits, found.temperature).float().numpy()
-                    candidates = Pool([""] * len(others), values, directions[others], values[:, 0])
+                    candidates = Pool(np.empty(len(others), object), values, directions[others], values[:, 0])
                     chosen = np.array(choose(candidates, directions[labelled], numbers[column + 1] - number))
                 labelled += others[chosen[: numbers[column + 1] - number]].tolist()
     return results

@@ -4,25 +4,20 @@ import base64
 import io
 import json
 import os
-import re
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import numpy as np
 import pytest
-from conftest import ROOT, Project
+from conftest import Project, call_script
 from PIL import Image
-from test_serve import ask, open_browser, running
+from test_serve import ask, assert_closed, end, open_browser, running, started
 
 from stages import review
-from stages.common.cli import run
 from stages.common.files import write_table
-from stages.deploy.review import make_review
+from stages.deploy.web import make_review
 from stages.images.dataset import read_corrections
 from stages.scores.suspects import Suspect
 
@@ -155,11 +150,7 @@ def test_nothing_but_suspects_is_shown_or_decided(path: str, port: int, folder: 
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_cannot_be_framed(port: int) -> None:
-    with urlopen(f"http://127.0.0.1:{port}/") as response:
-        assert not re.search(rb"(src|href)=[\"'](?!data:)|https?://|@import|url\(", response.read())
-        policy = response.headers["Content-Security-Policy"]
-    assert policy.startswith("default-src 'none'; ")
-    assert policy.endswith("; frame-ancestors 'none'")
+    assert_closed(port)
 
 
 def test_what_cannot_be_written_is_said_and_changes_nothing(port: int, folder: Path) -> None:
@@ -174,32 +165,17 @@ def test_what_cannot_be_written_is_said_and_changes_nothing(port: int, folder: P
     assert table.read_text() == "path,label\na,b\n"
 
 
-def start(folder: Path) -> tuple[subprocess.Popen[str], int]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "stages.review", "--port", "0"],
-        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    address = re.match(r"http://127\.0\.0\.1:(\d+)/  \(Ctrl-C ends it\)\n", process.stdout.readline())
-    assert address is not None
-    return process, int(address[1])
-
-
 def test_nothing_is_lost_when_it_is_killed_or_stopped_and_split_takes_the_table(
     project: Project, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    process, port = start(folder)
-    decide(port, 0, "suggestion")
-    process.kill()
-    process.communicate(timeout=30)
-    process, port = start(folder)
-    assert counts(get(port, "/progress")) == (0, 1, 0, 1)
-    decide(port, 1, "keep")
-    decide(port, 3, "drop")
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
-    assert (process.returncode, out, err) == (0, "of 5 images 1 kept, 1 corrected, 1 dropped\n", "")
+    with started(folder, "review") as (process, port):
+        decide(port, 0, "suggestion")
+        process.kill()
+    with started(folder, "review") as (process, port):
+        assert counts(get(port, "/progress")) == (0, 1, 0, 1)
+        decide(port, 1, "keep")
+        decide(port, 3, "drop")
+        assert end(process) == (0, "of 5 images 1 kept, 1 corrected, 1 dropped\n", "")
 
     project.set("data.corrections", "corrections.csv")
     project.set("split.near_duplicates", "report")
@@ -212,10 +188,9 @@ def test_nothing_is_lost_when_it_is_killed_or_stopped_and_split_takes_the_table(
 def test_the_table_in_use_is_extended(project: Project, folder: Path) -> None:
     project.set("data.corrections", "mine.csv")
     (folder / "mine.csv").write_text("path,correction\ndog/000.png,cat\n")
-    process, port = start(folder)
-    decide(port, 0, "drop")
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    with started(folder, "review") as (process, port):
+        decide(port, 0, "drop")
+        end(process)
     assert (folder / "mine.csv").read_text() == "path,correction\ndog/000.png,cat\ncat/turned.tif,drop\n"
     assert not (folder / "corrections.csv").exists()
 
@@ -226,10 +201,7 @@ def test_what_cannot_be_reviewed_is_one_line(
     monkeypatch.chdir(folder)
 
     def refused(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["review", *arguments])
-        with pytest.raises(SystemExit) as exit_info:
-            run(review.main)
-        assert exit_info.value.code == 1
+        assert call_script(review, *arguments) == 1
         (line,) = capsys.readouterr().err.splitlines()
         return line
 

@@ -17,22 +17,23 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
 import torch
 import uvicorn
-from conftest import ROOT
+from conftest import ROOT, call_script
 from PIL import Image
 from starlette.applications import Starlette
 
 from stages import serve
-from stages.common.cli import run
 from stages.deploy import web
 from stages.deploy.app import make_app
+from stages.deploy.classifier import TorchNetwork
 from stages.images.preprocessing import Preprocessing, make_transform
 from stages.network.backbones import stock_model
-from stages.network.checkpoint import Description, save_checkpoint
+from stages.network.checkpoint import Description, load_checkpoint, save_checkpoint
 from stages.network.network import Network, build_network
 from stages.network.objective import probabilities
 from stages.training.reference import Features, Unlike, write_reference
@@ -57,15 +58,47 @@ def running(app: Starlette) -> Iterator[int]:
 
 
 @pytest.fixture(scope="module")
-def network() -> Network:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That of a random network, in a folder with its reference and nothing else."""
     torch.manual_seed(0)
-    return build_network(stock_model("mobilenet_v3_small", 64), "pooled", 8, len(NAMES), 64).eval()
+    network = build_network(stock_model("mobilenet_v3_small", 64), "pooled", 8, len(NAMES), 64).eval()
+    path = tmp_path_factory.mktemp("served") / "network.safetensors"
+    save_checkpoint(path, network, DESCRIPTION)
+    write_reference(path.with_name("reference.safetensors"), Unlike(torch.eye(576)[:1], 0.5), path)
+    return path
 
 
 @pytest.fixture(scope="module")
-def port(network: Network) -> Iterator[int]:
-    with running(make_app(network, DESCRIPTION, Unlike(torch.eye(576)[:1], 0.5), ["127.0.0.1"], MAX_BYTES)) as port:
+def network(checkpoint: Path) -> Network:
+    return load_checkpoint(checkpoint)[0].eval()
+
+
+@pytest.fixture(scope="module")
+def port(checkpoint: Path) -> Iterator[int]:
+    classifier = TorchNetwork(checkpoint, torch.device("cpu"), "float32")
+    with running(make_app(classifier, ["127.0.0.1"], MAX_BYTES)) as port:
         yield port
+
+
+@contextmanager
+def started(folder: Path, script: str, *arguments: object) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A page's process and its port; it is to be ended by whoever started it."""
+    command = [sys.executable, "-m", f"stages.{script}", "--port", "0", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        address = re.match(r"http://127\.0\.0\.1:(\d+)/  \(Ctrl-C ends it\)\n", process.stdout.readline())
+        assert address is not None
+        yield process, int(address[1])
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Press Ctrl-C; the exit code, and what was printed."""
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    return process.returncode, out, err
 
 
 def ask(port: int, method: str, path: str, content: Any = None, **headers: str) -> tuple[int, bytes]:
@@ -98,10 +131,17 @@ def expected(network: Network, image: Image.Image) -> dict[str, float]:
         )
 
 
+def assert_closed(port: int) -> None:
+    """The page loads nothing from elsewhere, and no other page can frame it."""
+    with urlopen(f"http://127.0.0.1:{port}/") as response:
+        assert not re.search(rb"(src|href)=[\"'](?!data:)|https?://|@import|url\(", response.read())
+        policy = response.headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; ")
+    assert policy.endswith("; frame-ancestors 'none'")
+
+
 def test_the_page_needs_nothing_from_elsewhere(port: int) -> None:
-    status, page = ask(port, "GET", "/")
-    assert status == 200
-    assert not re.search(rb"(src|href)=[\"'](?!data:)|https?://|@import|url\(", page)
+    assert_closed(port)
 
 
 def test_an_image_gets_its_classes_the_most_probable_first_and_two_images(port: int, network: Network) -> None:
@@ -132,23 +172,16 @@ def test_ten_at_once_get_their_own_answers(port: int, network: Network) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_two_hundred_uploads_at_once_are_answered_in_bounded_memory(network: Network, tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "model.safetensors", network, DESCRIPTION)
-    command = [sys.executable, "-m", "stages.serve", "--checkpoint", str(tmp_path / "model.safetensors"), "--port", "0"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        port = int(process.stdout.readline().split(":")[2].partition("/")[0])
+def test_two_hundred_uploads_at_once_are_answered_in_bounded_memory(checkpoint: Path) -> None:
+    with started(checkpoint.parent, "serve", "--checkpoint", checkpoint) as (process, port):
         content = encode(noise(0, 1300))
         with ThreadPoolExecutor(200) as pool:
             answers = list(pool.map(lambda _: classify(port, content)[0], range(200)))
-        assert answers == [200] * 200
         peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
-        assert peak is not None
-        assert int(peak[1]) < 1_500_000
-    finally:
-        process.terminate()
-        process.wait(20)
+        end(process)
+    assert answers == [200] * 200
+    assert peak is not None
+    assert int(peak[1]) < 1_500_000
 
 
 def test_a_photo_of_thirty_megapixels_is_classified(port: int) -> None:
@@ -192,49 +225,30 @@ def test_only_addresses_of_this_machine_are_closed_to_others(host: str, loopback
     assert web.is_loopback(host) == loopback
 
 
-def test_the_server_says_where_it_is_and_ends_with_ctrl_c(network: Network, tmp_path: Path) -> None:
-    checkpoint = tmp_path / "network.safetensors"
-    save_checkpoint(checkpoint, network, DESCRIPTION)
-    write_reference(tmp_path / "reference.safetensors", Unlike(torch.eye(576), 0.5), checkpoint)
-    command = [sys.executable, "-m", "stages.serve", "--port", "0", "--checkpoint", str(checkpoint)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        address = re.match(r"http://127\.0\.0\.1:(\d+)/", process.stdout.readline())
-        assert address is not None
-        assert classify(int(address[1]), encode(noise(3)))[0] == 200
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-    assert (process.returncode, out, err) == (0, "stopped\n", "")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["network.safetensors", "reference.safetensors"]
+def test_the_server_says_where_it_is_and_ends_with_ctrl_c(checkpoint: Path) -> None:
+    with started(checkpoint.parent, "serve", "--checkpoint", checkpoint) as (process, port):
+        assert classify(port, encode(noise(3)))[0] == 200
+        assert end(process) == (0, "stopped\n", "")
+    assert sorted(path.name for path in checkpoint.parent.iterdir()) == ["network.safetensors", "reference.safetensors"]
 
 
 def test_what_cannot_be_served_is_one_line(
-    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = tmp_path / "network.safetensors"
-    save_checkpoint(checkpoint, network, DESCRIPTION)
     (tmp_path / "broken.safetensors").write_bytes(b"PK")
 
-    def serve_with(*arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["serve", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_info:
-            run(serve.main)
-        assert exit_info.value.code == 1
-        (line,) = capsys.readouterr().err.splitlines()
-        return line
+    def serve_with(path: Path, *arguments: object) -> str:
+        assert call_script(serve, "--checkpoint", path, *arguments) == 1
+        return capsys.readouterr().err.splitlines()[-1]
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        assert "in use; choose another" in serve_with("--checkpoint", checkpoint, "--port", port)
-    assert "should be from 0 to 65535" in serve_with("--checkpoint", checkpoint, "--port", 70000)
-    assert "on 203.0.113.1: " in serve_with("--checkpoint", checkpoint, "--host", "203.0.113.1")
-    assert "no such checkpoint" in serve_with("--checkpoint", tmp_path / "none.safetensors")
-    assert "damaged checkpoint" in serve_with("--checkpoint", tmp_path / "broken.safetensors")
+        assert "in use; choose another" in serve_with(checkpoint, "--port", taken.getsockname()[1])
+    assert "should be from 0 to 65535" in serve_with(checkpoint, "--port", 70000)
+    assert "on 203.0.113.1: " in serve_with(checkpoint, "--host", "203.0.113.1")
+    assert "no such checkpoint" in serve_with(tmp_path / "none.safetensors")
+    assert "damaged checkpoint" in serve_with(tmp_path / "broken.safetensors")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert "serve needs uvicorn: pip install" in serve_with("--checkpoint", checkpoint)
+    assert "serve needs uvicorn: pip install" in serve_with(checkpoint)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The figures, their numbers and Grad-CAM, on made-up predictions."""
+"""The figures and the numbers in them, on made-up predictions."""
 
 import csv
 import hashlib
@@ -10,22 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from made_up import SURE, looks_at_colors, measured
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
-from torch import nn
 
 from stages.common.format import probability
 from stages.images.index import Entry
 from stages.images.preprocessing import Preprocessing
-from stages.network.network import Network
 from stages.report import figures
 from stages.report.figures import draw_confusion, draw_numbers, draw_training
 from stages.report.galleries import Album, draw_alike, draw_changed, draw_confused, draw_wrong
-from stages.report.gradcam import enlarge, grad_cam
-from stages.report.loss_figure import describe_losses
+from stages.report.probability_figures import describe_losses, draw_coverage, draw_reliability
 from stages.report.style import save_figure, short_names
 from stages.scores.calibration import measure_calibrations
 from stages.scores.curves import precision_recall_curves, roc_curves, write_curves
@@ -123,60 +120,44 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 
 
-def test_the_kept_epoch_is_ringed_in_both_panels() -> None:
-    figure = draw_training(history(0.7, 0.5, 0.3, 0.4), history(0.3, 0.25, 0.2, 0.3), (2, 2))
-    for axes, heights in zip(figure.axes, ([0.3, 0.2], [0.8, 0.8]), strict=True):
-        rings = [line for line in axes.lines if line.get_fillstyle() == "none"]
-        assert [line.get_xdata()[0] for line in rings] == [2, 4 + 2]
-        assert [line.get_ydata()[0] for line in rings] == heights
-
-
-def test_both_phases_have_a_point_for_epoch_0_and_it_can_be_the_one_kept() -> None:
+def test_the_kept_epochs_are_ringed_and_epoch_0_may_be_one() -> None:
     figure = draw_training(history(0.7, 0.5, 0.3), history(0.3, 0.9), (2, 0))
-    losses = figure.axes[0]
+    losses, accuracies = figure.axes
+    for axes, heights in ((losses, [0.3, 0.3]), (accuracies, [0.8, 0.8])):
+        rings = [line for line in axes.lines if line.get_fillstyle() == "none"]
+        assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in rings] == list(zip([2, 3], heights, strict=True))
     lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in losses.lines}
     assert lines["head phase: validation"] == ([0, 1, 2], [0.7, 0.5, 0.3])
     assert np.isfinite(lines["head phase: training"][1]).tolist() == [False, True, True]
     assert lines["fine-tuned: validation"] == ([3, 4], [0.3, 0.9])
-    assert [line.get_xdata()[0] for line in losses.lines if line.get_fillstyle() == "none"] == [2, 3]
-    assert [text.get_text() for text in figure.axes[1].get_xticklabels()] == ["0", "1", "2", "0", "1"]
+    assert [text.get_text() for text in accuracies.get_xticklabels()] == ["0", "1", "2", "0", "1"]
     assert losses.get_title("right").startswith("fine-tuning: epoch 0 kept")
 
 
 def test_a_small_confusion_matrix_has_its_counts_and_a_large_one_its_mistakes() -> None:
     predictions = made_up(["cat", "dog"], 40, skill=1)
-    predicted = predictions.head.argmax(axis=1)
-    count = int(((predictions.labels == 0) & (predicted == 1)).sum())
-    texts = [text.get_text() for text in draw_confusion(predictions).axes[0].texts]
-    assert texts[1] == str(count)
-    many = draw_confusion(made_up([f"class {number}" for number in range(20)], 200, skill=2))
-    assert not many.axes[0].texts
-    assert "taken for" in many.axes[0].get_xlabel()
-    assert "drawn" not in many.axes[0].get_xlabel()
-    perfect = draw_confusion(made_up([f"class {number}" for number in range(20)], 200, skill=60))
-    assert "no mistakes on 200 images" in perfect.axes[0].get_xlabel()
+    count = int(((predictions.labels == 0) & (predictions.head.argmax(axis=1) == 1)).sum())
+    assert draw_confusion(predictions).axes[0].texts[1].get_text() == str(count)
+    for skill, told in ((2, "taken for"), (60, "no mistakes on 200 images")):
+        axes = draw_confusion(made_up([f"class {number}" for number in range(20)], 200, skill)).axes[0]
+        assert (len(axes.texts), told in axes.get_xlabel(), "drawn" in axes.get_xlabel()) == (0, True, False)
 
 
 def test_of_very_many_classes_the_confusion_matrix_has_those_with_most_mistakes() -> None:
     labels = np.arange(600) % 300
-    right = np.eye(300)[labels]
     taken = np.where(labels % 30 == 7, (labels + 100) % 300, labels)
-    predictions = Predictions([""] * 600, labels, [f"kind {n}" for n in range(300)], right, np.eye(300)[taken])
-    figure = draw_confusion(predictions)
-    names = [text.get_text() for text in figure.axes[1].get_yticklabels()]
-    assert len(names) == 40
+    kinds = [f"kind {n}" for n in range(300)]
+    figure = draw_confusion(Predictions([""] * 600, labels, kinds, np.eye(300)[labels], np.eye(300)[taken]))
+    axes = figure.axes[1]
+    assert "drawn: the 40 of 300 classes with most mistakes" in axes.get_xlabel()
+    names = [text.get_text() for text in axes.get_yticklabels()]
     assert {f"kind {label}" for label in range(7, 300, 30)} < set(names)
     assert "kind 299" not in names
-    for axes in figure.axes[:2]:
-        assert "drawn: the 40 of 300 classes with most mistakes" in axes.get_xlabel()
     # Fractions are of all images of a class, whatever is drawn.
-    shares = figure.axes[1].images[0].get_array()
-    place = names.index("kind 7")
+    shares, place = axes.images[0].get_array(), names.index("kind 7")
     assert (shares[place, place], shares[place, names.index("kind 107")]) == (0, 1)
-    # The last column has what was taken for a class that is not drawn.
-    assert figure.axes[1].get_xticklabels()[-1].get_text() == "others"
+    assert axes.get_xticklabels()[-1].get_text() == "others"
     assert shares.shape == (40, 41)
-    assert shares.sum(axis=1).tolist() == pytest.approx([1] * 40)
 
 
 def test_mistakes_for_classes_that_are_not_drawn_are_in_the_column_of_the_others(
@@ -224,9 +205,7 @@ def test_tables_for_dvc_are_short_and_keep_both_ends(tmp_path: Path) -> None:
 
 
 def test_where_no_curve_is_defined_the_tables_are_empty(tmp_path: Path) -> None:
-    predictions = made_up(["cat", "dog"], 5, skill=1, absent=frozenset({1}))
-    assert roc_curves(predictions) is None
-    write_curves(tmp_path, predictions)
+    write_curves(tmp_path, made_up(["cat", "dog"], 5, skill=1, absent=frozenset({1})))
     assert (tmp_path / "roc.csv").read_text() == "false_positive_rate,head,finetuned\n"
 
 
@@ -270,46 +249,6 @@ def test_only_certainty_reads_100_percent() -> None:
     assert [probability(value) for value in (1, 0.99999, 0.9994, 0.5, 1e-9, 0)] == [
         "100.0%", ">99.9%", "99.9%", "50.0%", "<0.1%", "0.0%"
     ]  # fmt: skip
-
-
-def looks_at_colors(outputs: int) -> Network:
-    """The logit of class n is the mean of colour n; of one output, of the first colour."""
-    linear = nn.Linear(3, outputs)
-    with torch.no_grad():
-        linear.weight.copy_(torch.eye(3)[:outputs])
-        linear.bias.zero_()
-    backbone = nn.Sequential(nn.Identity(), nn.AvgPool2d(4))
-    network = Network(backbone, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear))
-    return network.requires_grad_(False).eval()  # as a frozen one
-
-
-def red_and_green() -> torch.Tensor:
-    """A red square in the upper left of a black image, a green one in the lower right."""
-    images = torch.zeros(1, 3, 32, 32)
-    images[0, 0, 4:12, 4:12] = 1
-    images[0, 1, 20:28, 20:28] = 1
-    return images
-
-
-@pytest.mark.parametrize(("label", "square"), [(0, slice(2, 14)), (1, slice(18, 30))], ids=["red", "green"])
-def test_grad_cam_puts_its_heat_on_the_evidence_of_the_class(label: int, square: slice) -> None:
-    maps = grad_cam(looks_at_colors(3), red_and_green(), torch.tensor([label]))
-    assert maps.shape == (1, 8, 8)
-    heat = enlarge(maps, 32)[0]
-    assert heat.max() == pytest.approx(1)
-    assert heat[square, square].sum() / heat.sum() > 0.99
-    assert not grad_cam(looks_at_colors(3), red_and_green(), torch.tensor([2])).any()
-
-
-def test_grad_cam_of_one_logit_takes_its_sign_from_the_class() -> None:
-    network = looks_at_colors(1)
-    maps = grad_cam(network, red_and_green().repeat(2, 1, 1, 1), torch.tensor([1, 0]))
-    assert maps[0, 1:3, 1:3].min() == pytest.approx(1)
-    assert maps[0].sum() == pytest.approx(4)
-    assert not maps[1].any()
-    with torch.no_grad():
-        network.classifier[-1].weight.neg_()
-    assert grad_cam(network, red_and_green(), torch.tensor([0]))[0, 1:3, 1:3].min() == pytest.approx(1)
 
 
 def album(folder: Path, predictions: Predictions) -> Album:
@@ -370,3 +309,20 @@ def test_galleries_without_anything_to_show_say_so(tmp_path: Path) -> None:
     assert "confuses no classes on 7 images" in draw_confused(predictions, images)
     assert "neither fixed nor broke an image, of 7 images" in draw_changed(predictions, images)
     assert draw_alike([], images) == "No two images are nearly the same."
+
+
+@pytest.mark.parametrize(("temperature", "columns"), [(1.0, 1), (2.0, 2)])
+def test_reliability_is_drawn_without_and_with_the_temperature(temperature: float, columns: int) -> None:
+    figure = draw_reliability(SURE, measured(1.0, temperature))
+    assert len(figure.axes) == 2 * columns
+    texts = words(figure).splitlines()
+    # 90 that are right and 1% unsure, 10 of which half is right at 80%.
+    assert f"fine-tuned, calibration error {(90 * 0.01 + 10 * 0.3) / 100:.2%}" in texts
+    assert len({text for text in texts if text.startswith("fine-tuned, calibration error")}) == columns
+
+
+def test_the_ring_is_where_the_rest_is_left_to_a_person() -> None:
+    (axes,) = draw_coverage(SURE, measured(1.0, 1.0)).axes
+    (ring,) = (line for line in axes.lines if line.get_fillstyle() == "none")
+    assert (list(ring.get_xdata()), list(ring.get_ydata())) == ([pytest.approx(0.9)], [0])
+    assert ring.get_label() == "10.0% left to a person, by validation"

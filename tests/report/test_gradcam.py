@@ -3,13 +3,20 @@
 import pytest
 import torch
 from conftest import families
+from made_up import looks_at_colors
 from torch import Tensor, nn
 
 from stages.network.backbones import stock_model
 from stages.network.network import Network, build_network, calibrate_batchnorm
-from stages.report.gradcam import find_block, grad_cam
+from stages.report.gradcam import enlarge, find_block, grad_cam
 
 RED = torch.tensor([2.0, -2.0, 1.0])[:, None, None]
+
+
+# Each with its size and the block to look at: the last one with maps.
+BLOCKS = [
+    pytest.param(*one.values, 299 if "inception_v3" in one.values else 224, None, marks=one.marks) for one in families()
+]
 
 
 def quiet(count: int, size: int, generator: torch.Generator) -> Tensor:
@@ -46,27 +53,23 @@ def sees_patches(arch: str, size: int, colored: bool, generator: torch.Generator
     return network
 
 
-@pytest.mark.parametrize("arch", families())
-def test_a_patch_is_found_in_its_quarter_of_the_image(arch: str) -> None:
-    size = 299 if arch == "inception_v3" else 224
+# Of small images, an earlier block.
+@pytest.mark.parametrize(("arch", "size", "block"), [*BLOCKS, ("mobilenet_v3_large", 64, 6)])
+def test_a_patch_is_found_in_its_quarter_of_the_image(arch: str, size: int, block: int | None) -> None:
     colored = arch in ("convnext_tiny", "swin_t", "vit_b_32")  # LayerNorm takes away how strong noise is
     generator = torch.Generator().manual_seed(1)
     network = sees_patches(arch, size, colored, generator)
     near, far = size // 8, size - size // 4 - size // 8
     corners = torch.tensor([[near, near], [near, far], [far, near], [far, far]])
-    maps = grad_cam(network, planted(corners, size, colored, generator), torch.ones(4, dtype=torch.int64))
+    maps = grad_cam(network, planted(corners, size, colored, generator), torch.ones(4, dtype=torch.int64), block)
     rows, columns = maps.shape[1:]
     assert 6 <= rows == columns <= 14
     assert maps.min() >= 0
     assert maps.amax(dim=(1, 2)).tolist() == pytest.approx([1.0] * 4)
-    upper, left = (rows + 1) // 2, (columns + 1) // 2
-    quarters = [
-        maps[:, r, c].mean(dim=(1, 2))
-        for r in (slice(upper), slice(-upper, None))
-        for c in (slice(left), slice(-left, None))
-    ]
-    strongest = torch.stack(quarters, dim=1).argmax(dim=1)
-    assert (strongest == torch.arange(4)).sum() >= 3  # by chance in 5 of 100 cases
+    half = (rows + 1) // 2
+    sides = (slice(half), slice(-half, None))
+    quarters = torch.stack([maps[:, r, c].mean(dim=(1, 2)) for r in sides for c in sides], dim=1)
+    assert (quarters.argmax(dim=1) == torch.arange(4)).sum() >= 3  # by chance in 5 of 100 cases
 
 
 @pytest.mark.parametrize(
@@ -90,10 +93,26 @@ def test_the_last_block_with_maps_that_tell_places_apart_is_taken(
         assert maps.shape == (2, side, side)
 
 
-def test_of_small_images_a_patch_is_found_in_its_quarter_by_an_earlier_block() -> None:
-    generator = torch.Generator().manual_seed(1)
-    network = sees_patches("mobilenet_v3_large", 64, False, generator)
-    corners = torch.tensor([[8, 8], [8, 40], [40, 8], [40, 40]])
-    maps = grad_cam(network, planted(corners, 64, False, generator), torch.ones(4, dtype=torch.int64), 6)
-    quarters = maps.unflatten(1, (2, 4)).unflatten(3, (2, 4)).mean(dim=(2, 4)).flatten(1)
-    assert (quarters.argmax(dim=1) == torch.arange(4)).sum() >= 3
+def red_and_green() -> Tensor:
+    """A red square in the upper left of a black image, a green one in the lower right."""
+    images = torch.zeros(1, 3, 32, 32)
+    images[0, 0, 4:12, 4:12] = 1
+    images[0, 1, 20:28, 20:28] = 1
+    return images
+
+
+@pytest.mark.parametrize(("label", "square"), [(0, slice(2, 14)), (1, slice(18, 30))], ids=["red", "green"])
+def test_grad_cam_puts_its_heat_on_the_evidence_of_the_class(label: int, square: slice) -> None:
+    maps = grad_cam(looks_at_colors(3), red_and_green(), torch.tensor([label]))
+    assert maps.shape == (1, 8, 8)
+    heat = enlarge(maps, 32)[0]
+    assert heat.max() == pytest.approx(1)
+    assert heat[square, square].sum() / heat.sum() > 0.99
+    assert not grad_cam(looks_at_colors(3), red_and_green(), torch.tensor([2])).any()
+
+
+def test_grad_cam_of_one_logit_takes_its_sign_from_the_class() -> None:
+    maps = grad_cam(looks_at_colors(1), red_and_green().repeat(2, 1, 1, 1), torch.tensor([1, 0]))
+    assert maps[0, 1:3, 1:3].min() == pytest.approx(1)
+    assert maps[0].sum() == pytest.approx(4)
+    assert not maps[1].any()

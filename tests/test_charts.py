@@ -8,8 +8,8 @@ import pytest
 from dvc_render.html import HTML
 from dvc_render.vega import VegaRenderer
 
+from stages import charts
 from stages.common.cli import run
-from stages.report import charts
 
 
 def test_dvcs_page_loads_nothing_and_has_its_charts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
