@@ -96,7 +96,7 @@ def test_folds_go_on_with_what_is_missing_and_end_in_one_answer(repository: Path
     gain = together["gain"]
     assert (together["images"], gain["fixed"], gain["broken"]) == (20, 2, 2)
     with (repository / "metrics/folds/suspects.csv").open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == 6
+        assert len(list(csv.DictReader(file))) == 4
     page = (repository / "metrics/folds/README.md").read_text()
     assert finished.stdout.splitlines()[-3] in page
     for name in ("gain.png", "suspects.png"):
