@@ -8,9 +8,9 @@ from tqdm import tqdm
 
 from stages.common.cli import StageError, run
 from stages.common.device import resolve_device
+from stages.common.files import write_table
 from stages.common.machine import reuse_freed_memory
 from stages.common.params import Params, load_params
-from stages.common.records import write_table
 from stages.deploy.trial import Tried, draw_backbones, list_backbones, try_network, with_network
 from stages.network.initial import build_initial
 from stages.report.style import save_figure

@@ -9,8 +9,8 @@ from typing import Any
 
 from stages.common.cli import StageError, run
 from stages.common.commits import find_commit
+from stages.common.experiments import Experiment, merge, read_experiments, read_verdict
 from stages.common.format import number, percent, plural, points, signed
-from stages.common.leaderboard import Experiment, merge, read_experiments, read_verdict
 
 # How each is shown in the table; CSV has all digits.
 COLUMNS: dict[str, Callable[[Any], str]] = {

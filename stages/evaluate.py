@@ -8,11 +8,10 @@ import torch
 
 from stages.common import ranks
 from stages.common.cli import run
-from stages.common.files import sha256_of
+from stages.common.device import make_deterministic
+from stages.common.files import read_table, sha256_of, write_record, write_table
 from stages.common.machine import reuse_freed_memory
 from stages.common.params import load_params
-from stages.common.records import read_table, write_record, write_table
-from stages.common.seeds import make_deterministic
 from stages.images.index import count_once, number_groups, read_index
 from stages.images.near_duplicates import Leak
 from stages.images.summary import read_summary
@@ -21,17 +20,17 @@ from stages.network.layer_table import write_layers
 from stages.network.network import set_trainable
 from stages.network.objective import probabilities
 from stages.scores.calibration import measure_calibrations
-from stages.scores.classes import ClassScores, score_classes
-from stages.scores.committed import compare_with_committed
 from stages.scores.evaluation import (
+    ClassScores,
     describe,
     describe_near_duplicates,
     evaluate,
+    score_classes,
     write_evaluation,
 )
-from stages.scores.predictions import Predictions, write_predictions, write_probabilities
+from stages.scores.predictions import Predictions, compare_with_committed, write_predictions, write_probabilities
 from stages.scores.suspects import Suspect, find_suspects, judge_all
-from stages.training.inference import predict_with_both
+from stages.training.phase import predict_with_both
 
 
 def main() -> None:

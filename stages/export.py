@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 
 from stages.common.cli import StageError, run
-from stages.common.files import replaced_files, sha256_of, write_json, write_text
+from stages.common.device import make_deterministic
+from stages.common.files import read_record, replaced_files, sha256_of, write_json, write_text
 from stages.common.machine import resolve_workers, reuse_freed_memory
 from stages.common.params import flatten, load_params
-from stages.common.records import read_record
-from stages.common.seeds import make_deterministic
 from stages.deploy.card import compose_card
 from stages.deploy.classifier import TorchNetwork, require_same
 from stages.deploy.extras import require_packages

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from stages.common import ranks
 from stages.common.cli import run
+from stages.common.files import write_table
 from stages.common.params import load_params
-from stages.common.records import write_table
 from stages.images.index import number_groups
 from stages.network.network import cut, describe_untrained, set_trainable
 from stages.network.objective import weigh_classes

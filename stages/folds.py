@@ -5,9 +5,8 @@ from pathlib import Path
 
 from stages.common.cli import StageError, run
 from stages.common.experiments import read_file, run_missing
-from stages.common.files import write_text
+from stages.common.files import write_record, write_table, write_text
 from stages.common.params import load_params
-from stages.common.records import write_record, write_table
 from stages.images.index import PARTS, count_once, number_groups, read_index
 from stages.images.summary import class_counts, read_summary
 from stages.report.figures import draw_runs

@@ -5,10 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from stages.common.cli import StageError, run
-from stages.common.files import write_text
+from stages.common.device import make_deterministic
+from stages.common.files import read_record, read_table, write_text
 from stages.common.params import Section, load_params
-from stages.common.records import read_record, read_table
-from stages.common.seeds import make_deterministic
 from stages.images.index import PARTS, count_once, read_index
 from stages.images.near_duplicates import Leak
 from stages.images.summary import class_counts, read_summary
@@ -20,9 +19,8 @@ from stages.report.page import compose_report
 from stages.report.probability_figures import describe_losses
 from stages.report.style import save_figure
 from stages.scores.calibration import Calibrations
-from stages.scores.classes import ClassScores
 from stages.scores.curves import write_curves
-from stages.scores.evaluation import describe, read_evaluation
+from stages.scores.evaluation import ClassScores, describe, read_evaluation
 from stages.scores.predictions import read_predictions
 from stages.scores.suspects import Suspect, judge_all
 from stages.training.history import read_history, read_kept

@@ -13,11 +13,10 @@ import numpy as np
 from tqdm import tqdm
 
 from stages.common.cli import StageError, run
-from stages.common.device import resolve_device
+from stages.common.device import make_deterministic, resolve_device
 from stages.common.format import plural
 from stages.common.machine import resolve_workers, reuse_freed_memory
 from stages.common.params import Precision
-from stages.common.seeds import make_deterministic
 from stages.deploy.classifier import find_files, load, open_classifier
 from stages.scores.metrics import Probabilities, predicted_labels
 

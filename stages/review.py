@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 from stages.common.cli import StageError, run
+from stages.common.files import read_table
 from stages.common.params import load_params
-from stages.common.records import read_table
 from stages.deploy.extras import require_packages
 from stages.scores.suspects import Suspect
 

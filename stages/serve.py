@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from stages.common.cli import run
-from stages.common.seeds import make_deterministic
+from stages.common.device import make_deterministic
 from stages.deploy.classifier import TorchNetwork
 from stages.deploy.extras import require_packages
 

@@ -5,10 +5,9 @@ import sys
 from pathlib import Path
 
 from stages.common.cli import run
-from stages.common.files import write_json
+from stages.common.files import write_json, write_table
 from stages.common.machine import resolve_workers
 from stages.common.params import load_params
-from stages.common.records import write_table
 from stages.images.check import check_images, require_no_masks, require_usable
 from stages.images.collection import describe_untracked
 from stages.images.dataset import collect

@@ -9,11 +9,10 @@ import torch
 from tqdm import tqdm
 
 from stages.common.cli import StageError, run
-from stages.common.device import resolve_device
+from stages.common.device import make_deterministic, resolve_device
 from stages.common.format import plural
 from stages.common.machine import resolve_workers, reuse_freed_memory
 from stages.common.params import GROUP_RULES, load_params
-from stages.common.seeds import make_deterministic
 from stages.deploy.classifier import Loaded, TorchNetwork, find_files, load
 from stages.deploy.suggestions import (
     Floats,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from stages.common import ranks
 from stages.common.cli import run
+from stages.common.files import write_table
 from stages.common.params import load_params
-from stages.common.records import write_table
 from stages.network.network import cut, set_trainable
 from stages.network.objective import weigh_classes
 from stages.training.batches import READ_AT_ONCE, open_batches, read_all

@@ -1,12 +1,14 @@
 import hashlib
 import importlib
 import json
+import multiprocessing
 import os
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -195,6 +197,50 @@ class Project:
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             **{"cwd": self.folder, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options},
         )
+
+
+def run_forked(work: Callable[[], int | None], output: Path) -> int:
+    """Run in a process of its own, without the seconds that imports take; its exit code, negative for a signal.
+
+    What it and its children print goes to a file.
+    """
+
+    def child() -> None:
+        with output.open("w") as file:
+            for number in (1, 2):
+                os.dup2(file.fileno(), number)
+        sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115 (to the end of the process)
+        code = 1
+        try:
+            code = work() or 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(code)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(300)
+    assert process.exitcode is not None, output.read_text()
+    return process.exitcode
+
+
+def call_dvc(folder: Path, environment: dict[str, str], *arguments: str) -> tuple[int, str]:
+    """Call DVC as its command does, in a folder; its exit code, and what it and the stages print."""
+    import dvc.cli
+    import dvc.logger
+    import dvc.repo.experiments
+
+    def work() -> int:
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(environment)
+        dvc.logger.setup()
+        return int(dvc.cli.main(list(arguments)) or 0)
+
+    with tempfile.NamedTemporaryFile() as output:
+        code = run_forked(work, Path(output.name))
+        return code, Path(output.name).read_text()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -22,7 +22,7 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 
 from stages.common.cli import StageError
-from stages.common.records import read_table
+from stages.common.files import read_table
 from stages.images.batches import Batches
 from stages.network.checkpoint import load_checkpoint
 from stages.training import cache

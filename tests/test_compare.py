@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from stages.common.leaderboard import merge, parse
+from stages.common.experiments import merge, parse
 
 # The validation loss is that of the rate, the accuracy that of the seed, which also decides about the test part.
 MAKE = """

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import ROOT, STAGES, Project, make_images
+from conftest import ROOT, STAGES, Project, call_dvc, make_images
 from PIL import Image
 
 from stages.common import params as parameters
@@ -198,11 +198,15 @@ class Repository:
         self.git("commit", "--quiet", "--message", "state")
 
     def call(self, *command: str, expect: int = 0) -> str:
-        process = subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
-        )
-        assert process.returncode == expect, process.stdout + process.stderr
-        return process.stdout + process.stderr
+        if command[0] == "dvc":
+            code, output = call_dvc(self.folder, self.environment, *command[1:])
+        else:
+            process = subprocess.run(
+                command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
+            )
+            code, output = process.returncode, process.stdout + process.stderr
+        assert code == expect, output
+        return output
 
     def ran(self, *command: str) -> list[str]:
         """Call, and return the stages that were run."""

@@ -82,19 +82,19 @@ def folds(repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 def test_folds_go_on_with_what_is_missing_and_end_in_one_answer(repository: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.write_text("")
-    stopped = folds(repository, "--folds", "3")
+    stopped = folds(repository, "--folds", "2")
     assert stopped.returncode == 1
-    assert stopped.stderr.splitlines()[-1].startswith("error: `dvc exp run -S split.folds=3 -S split.fold=1` failed")
+    assert stopped.stderr.splitlines()[-1].startswith("error: `dvc exp run -S split.folds=2 -S split.fold=1` failed")
     assert "error: no luck" in stopped.stderr
 
     broken.unlink()
-    finished = folds(repository, "--folds", "3")
+    finished = folds(repository, "--folds", "2")
     assert finished.returncode == 0, finished.stderr
-    assert [line.split()[2] for line in finished.stdout.splitlines()[:3]] == ["found", "running", "running"]
+    assert [line.split()[2] for line in finished.stdout.splitlines()[:2]] == ["found", "running"]
     together = json.loads((repository / "metrics/folds.json").read_text())
-    assert [run["name"] for run in together["runs"]] == ["fold 0", "fold 1", "fold 2"]
+    assert [run["name"] for run in together["runs"]] == ["fold 0", "fold 1"]
     gain = together["gain"]
-    assert (together["images"], gain["fixed"], gain["broken"]) == (30, 3, 3)
+    assert (together["images"], gain["fixed"], gain["broken"]) == (20, 2, 2)
     with (repository / "metrics/folds/suspects.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 6
     page = (repository / "metrics/folds/README.md").read_text()

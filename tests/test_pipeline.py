@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,13 +36,9 @@ from stages.scores.evaluation import read_evaluation
 from stages.scores.verdict import describe_gain
 from stages.training.history import read_history
 
-CLASSES = {"two classes": ("cat", "dog"), "three classes": ("ant", "bee", "cat")}
 
-
-@pytest.fixture(scope="module", params=CLASSES.values(), ids=CLASSES)
-def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    folder = tmp_path_factory.mktemp("project")
-    make_images(folder / "images", request.param)
+def run_all(folder: Path, classes: tuple[str, ...]) -> Project:
+    make_images(folder / "images", classes)
     project = Project(folder)
     for phase in ("train_head", "finetune"):
         project.set(f"{phase}.weight_decay", 0.01)
@@ -51,6 +48,32 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     project.set("finetune.select", "last")
     assert project.run(*STAGES) == 0
     return project
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return run_all(tmp_path_factory.mktemp("project"), ("cat", "dog"))
+
+
+@pytest.fixture(scope="module", params=["two classes", "three classes"])
+def either(request: pytest.FixtureRequest, finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Of two classes, and of three, for what depends on their number."""
+    if request.param == "two classes":
+        return finished
+    return run_all(tmp_path_factory.mktemp("project"), ("ant", "bee", "cat"))
+
+
+@contextmanager
+def put_back(project: Project) -> Iterator[None]:
+    """Leave every file of a run as it was, for the tests that follow."""
+    kept = {path: path.read_bytes() for path in project.folder.rglob("*") if path.is_file()}
+    try:
+        yield
+    finally:
+        for path in [path for path in project.folder.rglob("*") if path.is_file() and path not in kept]:
+            path.unlink()
+        for path, content in kept.items():
+            path.write_bytes(content)
 
 
 def test_every_file_of_the_contract_is_written(finished: Project) -> None:
@@ -77,14 +100,14 @@ def test_every_file_of_the_contract_is_written(finished: Project) -> None:
     assert not list(finished.folder.rglob("*.tmp"))
 
 
-def test_easy_images_are_learned(finished: Project) -> None:
-    evaluation = json.loads(finished.path("metrics/scores.json").read_text())
+def test_easy_images_are_learned(either: Project) -> None:
+    evaluation = json.loads(either.path("metrics/scores.json").read_text())
     assert evaluation["head"]["accuracy"] > 0.7
     assert evaluation["finetuned"]["accuracy"] > 0.7
 
 
-def test_frozen_tensors_and_batchnorm_are_bit_identical_in_all_checkpoints(finished: Project) -> None:
-    assert_only_what_is_trained_changes(finished)
+def test_frozen_tensors_and_batchnorm_are_bit_identical_in_all_checkpoints(either: Project) -> None:
+    assert_only_what_is_trained_changes(either)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
@@ -113,13 +136,13 @@ def assert_only_what_is_trained_changes(finished: Project) -> None:
         assert torch.equal(head[key], finetuned[key]) != changes, key
 
 
-def test_scores_can_be_computed_again_from_the_predictions(finished: Project) -> None:
-    with finished.path("metrics/predictions.csv").open(newline="") as file:
+def test_scores_can_be_computed_again_from_the_predictions(either: Project) -> None:
+    with either.path("metrics/predictions.csv").open(newline="") as file:
         header, *rows = list(csv.reader(file))
-    evaluation = json.loads(finished.path("metrics/scores.json").read_text())
-    with finished.path("metrics/classes.csv").open(newline="") as file:
+    evaluation = json.loads(either.path("metrics/scores.json").read_text())
+    with either.path("metrics/classes.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
-    classes = class_names(read_index(finished.path("data/index/test.csv")))
+    classes = class_names(read_index(either.path("data/index/test.csv")))
     assert header == ["path", "label", *(f"{model}.{name}" for model in ("head", "finetuned") for name in classes)]
     labels, numbers = np.array([int(row[1]) for row in rows]), list(range(len(classes)))
     right = {}
@@ -170,68 +193,50 @@ def test_scores_can_be_computed_again_from_the_predictions(finished: Project) ->
 
 
 def test_copies_of_a_test_image_change_no_score_and_are_said_to_be_there(
-    finished: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def read(name: str) -> str:
+        return finished.path(f"metrics/{name}").read_text()
+
+    def scores() -> dict[str, object]:
+        return {**json.loads(read("scores.json")), "remarks": []}
+
     test = finished.path("data/index/test.csv")
-    names = (
-        "evaluation.json",
-        "scores.json",
-        "calibration.json",
-        "classes.csv",
-        "predictions.csv",
-        "report.md",
-    )
-    before = {name: finished.path(f"metrics/{name}").read_text() for name in names}
-    kept, entries = test.read_text(), read_index(test)
-    shutil.copytree(finished.path("metrics"), tmp_path / "metrics")
-    shutil.copy(finished.path("data/predictions.npz"), tmp_path)
-    copies = [
-        replace(entry, path=f"{entry.class_name}/_{number}{Path(entry.path).name}")
-        for entry in entries[:2]
-        for number in range(5)
-    ]
-    for original, copy in zip(np.repeat(np.array(entries[:2]), 5), copies, strict=True):
-        shutil.copy(finished.path(f"images/{original.path}"), finished.path(f"images/{copy.path}"))
-    try:
+    entries = read_index(test)
+    classes, before = read("classes.csv"), scores()
+    assert "more files of the test part" not in read("report.md")
+    with put_back(finished):
+        copies = [
+            replace(entry, path=f"{entry.class_name}/_{number}{Path(entry.path).name}")
+            for entry in entries[:2]
+            for number in range(5)
+        ]
+        for original, copy in zip(np.repeat(np.array(entries[:2]), 5), copies, strict=True):
+            shutil.copy(finished.path(f"images/{original.path}"), finished.path(f"images/{copy.path}"))
         write_index(test, sorted([*entries, *copies], key=lambda entry: entry.path))
         capsys.readouterr()
-        assert finished.run("evaluate") == 0
+        assert finished.run("evaluate", "plot") == 0
         assert "10 test images not counted: the bytes are those of another." in capsys.readouterr().out
-        assert finished.run("plot") == 0
-        after = {name: finished.path(f"metrics/{name}").read_text() for name in names}
-        assert after["classes.csv"] == before["classes.csv"]
-        assert {**json.loads(after["scores.json"]), "remarks": []} == {
-            **json.loads(before["scores.json"]), "remarks": []
-        }  # fmt: skip
-        assert "10 more files of the test part have the same bytes" in after["report.md"]
-        assert "more files of the test part" not in before["report.md"]
-        rows = list(csv.reader(after["predictions.csv"].splitlines()))
-        assert len(rows) == 1 + len(entries)
+        assert (read("classes.csv"), scores()) == (classes, before)
+        assert "10 more files of the test part have the same bytes" in read("report.md")
+        rows = list(csv.reader(read("predictions.csv").splitlines()))
         digests = {entry.path: entry.sha256 for entry in read_index(test)}
-        assert len({digests[row[0]] for row in rows[1:]}) == len(entries)
-    finally:
-        test.write_text(kept)
-        for copy in copies:
-            finished.path(f"images/{copy.path}").unlink()
-        shutil.rmtree(finished.path("metrics"))
-        shutil.copytree(tmp_path / "metrics", finished.path("metrics"))
-        shutil.copy(tmp_path / "predictions.npz", finished.path("data"))
+        assert len(rows) - 1 == len({digests[row[0]] for row in rows[1:]}) == len(entries)
 
 
 def test_with_many_classes_git_gets_a_short_table(finished: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     def outputs() -> dict[str, bytes]:
-        return {str(path): path.read_bytes() for path in finished.path("metrics").rglob("*") if path.is_file()}
+        files = [finished.path("data/predictions.npz"), *finished.path("metrics").rglob("*")]
+        return {path.name: path.read_bytes() for path in files if path.is_file()}
 
-    table, archive = finished.path("metrics/predictions.csv"), finished.path("data/predictions.npz")
-    before, full = outputs(), archive.read_bytes()
-    try:
+    before = outputs()
+    with put_back(finished):
         monkeypatch.setattr(predictions, "MOST_CLASSES", 1)
         assert finished.run("evaluate") == 0
-        assert {path for path, content in outputs().items() if content != before[path]} == {str(table)}
-        assert archive.read_bytes() == full
-        with np.load(archive) as content:
+        assert {name for name, content in outputs().items() if content != before[name]} == {"predictions.csv"}
+        with np.load(finished.path("data/predictions.npz")) as content:
             labels, values = content["labels"], {model: content[model] for model in ("head", "finetuned")}
-        with table.open(newline="") as file:
+        with finished.path("metrics/predictions.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         assert [int(row["label"]) for row in rows] == labels.tolist()
         for number, row in enumerate(rows):
@@ -240,9 +245,6 @@ def test_with_many_classes_git_gets_a_short_table(finished: Project, monkeypatch
                 assert predicted == probabilities[number].argmax()
                 assert float(row[f"{model}_probability"]) == probabilities[number, predicted]
                 assert float(row[f"{model}_true_probability"]) == probabilities[number, labels[number]]
-    finally:
-        table.write_bytes(before[str(table)])
-        archive.write_bytes(full)
 
 
 def test_distinct_images_are_no_near_duplicates(finished: Project) -> None:
@@ -297,30 +299,22 @@ def test_shuffled_test_labels_score_as_chance(tmp_path: Path) -> None:
     assert evaluation["gain"]["verdict"] == "no evidence"
 
 
-def test_torchevals_accuracy_equals_scikit_learns_on_the_same_run(finished: Project) -> None:
+def test_torchevals_accuracy_equals_scikit_learns_on_the_same_run(either: Project) -> None:
     # The history is torcheval's, on the watched images; evaluate's is scikit-learn's: let it score those same ones.
-    val = finished.path("data/index/val.csv").read_text()
-    test = finished.path("data/index/test.csv")
-    kept = test.read_text()
-    names = ("scores.json", "calibration.json", "classes.csv", "predictions.csv", "near_duplicates.csv")
-    names = (*(f"metrics/{name}" for name in names), "data/predictions.npz")
-    outputs = {name: finished.path(name).read_bytes() for name in names}
-    try:
-        test.write_text(val)
-        assert finished.run("evaluate") == 0
-        evaluation = json.loads(finished.path("metrics/scores.json").read_text())
-        calibration = json.loads(finished.path("metrics/calibration.json").read_text())
-    finally:
-        test.write_text(kept)
-        for name, content in outputs.items():
-            finished.path(name).write_bytes(content)
-    history = json.loads(finished.path("metrics/finetune/metrics.json").read_text())
-    last = read_history(finished.path("metrics/finetune"))[-1]
-    assert evaluation["finetuned"]["accuracy"] == pytest.approx(last.accuracy, abs=1e-6)
+    with put_back(either):
+        shutil.copy(either.path("data/index/val.csv"), either.path("data/index/test.csv"))
+        assert either.run("evaluate") == 0
+        scores, calibration = (
+            json.loads(either.path(f"metrics/{name}.json").read_text())["finetuned"]
+            for name in ("scores", "calibration")
+        )
+    history = json.loads(either.path("metrics/finetune/metrics.json").read_text())
+    last = read_history(either.path("metrics/finetune"))[-1]
+    assert scores["accuracy"] == pytest.approx(last.accuracy, abs=1e-6)
     # Both are after the temperature, which was fitted to these very images.
-    assert evaluation["finetuned"]["loss"] == pytest.approx(history["val_loss"], abs=1e-5)
-    assert evaluation["finetuned"]["loss"] == pytest.approx(calibration["finetuned"]["after"]["loss"]["value"])
-    assert evaluation["finetuned"]["loss"] <= calibration["finetuned"]["before"]["loss"]["value"] + 1e-6
+    assert scores["loss"] == pytest.approx(history["val_loss"], abs=1e-5)
+    assert scores["loss"] == pytest.approx(calibration["after"]["loss"]["value"])
+    assert scores["loss"] <= calibration["before"]["loss"]["value"] + 1e-6
 
 
 def test_nothing_tracked_names_the_machine_the_day_or_the_folder(finished: Project) -> None:
@@ -356,17 +350,15 @@ def test_the_report_has_the_verdict_and_the_recipe(finished: Project) -> None:
 
 def test_predictions_of_other_images_are_refused(finished: Project, refusal: Callable[[Project, str], str]) -> None:
     path = finished.path("data/predictions.npz")
-    kept = path.read_bytes()
-    try:
-        with np.load(path) as content:
-            np.savez(path, **dict(content) | {"paths": content["paths"][::-1]})
+    with put_back(finished):
+        content = path.read_bytes()
+        with np.load(path) as archive:
+            np.savez(path, **dict(archive) | {"paths": archive["paths"][::-1]})
         assert "`dvc repro` makes both again" in refusal(finished, "plot")
-        path.write_bytes(kept[:-100])
+        path.write_bytes(content[:-100])
         assert "predictions.npz: not predictions" in refusal(finished, "plot")
         path.unlink()
         assert "predictions.npz" in refusal(finished, "plot")
-    finally:
-        path.write_bytes(kept)
 
 
 def test_evaluate_ends_with_a_table_and_the_verdict(finished: Project, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,10 +25,9 @@ from tqdm import tqdm
 
 from data.glyphs.drawing import CHARACTERS, draw, load_glyphs
 from stages.common.cli import run, stop_if_interrupted
-from stages.common.device import resolve_device
+from stages.common.device import generator_for, make_deterministic, resolve_device
 from stages.common.files import write_bytes
 from stages.common.params import Section, Size, load_section
-from stages.common.seeds import generator_for, make_deterministic
 from stages.images.preprocessing import Preprocessing
 from stages.network.weights import METADATA_KEY
 

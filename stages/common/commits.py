@@ -9,13 +9,7 @@ from stages.common.cli import StageError
 def git(*arguments: str, folder: Path | None = None, why: str = "experiments need a git repository") -> str:
     """Return what a command of git prints; bytes that are no UTF-8 become surrogates.
 
-    Args:
-        arguments: of git.
-        folder: where to run it; `None`: here.
-        why: what it is needed for, for the message.
-
-    Raises:
-        StageError: it fails; with git's own reason.
+    `why`: what it is needed for, for the message. Raises StageError, with git's own reason, where it fails.
     """
     try:
         process = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, check=True)
@@ -27,11 +21,7 @@ def git(*arguments: str, folder: Path | None = None, why: str = "experiments nee
 
 
 def find_commit() -> str:
-    """Return the commit that the working tree is based on.
-
-    Raises:
-        StageError: there is none, or no git.
-    """
+    """Return the commit that the working tree is based on; raises StageError where there is none."""
     return git("rev-parse", "HEAD", why="experiments need git with a commit").strip()
 
 

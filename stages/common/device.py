@@ -1,6 +1,10 @@
-"""Where to compute, and in which precision."""
+"""Where to compute, in which precision, and how to get the same results twice."""
 
+import os
+
+import numpy as np
 import torch
+from torch import Generator, Tensor
 
 from stages.common import ranks
 from stages.common.cli import StageError
@@ -20,10 +24,7 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 def resolve_device(device: str) -> torch.device:
     """Turn `params.yaml`'s `device` into a torch device; `auto` is the first of cuda, mps and cpu that is there.
 
-    Each rank has a GPU of its own.
-
-    Raises:
-        StageError: the device asked for is not there.
+    Each rank has a GPU of its own. Raises StageError where the device asked for is not there.
     """
     if device == "auto":
         cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
@@ -39,3 +40,51 @@ def resolve_device(device: str) -> torch.device:
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise StageError("device: mps is not on this machine; use auto or cpu")
     return chosen
+
+
+def generator_for(*numbers: int) -> Generator:
+    """Return a CPU generator for a seed and what else it should depend on, such as the epoch.
+
+    Not by a sum, which takes seed 1, epoch 2 for seed 2, epoch 1; nor by a shift, since torch's CPU generator looks at
+    the lower 32 bits of its seed only (`at::mt19937`). numpy's SeedSequence mixes them
+    (https://numpy.org/doc/stable/reference/random/bit_generators/generated/numpy.random.SeedSequence.html).
+    """
+    return Generator().manual_seed(seed_for(*numbers))
+
+
+def seed_for(*numbers: int) -> int:
+    """Return the seed of `generator_for`."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def make_deterministic(seed: int) -> None:
+    """Seed torch and choose its deterministic algorithms; it warns where an operation has none."""
+    # cuBLAS asks for this before its first call: https://docs.nvidia.com/cuda/cublas/#results-reproducibility
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # As torch.use_deterministic_algorithms(True, warn_only=True), which also tells torch's compiler, and would load it.
+    torch.set_deterministic_debug_mode("warn")
+    # Else a tenth of the time goes into NaN: new tensors are filled with it, for operations that read too early.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
+    # By default convolutions of float32 are computed in TF32, with 10 of its 23 bits, on NVIDIA's Ampere and later.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.manual_seed(seed)
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the state of torch's generators: the CPU's, and the GPU's if that is `device`."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Put torch's generators into a state that `random_state` returned."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+    elif device.type == "mps":
+        torch.mps.set_rng_state(state["mps"].cpu())

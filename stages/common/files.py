@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all; CSV and JSON; a file's SHA-256."""
+"""Files that are written whole or not at all: bytes, text, JSON, CSV, and dataclasses as both; a file's SHA-256."""
 
 import csv
 import hashlib
@@ -8,8 +8,13 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, astuple, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from stages.common.cli import StageError
 
 
 def sha256_of(path: Path) -> str:
@@ -31,8 +36,7 @@ def hash_code(folder: Path, names: Iterable[str]) -> str:
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file beside `path` to write to; at the end, flush it to disk and rename it over `path`.
 
-    Raises:
-        OSError: naming `path`, which is then as it was before.
+    Raises OSError naming `path`, which is then as it was before.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -93,15 +97,56 @@ def write_csv(path: Path, header: Iterable[object], rows: Iterable[Iterable[obje
 
 
 def read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the rows of a table; an empty file has neither.
-
-    Raises:
-        OSError: it is not there.
-        ValueError: not such a table.
-    """
+    """Return the header and the rows of a table; an empty file has neither. Raises OSError, ValueError."""
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         try:
             header, *rows = list(csv.reader(file)) or [[]]
         except csv.Error as error:
             raise ValueError(str(error)) from error
     return header, rows
+
+
+Record = TypeVar("Record")
+
+
+def write_table(path: Path, kind: type[Any], records: Iterable[Any]) -> None:
+    """Write a CSV table with a column for each field of a dataclass; `None` is an empty cell."""
+    write_csv(path, _columns(kind), map(astuple, records))
+
+
+def read_table(path: Path, kind: type[Record], stage: str) -> list[Record]:
+    """Read what `write_table` wrote; raises StageError, which says that `stage` writes it again, and OSError."""
+    try:
+        header, rows = read_csv(path)
+        if header != _columns(kind):
+            raise ValueError("unexpected columns")
+        names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+        values = [dict(zip(names, (cell or None for cell in row), strict=True)) for row in rows]
+        return TypeAdapter(list[kind]).validate_python(values)  # type: ignore[valid-type]
+    except ValueError as error:
+        raise _unreadable(path, error, stage) from error
+
+
+def write_record(path: Path, record: Any) -> None:  # noqa: ANN401 (any dataclass)
+    """Write a dataclass, and those in it, as JSON."""
+    write_json(path, asdict(record))
+
+
+def read_record(path: Path, kind: type[Record], stage: str) -> Record:
+    """Read what `write_record` wrote; raises what `read_table` does."""
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except ValueError as error:
+        raise _unreadable(path, error, stage) from error
+
+
+def _columns(kind: type[Any]) -> list[str]:
+    return [field.name.replace("class_name", "class") for field in fields(kind)]
+
+
+def _unreadable(path: Path, error: ValueError, stage: str) -> StageError:
+    why = str(error)
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return StageError(f"{path}: not what `{stage}` of this version writes ({why}); `dvc repro {stage}` writes it again")

@@ -19,12 +19,9 @@ _LONGEST_TEMPORARY_FOLDER = 103 - len("/pymp-12345678/listener-12345678")
 
 
 def resolve_workers(workers: int | str) -> int:
-    """Turn `params.yaml`'s `workers` into a number; `auto` is one a usable core, at most 16.
+    """Turn `params.yaml`'s `workers` into a number; `auto` is one a usable core, at most 16, over all ranks.
 
-    Several processes of a training have their part of these.
-
-    Raises:
-        StageError: the folder for temporary files has too long a path for processes to talk through.
+    Raises StageError where the folder for temporary files has too long a path for processes to talk through.
     """
     if workers == 0:
         return 0
@@ -53,11 +50,7 @@ def total_memory() -> float:
 
 
 def require_memory(images: int, bytes_each: float, image_size: int) -> None:
-    """Refuse what does not fit into memory: Linux would kill the process.
-
-    Raises:
-        StageError: together they take more than there is.
-    """
+    """Refuse with a `StageError` what does not fit into memory: Linux would kill the process."""
     needed, there = images * bytes_each, total_memory()
     if needed > there:
         raise StageError(

@@ -57,16 +57,10 @@ class Share:
 
 
 def start_processes(processes: int | str, device: str) -> None:
-    """Become one of several processes, if there are to be several; else do nothing.
+    """Become one of several processes of this machine, if there are to be several; else do nothing.
 
-    A process that torchrun has not started starts them, waits for their end and ends: it never returns.
-
-    Args:
-        processes: of this machine; `auto`: one a GPU, else one.
-        device: as in `params.yaml`.
-
-    Raises:
-        StageError: there are not that many GPUs, or the others cannot be reached.
+    A process that torchrun has not started starts them, waits for their end and ends: it never returns. Raises
+    StageError where there are not that many GPUs, or the others cannot be reached.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         _join(device)
@@ -77,11 +71,7 @@ def start_processes(processes: int | str, device: str) -> None:
 
 
 def count_processes(processes: int | str, device: str) -> int:
-    """Turn `params.yaml`'s `processes` into a number.
-
-    Raises:
-        StageError: there are not that many GPUs.
-    """
+    """Turn `params.yaml`'s `processes` into a number; `auto` is one a GPU, else one."""
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     if processes == "auto":
         return max(1, gpus)
@@ -124,16 +114,7 @@ def writes_outputs() -> bool:
 
 
 def require_one_folder(folder: Path, name: str) -> None:
-    """Refuse machines that do not see the same files in a folder.
-
-    Args:
-        folder: made if it is not there.
-        name: of the setting that says where it is.
-
-    Raises:
-        StageError: they do not.
-        OSError: it cannot be written.
-    """
+    """Refuse machines that do not see the same files in a folder; `name`: the setting that says where it is."""
     if len(set(gather(os.environ.get("GROUP_RANK")))) == 1:
         return
     marker = folder / agree(f".{uuid.uuid4().hex}")
@@ -176,11 +157,7 @@ def add_up(values: Tensor) -> Tensor:
 
 
 def require_same(params: Params, files: Sequence[Path]) -> None:
-    """Compare what has to be the same in all processes, since each reads its own machine's files.
-
-    Raises:
-        StageError: naming what differs.
-    """
+    """Refuse processes that do not have the same, since each reads its own machine's files."""
     if not joined():
         return
     own = params.model_dump(mode="json", exclude={"device", "workers", "processes", "cache", "data"})

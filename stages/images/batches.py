@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from stages.common.cli import StageError, stop_if_interrupted
+from stages.common.device import generator_for
 from stages.common.machine import require_memory
 from stages.common.params import Augment
 from stages.common.ranks import Share
-from stages.common.seeds import generator_for
 from stages.images.decode import ImageError, decode, read_image
 from stages.images.index import Entry
 from stages.images.preprocessing import Preprocessing, make_transform

@@ -233,22 +233,14 @@ def native_preprocessing(arch: str) -> Preprocessing:
 
 
 def stock_model(arch: str, image_size: int = 224) -> nn.Module:
-    """Make torchvision's own model with random weights.
-
-    Raises:
-        StageError: no such classifier, or one that cannot take images of that size.
-    """
+    """Make torchvision's own model with random weights; raises StageError where it cannot take images of that size."""
     require_architecture(arch)
     model: nn.Module = get_model(arch, weights=None, **stock_options(arch, image_size))
     return model
 
 
 def stock_options(arch: str, image_size: int) -> dict[str, Any]:
-    """Return what torchvision has to be told beside the name of a model.
-
-    Raises:
-        StageError: it cannot take images of that size.
-    """
+    """Return what torchvision has to be told beside the name of a model; raises what `stock_model` does."""
     if arch in ("googlenet", "inception_v3"):
         return {"init_weights": False}  # truncated normals by scipy, which take half a minute
     if arch.startswith("vit_"):

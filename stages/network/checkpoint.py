@@ -63,11 +63,7 @@ def save_checkpoint(path: Path, network: Network, description: Description) -> N
 
 
 def load_checkpoint(path: Path) -> tuple[Network, Description]:
-    """Read a checkpoint, with everything frozen or not as a new network is.
-
-    Raises:
-        StageError: missing, damaged, or not a checkpoint of this project.
-    """
+    """Read a checkpoint; raises StageError where it is missing, damaged, or none of this project."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -103,11 +99,7 @@ def read_own(path: Path) -> Description | None:
 def continue_from(network: Network, description: Description, tensors: Mapping[str, Tensor], own: Description) -> bool:
     """Copy the backbone of a checkpoint into a new network, and its head where head and classes are the same.
 
-    Returns:
-        Whether the head was copied.
-
-    Raises:
-        StageError: the backbone is for images of another size.
+    Returns whether the head was copied. Raises StageError where the backbone is for images of another size.
     """
     classifier = network.classifier.state_dict()
     same = [(one.head, one.classes) for one in (description, own)]
@@ -127,11 +119,7 @@ def continue_from(network: Network, description: Description, tensors: Mapping[s
 
 
 def require_classes(path: Path, description: Description, entries: list[Entry]) -> None:
-    """Refuse a checkpoint that was made for other classes than an index has; a class may have no image there.
-
-    Raises:
-        StageError: naming both lists of classes.
-    """
+    """Refuse a checkpoint that was made for other classes than an index has; a class may have no image there."""
     if not {(entry.label, entry.class_name) for entry in entries} <= set(enumerate(description.classes)):
         raise StageError(
             f"{path}: made for the classes {enumerate_names(description.classes)}, but the index has "

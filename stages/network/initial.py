@@ -3,9 +3,9 @@
 from itertools import islice
 from pathlib import Path
 
+from stages.common.device import make_deterministic
 from stages.common.machine import resolve_workers
 from stages.common.params import Params
-from stages.common.seeds import make_deterministic
 from stages.images.batches import Batches, Order
 from stages.images.index import Entry, class_names
 from stages.network.backbones import stock_model
@@ -21,9 +21,7 @@ CALIBRATION_BATCHES, CALIBRATION_BATCH = 16, 64
 def build_initial(params: Params, entries: list[Entry]) -> tuple[Network, Description, str]:
     """Build the network that `params.model` asks for, its backbone frozen; the same one again for the same seed.
 
-    Args:
-        params: of which `seed`, `data`, `model` and `workers` are used.
-        entries: training images: they name the classes and calibrate a random backbone.
+    The training images `entries` name the classes and calibrate a random backbone.
 
     Returns:
         The network, what its checkpoint says of it, and where its weights come from, in words.

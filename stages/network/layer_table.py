@@ -25,11 +25,6 @@ def write_layers(path: Path, network: Network, image_size: int) -> None:
 
     The JSON object has `total`, `trainable` and `frozen` (numbers of parameters) and `layers`, each with `name`,
     `type`, `depth`, `parameters` and `trainable`: `True`, `False`, `Partial`, or `--` for a layer without parameters.
-
-    Args:
-        path: its suffix is replaced.
-        network: with `requires_grad` set as in the phase to describe.
-        image_size: height and width of the images, pixels.
     """
     # Without values: only shapes are looked at.
     shapes = copy.deepcopy(network).to("meta")

@@ -77,7 +77,7 @@ def build_network(
     both take the class token, as its own head does. Both end in hidden -> ReLU -> outputs, or are linear.
 
     Args:
-        stock: as `stock_model` makes it, with or without loaded weights; its parts are taken over.
+        stock: its parts are taken over.
         head: as above; `original` is the model's own classifier with another last layer.
         hidden: units of the hidden layer of `flatten` and `pooled`; 0 for a linear head.
         outputs: number of logits.
@@ -133,14 +133,10 @@ def _with_outputs(layers: list[nn.Module], outputs: int) -> list[nn.Module]:
 
 
 def calibrate_batchnorm(network: Network, batches: Iterable[Tensor]) -> None:
-    """Give a network with random weights running statistics that fit it: the mean of those of `batches`.
+    """Give a network with random weights running statistics that fit it: the mean of those of batches of images.
 
     A new BatchNorm claims a mean of 0 and a variance of 1. In evaluation mode, as the backbone is used here, that lets
     the activations of a random network fade from block to block until the head sees next to nothing.
-
-    Args:
-        network: changed in place: buffers of BatchNorm only.
-        batches: images, each (n, 3, height, width) with n > 1, on the network's device.
     """
     layers = [module for module in network.backbone.modules() if isinstance(module, _BatchNorm)]
     network.eval()
@@ -169,9 +165,6 @@ def set_trainable(network: Network, unfreeze: int) -> None:
 
     Freezing BatchNorm takes two steps: its affine parameters here, its statistics by evaluation mode in `Network.train`
     (https://github.com/open-mmlab/mmdetection/issues/346).
-
-    Raises:
-        StageError: `unfreeze` is out of that range.
     """
     require_blocks(network, unfreeze)
     blocks = len(network.backbone)
@@ -198,10 +191,7 @@ def cut(network: Network, unfreeze: int) -> tuple[nn.Sequential, Network]:
     """Cut a network before its last `unfreeze` blocks: what is frozen, and what is trained.
 
     Where no block is trained, a classifier that begins by pooling leaves that to the prefix, with its last block: of
-    maps of 7 x 7 values, one in 49 has to be kept.
-
-    Returns:
-        The prefix: images -> activations; and the tail: activations -> logits. Both share the network's tensors.
+    maps of 7 x 7 values, one in 49 has to be kept. Both parts share the network's tensors.
     """
     first = len(network.backbone) - unfreeze
     prefix, classifier = network.backbone[:first], network.classifier

@@ -19,16 +19,12 @@ def outputs_for(classes: int) -> int:
 
 
 def loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
-    """Return the mean log-loss, nats: binary for one output, else cross-entropy.
+    """Return the mean log-loss of logits (n, outputs), nats: binary for one output, else cross-entropy.
 
-    Args:
-        logits: (n, outputs).
-        labels: (n,).
-        class_weights: (classes,); each image's loss is multiplied by its class's weight. The sum is divided by n, not
-            by the sum of weights as torch's losses do: in a batch with one image of a rare class, that would take the
-            weight away again.
-        label_smoothing: in [0, 1): the part of each target that is spread evenly over all classes
-            (https://arxiv.org/abs/1512.00567).
+    `class_weights`, (classes,): each image's loss is multiplied by its class's. The sum is divided by n, not by the sum
+    of weights as torch's losses do: in a batch with one image of a rare class, that would take the weight away again.
+    `label_smoothing`, in [0, 1): the part of each target that is spread evenly over all classes
+    (https://arxiv.org/abs/1512.00567).
     """
     if class_weights is not None:
         return losses(logits, labels, class_weights, label_smoothing).mean()
@@ -53,13 +49,8 @@ def _reduce(logits: Tensor, labels: Tensor, label_smoothing: float, reduction: s
 def weigh_classes(setting: ClassWeights, train: list[Entry]) -> Tensor | None:
     """Return, and print, the weight of each class in the loss, (classes,); the mean over the training images is 1.
 
-    Args:
-        setting: `balanced`: the inverse of the class's number of images; by name: in these proportions; `None`: all
-            the same.
-        train: the training images.
-
-    Raises:
-        StageError: a class has no weight, or a weight no class.
+    `balanced`: the inverse of the class's number of images; by name: in these proportions. Raises StageError where a
+    class has no weight, or a weight no class.
     """
     if setting is None:
         return None
@@ -87,11 +78,8 @@ def weigh_classes(setting: ClassWeights, train: list[Entry]) -> Tensor | None:
 def probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Return the probability of each class, (n, classes), for logits (n, outputs); one output is the logit of class 1.
 
-    Both columns of two classes come from the logit: 1 - p would round a small probability to 0, its loss to infinity.
-
-    Args:
-        logits: of the network.
-        temperature: above 0; they are divided by it (`training.temperature`). The order of the classes stays.
+    They are divided by `temperature` first (`training.temperature`). Both columns of two classes come from the logit:
+    1 - p would round a small probability to 0, its loss to infinity.
     """
     logits = logits / temperature
     if logits.shape[1] == 1:

@@ -71,10 +71,8 @@ def find_weights(arch: str, weights: str | None) -> Weights:
 def load_into(stock: nn.Module, weights: Weights, arch: str) -> None:
     """Copy weights into a stock model: its whole backbone, and of its classifier what the file has.
 
-    Not those of a checkpoint of this project, which is for the network with its new head (`continue_from`).
-
-    Raises:
-        StageError: the weights are of another architecture.
+    Not those of a checkpoint of this project, which is for the network with its new head (`continue_from`). Raises
+    StageError where the weights are of another architecture.
     """
     if weights.source is None or weights.own is not None:
         return

@@ -8,8 +8,7 @@ from stages.common.params import Params, flatten
 from stages.images.division import CONFLICT
 from stages.images.index import PARTS
 from stages.images.summary import class_counts
-from stages.scores.calibration import Calibrations, Estimate
-from stages.scores.coverage import describe_coverage
+from stages.scores.calibration import Calibrations, Estimate, describe_coverage
 from stages.scores.evaluation import Evaluation
 from stages.scores.suspects import Judged, Suspect, estimate_wrong_labels, find_inseparable
 from stages.training.history import Epoch, out_of_patience, still_falling

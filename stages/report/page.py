@@ -19,8 +19,7 @@ from stages.report.markdown import (
     tabulate_suspects,
     titles_of,
 )
-from stages.scores.classes import ClassScores
-from stages.scores.evaluation import Evaluation, describe_none
+from stages.scores.evaluation import ClassScores, Evaluation, describe_none
 from stages.scores.folds import Together
 from stages.scores.suspects import Suspect
 from stages.scores.verdict import describe_gain, describe_groups, loss_range

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from stages.common.format import percent, plural, probability
 from stages.report.style import GREY, LOOKS, count_on_log_axis, new_figure, use_log_axis, use_percent, wrap
-from stages.scores.calibration import Calibrations, without_temperature
-from stages.scores.coverage import MOST_WRONG, risk_curve
+from stages.scores.calibration import MOST_WRONG, Calibrations, risk_curve, without_temperature
 from stages.scores.metrics import CALIBRATION_BINS as BINS
 from stages.scores.metrics import confidence_bins, expected_calibration_error, predicted_labels, wilson_interval
 from stages.scores.predictions import Predictions, image_losses

@@ -1,6 +1,7 @@
 """Several runs of one pipeline, of folds or of seeds: what they say together."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,8 +10,7 @@ import numpy as np
 from stages.common.cli import StageError
 from stages.common.format import percent, percent_range, plural, points, points_range, signed
 from stages.images.index import Groups
-from stages.scores.bootstrap import CONFIDENCE
-from stages.scores.metrics import predicted_labels, score
+from stages.scores.metrics import CONFIDENCE, predicted_labels, score
 from stages.scores.predictions import Predictions
 from stages.scores.verdict import Gain, compare, describe_gain, judge_loss, loss_range
 
@@ -60,18 +60,12 @@ def corrected_interval(gains: Sequence[float], test_to_train: float) -> tuple[fl
     """Return the 95% interval of a mean over runs that share training images.
 
     The corrected resampled t-test of Nadeau and Bengio (2003, https://doi.org/10.1023/A:1024068626366): the variance of
-    the mean is (1 / runs + test / train) times that of the runs, for training sets overlap, and gains that come of
-    nearly the same training vary less than gains at large.
-
-    Args:
-        gains: one a run, at least two.
-        test_to_train: number of test over number of training images of a run; 0: the runs are independent.
+    the mean is (1 / runs + `test_to_train`) times that of the runs, at least two: training sets overlap, and gains that
+    come of nearly the same training vary less than gains at large.
     """
     from scipy.stats import t
 
-    runs = len(gains)
-    mean = sum(gains) / runs
-    variance = sum((gain - mean) ** 2 for gain in gains) / (runs - 1)
+    runs, mean, variance = len(gains), statistics.fmean(gains), statistics.variance(gains)
     half = float(t.ppf((1 + CONFIDENCE) / 2, runs - 1)) * math.sqrt((1 / runs + test_to_train) * variance)
     return mean - half, mean + half
 
@@ -79,16 +73,10 @@ def corrected_interval(gains: Sequence[float], test_to_train: float) -> tuple[fl
 def combine_folds(
     predictions: dict[str, Predictions], test_to_train: float, groups: Groups | None = None, watched: bool = False
 ) -> Together:
-    """Put the runs of all folds together.
+    """Put the runs of all folds, by name, together.
 
-    Args:
-        predictions: by the fold's name.
-        test_to_train: as for `corrected_interval`.
-        groups: the number of the group of each image of all folds, (n,); `None`: each is its own.
-        watched: whether training watched the test images.
-
-    Raises:
-        StageError: an image was tested in two folds: they are of different data.
+    `groups`: the number of the group of each image of all folds, (n,); the others as for `corrected_interval` and
+    `compare`. Raises StageError where an image was tested in two folds: they are of different data.
     """
     paths = [path for run in predictions.values() for path in run.paths]
     if len(set(paths)) < len(paths):
@@ -117,11 +105,7 @@ def combine_folds(
 
 
 def combine_seeds(predictions: dict[str, Predictions]) -> Together:
-    """Put runs of other seeds on one split together.
-
-    Raises:
-        StageError: they were tested on different images.
-    """
+    """Put runs of other seeds on one split together; raises StageError where they were tested on different images."""
     if len({tuple(run.paths) for run in predictions.values()}) > 1:
         raise StageError("the seeds are of different data: their test parts are not the same")
     runs = _runs(predictions)

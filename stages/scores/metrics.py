@@ -1,19 +1,29 @@
-"""What a model's probabilities are worth: accuracy and its interval, loss, ranking, calibration."""
+"""What a model's probabilities are worth: accuracy, loss, ranking, calibration, and 95% intervals.
+
+Where images come in groups, whole groups are resampled: the cluster bootstrap of Field and Welsh (2007,
+https://doi.org/10.1111/j.1467-9868.2007.00593.x).
+"""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stages.images.index import Groups
-from stages.scores.bootstrap import CONFIDENCE, widen
 
+Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 Probabilities = NDArray[np.float64]
 
 CALIBRATION_BINS = 15
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+# Of fewer images or groups that all agree, a sign test would not have p < 0.05.
+FEWEST = 6
+# So many drawn images at once, to limit the memory.
+_AT_ONCE = 2_000_000
 
 
 def predicted_labels(probabilities: Probabilities) -> Labels:
@@ -28,16 +38,13 @@ def predicted_labels(probabilities: Probabilities) -> Labels:
 class Scores:
     """What one model is worth on the test images. A number that is undefined is `None`.
 
-    `accuracy`, and its 95% interval by Wilson's score method (https://doi.org/10.1080/01621459.1927.10502953) from
-    `accuracy_low` to `accuracy_high`, where images come in groups at least as wide as that of resampled groups;
-    `balanced_accuracy`: the mean recall of the classes that are in the test set;
-    `loss`: mean log-loss, nats;
-    `auroc` and `average_precision`: of two classes, those of class 1; of more, the mean over each class against all
-    others. A class without an image in the test set has neither, and no `auroc` if all images are of that class;
-    `f1_macro`: the mean over the classes that are in the test set or among the predictions;
-    `brier`: the mean squared error of the probability of class 1, in [0, 1], for two classes; for more, the sum of
-    the squared errors over the classes, in [0, 2] (Brier 1950), as scikit-learn's `brier_score_loss` has it;
-    `ece`: see `expected_calibration_error`.
+    `accuracy`, and its 95% interval by Wilson's score method (https://doi.org/10.1080/01621459.1927.10502953), where
+    images come in groups at least as wide as that of resampled groups; `balanced_accuracy`: the mean recall of the
+    classes that are in the test set; `loss`: mean log-loss, nats;
+    `auroc`, `average_precision`: of two classes, those of class 1; of more, the mean over each class against the rest,
+    where they are defined; `f1_macro`: the mean over the classes that are in the test set or among the predictions;
+    `brier`: the mean squared error of the probability of class 1, in [0, 1], for two classes; for more, the sum over
+    the classes, in [0, 2] (Brier 1950), as scikit-learn has it; `ece`: see `expected_calibration_error`.
     """
 
     accuracy: float
@@ -61,28 +68,25 @@ def score(labels: Labels, probabilities: Probabilities, groups: Groups | None = 
     numbers = np.arange(probabilities.shape[1])
     _, recall, f1, _ = precision_recall_fscore_support(labels, predicted, labels=numbers, zero_division=np.nan)
     low, high = widen(wilson_interval(int(right.sum()), len(labels)), right.astype(np.float64), groups, 0.0)
-    ranked = [1] if len(numbers) == 2 else numbers.tolist()
-    positives = [labels == label for label in ranked]
+    ranked = [(labels == label, probabilities[:, label]) for label in (numbers[1:] if len(numbers) == 2 else numbers)]
+    ranked = [(positive, values) for positive, values in ranked if positive.any()]
     return Scores(
         accuracy=float(right.mean()),
         accuracy_low=low,
         accuracy_high=high,
         balanced_accuracy=float(np.nanmean(recall)),
         loss=float(log_loss(labels, probabilities, labels=numbers)),
-        auroc=_mean_if_any(
-            roc_auc_score(positive, probabilities[:, label])
-            for label, positive in zip(ranked, positives, strict=True)
-            if 0 < positive.sum() < len(labels)
-        ),
-        average_precision=_mean_if_any(
-            average_precision_score(positive, probabilities[:, label])
-            for label, positive in zip(ranked, positives, strict=True)
-            if positive.any()
-        ),
+        auroc=_mean_if_any(roc_auc_score(*one) for one in ranked if not one[0].all()),
+        average_precision=_mean_if_any(average_precision_score(*one) for one in ranked),
         f1_macro=float(np.nanmean(f1)),
         brier=float(squared_errors(labels, probabilities).mean()),
         ece=expected_calibration_error(right, probabilities.max(axis=1)),
     )
+
+
+def _mean_if_any(values: Iterable[float]) -> float | None:
+    defined = [float(value) for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else None
 
 
 def wilson_interval(successes: int, count: int) -> tuple[float, float]:
@@ -93,32 +97,74 @@ def wilson_interval(successes: int, count: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def expected_calibration_error(right: NDArray[np.bool_], confidences: NDArray[np.float64]) -> float:
+def expected_calibration_error(right: NDArray[np.bool_], confidences: Floats) -> float:
     """Return how far the highest probability is from the accuracy, in [0, 1]: 0 where 80% sure is right in 80%.
 
-    Images are put into 15 equally wide bins by their highest probability, `confidences` (n,), each with its upper edge;
-    the distances of a bin's accuracy from its mean probability are averaged by the number of images (Guo et al. 2017,
-    https://arxiv.org/abs/1706.04599). `right`, (n,): whether the prediction is right.
+    The mean over images of the distance of their bin's accuracy from its mean probability (Guo et al. 2017,
+    https://arxiv.org/abs/1706.04599). `right`, (n,): whether the prediction is right; `confidences`: its probability.
     """
     gaps = np.bincount(confidence_bins(confidences), right - confidences, CALIBRATION_BINS)
     return float(np.abs(gaps).sum() / len(right))
 
 
-def confidence_bins(confidences: NDArray[np.float64]) -> Labels:
-    """Return the number, from 0, of the bin of each of these probabilities above 0, (n,)."""
+def confidence_bins(confidences: Floats) -> Labels:
+    """Return the bin, from 0, of each probability above 0, (n,): 15 of equal width, each with its upper edge."""
     bins: Labels = np.ceil(confidences * CALIBRATION_BINS).astype(np.int64) - 1
     return bins
 
 
-def squared_errors(labels: Labels, probabilities: Probabilities) -> NDArray[np.float64]:
+def squared_errors(labels: Labels, probabilities: Probabilities) -> Floats:
     """Return what each image adds to the mean that is the Brier score (see `Scores`), (n,)."""
     classes = probabilities.shape[1]
     errors = (probabilities - (labels[:, None] == np.arange(classes))) ** 2
-    added: NDArray[np.float64] = errors[:, 1] if classes == 2 else errors.sum(axis=1)
+    added: Floats = errors[:, 1] if classes == 2 else errors.sum(axis=1)
     return added
 
 
-def _mean_if_any(values: Iterable[float]) -> float | None:
-    """Return the mean of the values that are defined, `None` if none is."""
-    defined = [float(value) for value in values if not math.isnan(value)]
-    return sum(defined) / len(defined) if defined else None
+def sum_groups(values: Floats, groups: Groups | None) -> Floats:
+    """Return the sum of `values` (n,) over each group, (groups,); `values` where there are none."""
+    return values if groups is None else np.bincount(np.unique(groups, return_inverse=True)[1], values).astype(float)
+
+
+def draw_counts(units: int, chance: np.random.Generator) -> Iterator[Floats]:
+    """Yield how often each unit is drawn in 2,000 resamples, (m, units), some resamples at a time."""
+    many = max(1, _AT_ONCE // units)
+    for first in range(0, RESAMPLES, many):
+        draws = range(min(many, RESAMPLES - first))
+        counts = [np.bincount(chance.integers(units, size=units), minlength=units) for _ in draws]
+        yield np.stack(counts).astype(np.float64)
+
+
+def resample_means(values: Floats, groups: Groups | None, chance: np.random.Generator) -> Floats:
+    """Return the mean of `values` (n,) over the images of each resample, (2,000,)."""
+    totals = np.stack([sum_groups(column, groups) for column in (values, np.ones(len(values)))], axis=1)
+    sums = np.concatenate([counts @ totals for counts in draw_counts(len(totals), chance)])
+    means: Floats = sums[:, 0] / sums[:, 1]
+    return means
+
+
+def mean_interval(values: Floats, groups: Groups | None) -> tuple[float, float] | None:
+    """Return the 95% interval of the mean of `values` (n,), `None` with fewer than 6 images, or groups.
+
+    Percentiles of the resamples, expanded as Hesterberg (2015, https://doi.org/10.1080/00031305.2015.1089789) has it:
+    plain percentiles of few images are too narrow.
+    """
+    from scipy.stats import norm, t
+
+    units = len(sum_groups(values, groups))
+    if units < FEWEST:
+        return None
+    tail = float(norm.cdf(math.sqrt(units / (units - 1)) * t.ppf((1 - CONFIDENCE) / 2, units - 1)))
+    low, high = np.quantile(resample_means(values, groups, np.random.default_rng(0)), [tail, 1 - tail]).tolist()
+    return low, high
+
+
+def widen(bounds: tuple[float, float], values: Floats, groups: Groups | None, least: float) -> tuple[float, float]:
+    """Return the interval of the mean of `values`, (n,), at least as wide as that of resampled groups.
+
+    `bounds`: the interval, were each image a group of its own; with too few groups it is from `least` to 1.
+    """
+    if groups is None:
+        return bounds
+    low, high = mean_interval(values, groups) or (least, 1.0)
+    return min(bounds[0], low), max(bounds[1], high)

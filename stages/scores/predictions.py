@@ -1,5 +1,6 @@
-"""Every prediction for the test images, the files they are kept in, and the images worth looking at."""
+"""Every prediction for the test images, their files, the images worth looking at, and the last committed result."""
 
+import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.common.cli import StageError
+from stages.common.commits import read_versions
 from stages.common.files import write_bytes, write_csv
-from stages.scores.metrics import Labels, Probabilities, predicted_labels
+from stages.common.format import percent, plural
+from stages.scores.metrics import Floats, Labels, Probabilities, predicted_labels
 
 # With more, the table for git does not have every probability: 300 classes and 15,000 images would make it 195 MB.
 MOST_CLASSES = 20
@@ -71,12 +74,7 @@ def write_probabilities(path: Path, predictions: Predictions) -> None:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read what `write_probabilities` wrote.
-
-    Raises:
-        StageError: not such a file.
-        OSError: not there.
-    """
+    """Read what `write_probabilities` wrote; raises StageError where it is something else."""
     try:
         with np.load(path, allow_pickle=False) as content:
             paths, classes = content["paths"].tolist(), content["classes"].tolist()
@@ -85,7 +83,7 @@ def read_predictions(path: Path) -> Predictions:
         raise StageError(f"{path}: not predictions ({error}); `dvc repro evaluate` writes it again") from error
 
 
-def image_losses(labels: Labels, probabilities: Probabilities) -> NDArray[np.float64]:
+def image_losses(labels: Labels, probabilities: Probabilities) -> Floats:
     """Return each image's log-loss in nats, (n,), at most 36, as scikit-learn's `log_loss` clips it.
 
     A probability near 1 is counted from what the other classes leave, which keeps digits that the float does not:
@@ -99,9 +97,9 @@ def image_losses(labels: Labels, probabilities: Probabilities) -> NDArray[np.flo
 
 
 def find_confused(predictions: Predictions, model: str) -> list[tuple[int, int, Positions]]:
-    """Return the pairs of a true label and another that a checkpoint predicts instead, with their images' positions.
+    """Return pairs of a true label and a predicted one, with the positions of their images, most confident first.
 
-    The pair with the most images first, and of a pair the most confident prediction.
+    The pair with the most images is the first.
     """
     probabilities = predictions.models[model]
     predicted = predicted_labels(probabilities)
@@ -120,18 +118,57 @@ def find_wrong(predictions: Predictions) -> Positions:
 
 
 def find_changed(predictions: Predictions) -> tuple[Positions, Positions]:
-    """Return the positions of the images that fine-tuning fixed and broke.
-
-    Each list has first the image whose true class changed its probability most.
-    """
+    """Return the positions of the images that fine-tuning fixed and broke, the largest changes first."""
     before, after = (predicted_labels(p) == predictions.labels for p in (predictions.head, predictions.finetuned))
     every = np.arange(len(predictions.labels))
     change = np.abs(predictions.finetuned - predictions.head)[every, predictions.labels]
     return _ordered(after & ~before, change), _ordered(before & ~after, change)
 
 
-def _ordered(chosen: NDArray[np.bool_], values: NDArray[np.float64]) -> Positions:
-    """Return the chosen positions, that with the highest value first."""
+def _ordered(chosen: NDArray[np.bool_], values: Floats) -> Positions:
     positions = np.flatnonzero(chosen)
     order: Positions = positions[np.argsort(-values[positions], kind="stable")].tolist()
     return order
+
+
+def compare_with_committed(table: Path, predictions: Predictions) -> str | None:
+    """Return a sentence on the fine-tuned network's accuracy against that of the last committed result.
+
+    Both count by the labels of now: a label that was corrected is no merit of the network. `None` where there is no
+    such result, none of the same images, or no difference.
+    """
+    labels, classes = dict(zip(predictions.paths, predictions.labels.tolist(), strict=True)), predictions.classes
+    now = dict(zip(predictions.paths, predicted_labels(predictions.finetuned).tolist(), strict=True))
+    versions = read_versions(table.parent, table.name)
+    before = _read(versions[0][0], classes) if versions else {}
+    if before == {path: (labels[path], now[path]) for path in now} or not (both := sorted(before.keys() & now.keys())):
+        return None
+    right = [(before[path][1] == labels[path], now[path] == labels[path]) for path in both]
+    changed = sum(before[path][0] != labels[path] for path in both)
+    accuracies = [percent(sum(one) / len(both)) for one in zip(*right, strict=True)]
+    return (
+        f"On {plural(len(both), 'test image')} of both this result and the last committed one"
+        + f", by the labels of now ({changed} changed)" * bool(changed)
+        + f": fine-tuned {accuracies[0]} -> {accuracies[1]}, {right.count((False, True))} fixed, "
+        f"{right.count((True, False))} broken."
+    )
+
+
+def _read(content: str, classes: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Return path -> label and what the fine-tuned network predicted, -1 for a class that there no longer is.
+
+    Nothing where it is no table of predictions. One without a column for each class is taken to have those of now.
+    """
+    (header, *rows) = list(csv.reader(io.StringIO(content, newline=""))) or [[]]
+    label_of, start = {name: label for label, name in enumerate(classes)}, "finetuned."
+    try:
+        if "finetuned_prediction" in header:
+            place = header.index("finetuned_prediction")
+            return {row[0]: (int(row[1]), int(row[place])) for row in rows}
+        places = [place for place, name in enumerate(header) if name.startswith(start)]
+        labels = [label_of.get(header[place].removeprefix(start), -1) for place in places]
+        values: Floats = np.array([[float(row[place]) for place in places] for row in rows])
+        predicted = predicted_labels(values).tolist()
+        return {row[0]: (labels[int(row[1])], labels[label]) for row, label in zip(rows, predicted, strict=True)}
+    except (ValueError, IndexError):
+        return {}

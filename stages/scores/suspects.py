@@ -30,26 +30,18 @@ class Judged:
 
 
 def judge_all(predictions: Predictions, out_of_fold: Path) -> Judged:
-    """Return the test images, with the fine-tuned checkpoint's probabilities, and those of training and validation.
+    """Return the test images, by the fine-tuned checkpoint, and those of the archive that `train_head` wrote.
 
-    Args:
-        predictions: for the test images.
-        out_of_fold: the archive that `train_head` wrote; it has no rows where the head was not searched for.
-
-    Raises:
-        StageError: not such a file, or of other classes.
-        OSError: not there.
+    The latter has none where the head was not searched for. Raises StageError where it is no such file.
     """
     try:
         with np.load(out_of_fold, allow_pickle=False) as content:
             paths, labels, probabilities = content["paths"].tolist(), content["labels"], content["probabilities"]
-        if not paths:
-            return Judged(predictions.paths, predictions.labels, predictions.finetuned)
-        return Judged(
-            [*predictions.paths, *paths],
-            np.concatenate([predictions.labels, labels]),
-            np.concatenate([predictions.finetuned, probabilities]),
-        )
+        judged = Judged(predictions.paths, predictions.labels, predictions.finetuned)
+        if paths:
+            both = (judged.labels, labels), (judged.probabilities, probabilities)
+            judged = Judged([*judged.paths, *paths], *map(np.concatenate, both))
+        return judged
     except (BadZipFile, ValueError, KeyError, EOFError, AttributeError) as error:
         raise StageError(
             f"{out_of_fold}: not out-of-fold predictions ({error}); `dvc repro` writes it again"
@@ -94,12 +86,6 @@ def find_suspects(
     """Return the images of which another class is more probable than their label, the least believed label first.
 
     They are ranked by how much more probable it is, which is confident learning's normalized margin; 1,000 at most.
-
-    Args:
-        paths: of the images, (n,).
-        labels: as given, (n,).
-        probabilities: out of training, (n, classes).
-        classes: names by label.
     """
     every = np.arange(len(labels))
     others = probabilities.copy()
@@ -125,10 +111,6 @@ def estimate_wrong_labels(labels: Labels, probabilities: Probabilities) -> float
     An image counts for a class if its probability is at least the mean probability of that class among the images
     with that label, which makes up for classes of which a network is surer than of others; if for several, for the
     most probable of them. Each label's row is scaled to the number of its images.
-
-    Args:
-        labels: as given, (n,).
-        probabilities: out of training, (n, classes).
     """
     count = probabilities.shape[1]
     thresholds = np.array(

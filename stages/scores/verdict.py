@@ -9,8 +9,17 @@ from numpy.typing import NDArray
 
 from stages.common.format import p_value, plural, points, points_range, signed
 from stages.images.index import Groups
-from stages.scores.bootstrap import CONFIDENCE, FEWEST, mean_interval, sum_groups, widen
-from stages.scores.metrics import Labels, Probabilities, predicted_labels, wilson_interval
+from stages.scores.metrics import (
+    CONFIDENCE,
+    FEWEST,
+    Labels,
+    Probabilities,
+    mean_interval,
+    predicted_labels,
+    sum_groups,
+    widen,
+    wilson_interval,
+)
 from stages.scores.predictions import image_losses
 
 Verdict = Literal["better", "worse", "no evidence"]
@@ -20,20 +29,16 @@ Verdict = Literal["better", "worse", "no evidence"]
 class Gain:
     """What fine-tuning added, on the same images: fine-tuned minus head.
 
-    `accuracy`, and its 95% interval (`paired_interval`) from `accuracy_low` to `accuracy_high`;
-    `loss`: log-loss, negative where fine-tuning lowered it, with its 95% interval, a paired bootstrap's
-    (`bootstrap.mean_interval`); `None` with fewer than 6 images;
-    `fixed` and `broken`: the number of images that only the fine-tuned, or only the head checkpoint gets right;
-    `mcnemar_p`: the exact two-sided p-value of McNemar's test (https://doi.org/10.1007/BF02295996): were both
-    checkpoints equally good, `fixed` would be distributed like coin tosses. 1 where nothing changed;
-    `verdict`, on accuracy: `no evidence` where that p-value is not below 0.05, else `better` or `worse`;
-    `loss_verdict`: `no evidence` where the interval of `loss` holds 0, or there is none;
-    `groups`: where images come in groups, how many these are. Both verdicts then take whole groups for one
-    observation: a toss decides for all changes in a group, and the interval of `accuracy` is at least as wide as that
-    of resampled groups;
+    `accuracy`, with its 95% interval (`paired_interval`); `loss`: log-loss, negative where fine-tuning lowered it, with
+    that of a paired bootstrap (`mean_interval`), `None` with fewer than 6 images;
+    `fixed`, `broken`: the images that only the fine-tuned, or only the head checkpoint gets right;
+    `mcnemar_p`: the exact two-sided p-value of McNemar's test (https://doi.org/10.1007/BF02295996): were both equally
+    good, `fixed` would be distributed like coin tosses. 1 where nothing changed;
+    `verdict`, on accuracy: `no evidence` where that p-value is not below 0.05; `loss_verdict`: where the interval of
+    `loss` holds 0, or there is none. Neither, and no p-value, where training watched the test images;
+    `groups`: how many these are, where images come in groups. Each is then one observation: a toss decides for all its
+    changes, and the interval of `accuracy` is at least as wide as that of resampled groups;
     `identical`: both checkpoints are the same network, and the gain is exactly 0.
-
-    No verdict and no p-value (`None`) where training watched the test images.
     """
 
     accuracy: float
@@ -60,15 +65,9 @@ def compare(
     identical: bool = False,
     watched: bool = False,
 ) -> Gain:
-    """Return what fine-tuning added, on the same images: fine-tuned minus head.
+    """Compare probabilities (n, classes) for the same images.
 
-    Args:
-        labels: (n,).
-        head: probabilities (n, classes).
-        finetuned: likewise.
-        groups: the number of each image's group, (n,); `None`: each is its own.
-        identical: whether they are of the same network.
-        watched: whether training watched these images.
+    `groups`: the number of each image's group, (n,); `watched`: training watched these images.
     """
     right, right_after = predicted_labels(head) == labels, predicted_labels(finetuned) == labels
     fixed, broken = int((right_after & ~right).sum()), int((right & ~right_after).sum())
@@ -107,11 +106,7 @@ def judge_loss(bounds: tuple[float, float] | None) -> Verdict:
 
 
 def mcnemar_p(changes: NDArray[np.int64]) -> float:
-    """Return the p-value of `Gain.mcnemar_p`: of signs that are tossed for each image, or group, that changed.
-
-    Args:
-        changes: fixed minus broken, of each image or of each group.
-    """
+    """Return `Gain.mcnemar_p` for `changes`: fixed minus broken of each image, or group; their signs are tossed."""
     from scipy.stats import binom
 
     chances = np.ones(1)  # of so many fixed ones in all
@@ -124,17 +119,11 @@ def mcnemar_p(changes: NDArray[np.int64]) -> float:
 
 
 def paired_interval(both: int, fixed: int, broken: int, count: int) -> tuple[float, float]:
-    """Return the 95% interval of the difference of two proportions of the same images.
+    """Return the 95% interval of a difference of accuracies: of `count` images, `both` models get so many right.
 
     Newcombe's hybrid score method, number 10 of Statistics in Medicine 17:2635-2650 (1998),
     https://doi.org/10.1002/(SICI)1097-0258(19981130)17:22<2635::AID-SIM954>3.0.CO;2-C. It joins the Wilson intervals of
     the two proportions by the correlation of their successes, and has a width where the models never differ, too.
-
-    Args:
-        both: images that both models get right.
-        fixed: that only the second one does.
-        broken: that only the first one does.
-        count: of all images.
     """
     neither = count - both - fixed - broken
     first, second = both + broken, both + fixed
@@ -181,5 +170,5 @@ def loss_range(gain: Gain) -> str:
 
 
 def describe_groups(gain: Gain) -> str:
-    """Return what to add where whole groups were drawn, else nothing."""
+    """Return what to add where whole groups were drawn."""
     return "" if gain.groups is None else f"; by {plural(gain.groups, 'whole group')}"

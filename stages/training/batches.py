@@ -65,8 +65,8 @@ def open_batches(
 ) -> Batches:
     """Return batches of activations; where not all are kept, and of augmented images, they are computed live.
 
-    Without augmentation, the bytes do not depend on what is kept. With a `shuffle_seed`, each epoch has another order,
-    the same ones for the same seed; `None` keeps the index's. The last batch may be smaller.
+    Without augmentation, the bytes do not depend on what is kept. `shuffle_seed`: of the order, another in each epoch;
+    `None` keeps the index's.
     """
     if augment == "none" and not kept.missing(entries):
         return _Rows(prefix, entries, kept, batch_size, shuffle_seed)

@@ -41,13 +41,8 @@ def states_folder() -> Path:
 def make_room(needed: int, max_gigabytes: float, spare: Collection[Path] = ()) -> None:
     """Remove files, those used longest ago first, until `needed` bytes more fit; none if they cannot.
 
-    Args:
-        needed: bytes.
-        max_gigabytes: of the whole cache, in units of 10^9 bytes.
-        spare: files that may not go.
-
-    Raises:
-        OSError: they do not fit, under the limit or on the disk; or the cache cannot be used.
+    `max_gigabytes`: of the whole cache, 10^9 bytes each; `spare`: files that may not go. Raises OSError where they do
+    not fit, under the limit or on the disk, or the cache cannot be used.
     """
     cache_folder().mkdir(parents=True, exist_ok=True)
     files = list(_files())
@@ -75,11 +70,7 @@ def size() -> tuple[int, int]:
 
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Hold a lock on a folder whose content only one process at a time may make.
-
-    Raises:
-        OSError: it cannot be made.
-    """
+    """Hold a lock on a folder whose content only one process at a time may make; raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_suffix(_LOCK))
     try:

@@ -48,10 +48,9 @@ _CODE = ("images", "network", "training/features.py", "training/kernels.py")
 
 @dataclass(frozen=True)
 class FrozenPrefix:
-    """The blocks that training does not change, and how images reach them.
+    """The frozen blocks, on `device`, and how images, below the folder `root`, reach them.
 
-    `blocks` are on `device`, all of them frozen; `root` is the folder that the entries' paths are relative to; of
-    several ranks, each computes the part of `share`. All of them then do the same with the same images.
+    Of several ranks, each computes the part of `share`; all of them do the same with the same images.
     """
 
     blocks: nn.Sequential
@@ -148,11 +147,8 @@ def keep(prefix: FrozenPrefix, wanted: Mapping[int, list[Entry]], max_gigabytes:
 
     Args:
         prefix: whose activations.
-        wanted: number of blocks -> images; what comes first has the room first.
+        wanted: number of blocks -> images; what comes first has the room first. Returned is what is kept of these.
         max_gigabytes: of the whole cache.
-
-    Returns:
-        Number of blocks -> what is kept of these images.
 
     Raises:
         StageError: an image is gone or changed since the index was made, or machines have different caches.

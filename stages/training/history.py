@@ -17,12 +17,11 @@ SERIES = ("train_loss", "train_accuracy", "val_loss", "accuracy")
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of the history.
+    """One line of the history: mean log-losses in nats, weighted by `class_weights`, and accuracies, fractions.
 
-    `number` counts from 1; epoch 0 is the network as the phase found it, without a training loss. Losses are mean
-    log-losses in nats (both weighted by `class_weights`, the training's also smoothed by `label_smoothing`), accuracies
-    are fractions. `val_loss` and `accuracy` are those on the watched images, the loss after division of the logits by
-    `temperature`; the training's are means over the epoch, while the weights were changing.
+    Epoch 0 is the network as the phase found it. `val_loss` and `accuracy` are those on the watched images, the loss
+    after division of the logits by `temperature`; the training's are means over the epoch, while the weights were
+    changing, the loss with `label_smoothing`.
     """
 
     number: int
@@ -46,8 +45,7 @@ def out_of_patience(epochs: Sequence[Epoch], patience: int | None) -> bool:
 def still_falling(epochs: Sequence[Epoch], limit: int, patience: int | None) -> bool:
     """Say whether a phase was ended by its number of epochs, `limit`, before its validation loss stopped falling.
 
-    It has stopped when it has not been lower for `patience` epochs; without a patience, for one. One that is 0 to all
-    digits shown has nowhere to fall.
+    That is for `patience` epochs, or for one. A loss that is 0 to all digits shown has nowhere to fall.
     """
     trained = [epoch for epoch in epochs if epoch.number > 0]
     return len(trained) == limit and not out_of_patience(trained, patience or 1) and trained[-1].val_loss >= _SHOWN
@@ -74,12 +72,7 @@ class History:
         self.finish(epoch)
 
     def finish(self, selected: Epoch, point: Point | None = None) -> None:
-        """Write the validation loss of what is kept, which `dvc metrics diff` compares; raises OSError.
-
-        Args:
-            selected: the epoch.
-            point: the point on the line from the start of the phase to this epoch, if one was chosen.
-        """
+        """Write the validation loss of what is kept, which `dvc metrics diff` compares: of an epoch, or of a point."""
         kept = {"val_loss": selected.val_loss}
         if point is not None:
             kept = {"val_loss": point.val_loss, "alpha": point.alpha}
@@ -87,24 +80,15 @@ class History:
 
 
 def read_history(folder: Path) -> list[Epoch]:
-    """Read a history.
-
-    Raises:
-        OSError: it is not there.
-    """
+    """Read a history; raises OSError."""
     columns: dict[str, dict[int, float]] = {}
     for name in SERIES:
         with _table(folder, name).open(encoding="utf-8", newline="") as file:
             columns[name] = {int(row["step"]): float(row[name]) for row in csv.DictReader(file, delimiter="\t")}
+    train_loss, train_accuracy, val_loss, accuracy = (columns[name] for name in SERIES)
     return [
-        Epoch(
-            number,
-            columns["train_loss"].get(number),
-            columns["train_accuracy"].get(number),
-            val_loss,
-            columns["accuracy"][number],
-        )
-        for number, val_loss in columns["val_loss"].items()
+        Epoch(number, train_loss.get(number), train_accuracy.get(number), loss, accuracy[number])
+        for number, loss in val_loss.items()
     ]
 
 
@@ -115,10 +99,7 @@ def _table(folder: Path, name: str) -> Path:
 def read_kept(folder: Path, epochs: Sequence[Epoch]) -> tuple[int, float]:
     """Return the number of the epoch whose weights were kept, and the fraction of the phase's change that was.
 
-    The fraction is 1 where no line was measured, but for epoch 0.
-
-    Raises:
-        OSError: it is not there.
+    The fraction is 1 where no line was measured, but for epoch 0. Raises OSError.
     """
     summary: dict[str, float] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     if "alpha" in summary:

@@ -43,9 +43,8 @@ def choose(losses: Sequence[NDArray[np.float64]], groups: Groups | None = None) 
     weights that are linearly connected (Frankle et al. 2020, https://arxiv.org/abs/1912.05671), and the rate was too
     high for that.
 
-    Args:
-        losses: for each of `ALPHAS`, the loss of each image, (n,); not finite ones rule a point out.
-        groups: the number of each image's group, (n,), or `None`: those of a group count as one observation.
+    `losses`: for each of `ALPHAS`, the loss of each image, (n,); not finite ones rule a point out. Images of a group,
+    whose numbers are `groups`, (n,), count as one observation.
     """
 
     def is_higher(one: int, other: int) -> bool:

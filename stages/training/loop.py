@@ -16,9 +16,8 @@ from tqdm import tqdm
 
 from stages.common import ranks
 from stages.common.cli import StageError
-from stages.common.device import autocast
+from stages.common.device import autocast, random_state, set_random_state
 from stages.common.params import Phase, Precision
-from stages.common.seeds import random_state, set_random_state
 from stages.images.index import Groups
 from stages.network import objective
 from stages.network.network import Network
@@ -93,8 +92,8 @@ class Trainer:
         validation loss, of the last one, or of the point between start and end that `line.choose` keeps.
 
         Args:
-            train: the training images.
-            val: the images to watch.
+            train: batches of the training images.
+            val: those of the images to watch.
             phase: how to train.
             on_epoch: called for epoch 0, the network as it is, and after each epoch, also those of a stopped run.
             state: where a stopped run resumes.
@@ -150,7 +149,6 @@ class Trainer:
         return Fit(epochs, _select(candidates, phase.select), failure, competed)
 
     def _resume(self, stopped: State, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-        """Put everything into a state; return the weights selected until then."""
         _copy_into(trainable_parameters(self.network), stopped.weights)
         optimizer.load_state_dict(stopped.optimizer)
         set_random_state(stopped.random[ranks.rank()], self.device)
@@ -189,7 +187,7 @@ class Trainer:
         return len(last)
 
     def evaluate(self, batches: Batches) -> Scores:
-        """Return the scores over all of `batches`."""
+        """Return the scores over all batches."""
         return self._score(*self._predict(batches))[0]
 
     def _predict(self, batches: Batches) -> tuple[Tensor, Tensor]:
@@ -282,10 +280,8 @@ def mix(part: Part, alpha: float) -> tuple[Tensor, Tensor, float]:
     """Mix each input with another one of the batch, as mixup does (Zhang et al. 2018, https://arxiv.org/abs/1710.09412).
 
     Kept activations are mixed as images would be: manifold mixup (Verma et al. 2019, https://arxiv.org/abs/1806.05236).
-    The share is from Beta(alpha, alpha). Of several ranks, each mixes its own images with those of all.
-
-    Returns:
-        The mixed inputs; the labels of the others, (n,); the share of the first ones, in [0.5, 1].
+    Of several ranks, each mixes its own images with those of all. Returned are the mixed inputs, the labels of the
+    others, (n,), and the share of the first ones, in [0.5, 1], from Beta(alpha, alpha).
     """
     # From the processor's generator: its state is what a stopped run resumes with.
     drawn = float(torch.distributions.Beta(alpha, alpha).sample())
@@ -369,11 +365,7 @@ def _require_finite(loss: float, which: str) -> None:
 
 
 def predict(trainers: Sequence[Trainer], batches: Batches) -> list[Tensor]:
-    """Predict with several networks in one pass over the images.
-
-    Returns:
-        The logits of each network, (n, outputs), float64, on the CPU; in all ranks those of all images.
-    """
+    """Return the logits of several networks, (n, outputs), float64, on the CPU, in one pass over the images."""
     outputs: list[list[Tensor]] = [[] for _ in trainers]
     for inputs, labels, *_ in batches:
         if len(labels):

@@ -25,13 +25,8 @@ def make_optimizer(network: Network, phase: Phase, layer_decay: float = 1.0) -> 
 
     A frozen tensor that is given to an optimizer may move by weight decay or by an old gradient. Biases and what
     normalization layers learn do not decay (He et al. 2018, https://arxiv.org/abs/1812.01187). Adam is its amsgrad
-    variant (https://openreview.net/forum?id=ryQu7f-RZ), SGD has a momentum of 0.9.
-
-    Args:
-        network: on the device where it is trained.
-        phase: which optimizer, its rate and its weight decay.
-        layer_decay: the head learns at `phase.lr`, and each block at this fraction of the rate of what follows it, as
-            in BEiT (https://arxiv.org/abs/2106.08254).
+    variant (https://openreview.net/forum?id=ryQu7f-RZ), SGD has a momentum of 0.9. `layer_decay`: the head learns at
+    `phase.lr`, each block at this fraction of the rate of what follows it (BEiT, https://arxiv.org/abs/2106.08254).
     """
     groups: list[dict[str, Any]] = []
     for depth, part in enumerate([network.classifier, *reversed(network.backbone)]):

@@ -1,24 +1,24 @@
-"""What the pages of both phases share around the training itself: what is read, and what is left behind."""
+"""What the pages share around the training itself: what is read, what is left behind, and both finished networks."""
 
 import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stages.common import ranks
 from stages.common.cli import StageError
-from stages.common.device import resolve_device
+from stages.common.device import make_deterministic, resolve_device, seed_for
 from stages.common.machine import resolve_workers, reuse_freed_memory
 from stages.common.params import Params, Phase
-from stages.common.seeds import make_deterministic, seed_for
 from stages.images.index import Entry, read_index
 from stages.network.checkpoint import Description, load_checkpoint, require_classes, save_checkpoint
-from stages.network.network import Network, cut
+from stages.network.network import Network, count_shared_blocks, cut
+from stages.training.batches import open_batches
 from stages.training.features import FrozenPrefix, Kept, keep
 from stages.training.history import History
-from stages.training.loop import Fit
+from stages.training.loop import Fit, Trainer, predict
 from stages.training.resume import StateFile
 
 
@@ -69,8 +69,7 @@ def read_entries(index: Path) -> Entries:
 def load(start: Path, index: Path, params: Params) -> tuple[Network, Description, Entries]:
     """Load a checkpoint and the images to train it on.
 
-    Raises:
-        StageError: either file is missing or damaged, they are of different classes, or other machines have others.
+    Raises StageError where a file is missing or damaged, they are of different classes, or other machines have others.
     """
     ranks.require_same(params, _inputs(start, index))
     entries = read_entries(index)
@@ -90,8 +89,7 @@ def keep_features(
 ) -> tuple[FrozenPrefix, Kept]:
     """Keep, in one pass over the images, what enters the head and what enters the blocks that fine-tuning will train.
 
-    Returns:
-        All blocks with the images before them, and what is kept of what leaves the last one.
+    Returns all blocks with the images before them, and what is kept of what leaves the last one.
     """
     phase, later = params.train_head, params.finetune
     blocks, _ = cut(network.to(device), unfreeze=0)
@@ -104,11 +102,7 @@ def keep_features(
 
 
 def require_enough(phase: Phase, images: int) -> None:
-    """Say what part of a batch each of several ranks has.
-
-    Raises:
-        StageError: there are more ranks than images in a batch.
-    """
+    """Say what part of a batch each of several ranks has; raises StageError where it would have none."""
     whole, count = min(phase.batch_size, images), ranks.count()
     least, more = divmod(whole, count)
     if not least:
@@ -168,3 +162,16 @@ def finish(
 
 def _inputs(start: Path, index: Path) -> list[Path]:
     return [start, *(index / f"{part}.csv" for part in ("train", "val", "test"))]
+
+
+def predict_with_both(
+    head: Network, finetuned: Network, description: Description, test: list[Entry], params: Params
+) -> list[Tensor]:
+    """Return the logits of both checkpoints, (n, outputs), float64; one pass serves the blocks that they share."""
+    device = resolve_device(params.device)
+    unfrozen = len(head.backbone) - count_shared_blocks(head, finetuned)
+    blocks, tail = cut(head.to(device), unfrozen)
+    prefix = open_prefix(blocks, description, device, params)
+    kept = keep(prefix, {len(blocks): test}, params.cache.max_gigabytes)[len(blocks)]
+    trainers = [Trainer(network, device, params.precision) for network in (tail, cut(finetuned, unfrozen)[1])]
+    return predict(trainers, open_batches(prefix, test, kept, params.evaluate.batch_size))

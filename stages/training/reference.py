@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stages.common.cli import StageError
+from stages.common.device import generator_for
 from stages.common.files import sha256_of, write_bytes
 from stages.common.format import plural
 from stages.common.params import Precision
-from stages.common.seeds import generator_for
 from stages.network.network import Network
 from stages.training.batches import open_batches
 from stages.training.features import FrozenPrefix, Kept
@@ -67,16 +67,8 @@ def measure_unlike(
     """Take the features of training images, and the threshold that flags 1% of the validation images.
 
     Without validation images, the threshold is that of the training images, each against the others. Of more than
-    `MOST` images, a sample is taken; the result says in a line what it comes from.
-
-    Args:
-        tail: the blocks that were trained, and the classifier.
-        prefix: what comes before.
-        kept: as `keep` returns it.
-        entries: the images.
-        batch_size: of images.
-        precision: in what to compute.
-        seed: of the samples.
+    `MOST` images, a sample is taken; a line says what the result comes from. `tail`: the blocks that were trained, and
+    the classifier; `prefix`: what comes before; `kept`: as `keep` returns it; `seed`: of the samples.
     """
     trainer = Trainer(Network(tail.backbone, nn.Sequential(Features())), prefix.device, precision)
     chosen = []
@@ -111,8 +103,7 @@ def write_reference(path: Path, unlike: Unlike, checkpoint: Path) -> None:
 def read_reference(checkpoint: Path) -> Unlike | None:
     """Read `reference.safetensors` beside a checkpoint; where it is absent or another's, say so and return `None`.
 
-    Raises:
-        StageError: it is damaged.
+    Raises StageError where it is damaged.
     """
     path = checkpoint.with_name("reference.safetensors")
     try:

@@ -46,10 +46,7 @@ class State:
 class StateFile:
     """Where one training keeps its state.
 
-    Args:
-        device: where the training computes.
-        max_gigabytes: of the whole cache.
-        depends_on: JSON values, files by their bytes: all that another result could come from.
+    `depends_on`: JSON values, and files by their bytes: all that another result could come from.
     """
 
     def __init__(self, device: torch.device, max_gigabytes: float, depends_on: list[Any]) -> None:
@@ -92,10 +89,7 @@ class StateFile:
                 raise
 
     def load(self) -> State | None:
-        """Return the state, if there is one; one that is damaged is ignored, with a line.
-
-        So is one that not all of several processes have.
-        """
+        """Return the state, if there is one; one that is damaged, or not in all processes, is ignored."""
         state = self._load()
         finished = ranks.gather(None if state is None else state.epochs[-1].number)
         return state if len(set(finished)) == 1 else None

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stages.common import ranks
+from stages.common.device import generator_for
 from stages.common.files import write_bytes
 from stages.common.params import TrainHead
-from stages.common.seeds import generator_for
 from stages.images.division import order_units
 from stages.images.index import Entry
 from stages.network import objective
@@ -133,7 +133,6 @@ def _judge(candidate: Candidate, heads: list[nn.Module], data: Data, folds: Tens
 
 
 def _predict_out_of_fold(heads: list[nn.Module], features: Tensor, folds: Tensor) -> Tensor:
-    """Return the logits of images, (n, outputs), on the CPU, each by the head of its fold."""
     rows = [torch.where(folds == fold)[0] for fold in range(FOLDS)]
     with torch.inference_mode():
         logits = torch.cat([head(features[own.to(features.device)]) for own, head in zip(rows, heads, strict=True)])
@@ -155,8 +154,8 @@ def train_linear(
         rows: the images of each head.
         penalties: of each head, above 0.
         smoothing: label smoothing, in [0, 1).
-        passes: number of steps, each a pass over the images.
-        every: after so many passes the heads are yielded.
+        passes: over the images, a step each; the heads are yielded after each `every` of them.
+        every: see there.
     """
     used = torch.unique(torch.cat(list(rows))).to(data.features.device)
     squares, axes = _find_axes(data.features[used])
@@ -237,14 +236,9 @@ class _Heads(nn.Module):
 def train_hidden(
     data: Data, rows: Sequence[Tensor], hidden: int, phase: TrainHead, seed: int
 ) -> Iterator[list[nn.Module]]:
-    """Train a head with a hidden layer on each of several selections of images, at once; yield them after each epoch.
+    """Train a head with so many `hidden` units on each of several selections of images, at once.
 
-    Args:
-        data: of which the rows are positions.
-        rows: the images of each head; an epoch takes as many of each as the smallest selection has.
-        hidden: units.
-        phase: epochs, batch size, rate, schedule, optimizer, weight decay and label smoothing.
-        seed: of the first values and of the order of the images.
+    They are yielded after each epoch, which takes as many of each of the `rows` as the smallest selection has.
     """
     device, generator = data.features.device, generator_for(seed)
     with torch.random.fork_rng(devices=[]):
@@ -308,14 +302,8 @@ def find_head(
 
     Of several ranks, all read, and the first one searches. Of more than `MOST` images, a sample is in memory.
 
-    Args:
-        read: images -> what enters the head, in batches, pooled or to be flattened, (n, d, ...).
-        entries: the images.
-        hidden: units of a hidden layer.
-        phase: how heads with one are trained.
-        weights: (classes,), as for `objective.loss`, or `None`.
-        seed: of everything that is random.
-        device: where to compute.
+    `read`: images -> what enters the head, in batches, pooled or to be flattened, (n, d, ...); `hidden`: units of a
+    hidden layer; `phase`: how heads with one are trained; `weights`: as for `objective.loss`.
     """
     every, labelled = [*entries.train, *entries.watched], [*entries.train, *entries.validation]
     chosen = torch.randperm(len(every), generator=generator_for(seed))[:MOST].sort().values
@@ -362,7 +350,6 @@ def find_head(
 def _train_again(
     best: Candidate, data: Data, count: int, hidden: int, phase: TrainHead, seed: int
 ) -> Iterator[tuple[int, nn.Module]]:
-    """Train a candidate on the first `count` images; yield numbers of epochs, and the head after so many."""
     rows, every = [torch.arange(count)], 1
     if best.penalty is not None:
         every = _FINAL_PASSES // 10

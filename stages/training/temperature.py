@@ -29,13 +29,9 @@ class Scores:
 def score_logits(
     logits: Tensor, labels: Tensor, class_weights: Tensor | None = None, tempered: bool = True
 ) -> tuple[Scores, Losses]:
-    """Return the scores of images, and the loss of each, (n,), infinite where a logit is not finite.
+    """Return the scores of logits, (n, outputs), on the CPU, and the loss of each image, infinite where one is not.
 
-    Args:
-        logits: (n, outputs), on the CPU.
-        labels: (n,).
-        class_weights: as for `objective.loss`.
-        tempered: a temperature is fitted to the images first.
+    `tempered`: a temperature is fitted to the images first.
     """
     # BinaryAccuracy compares what it is given with 0.5: that has to be a probability, not a logit.
     probabilities = objective.probabilities(logits)
@@ -52,12 +48,8 @@ def fit_temperature(logits: Tensor, labels: Tensor, class_weights: Tensor | None
     """Return the temperature T > 0 by which to divide logits, so that their probabilities have the lowest log-loss.
 
     It is what maximizes the posterior under a log-normal prior that counts as much as a few images. Without it, a few
-    validation images that are all classified correctly would have T go to 0 and make the network infinitely sure.
-
-    Args:
-        logits: (n, outputs) of images on which the network was not trained, finite, on the CPU.
-        labels: (n,).
-        class_weights: as for `objective.loss`.
+    validation images that are all classified correctly would have T go to 0 and make the network infinitely sure. The
+    logits, (n, outputs), finite, on the CPU, are of images on which the network was not trained.
     """
     # 0.2 s, which `--help` should not take.
     from scipy.optimize import minimize_scalar

@@ -25,8 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from stages.common.cli import StageError
 from stages.common.cli import run as run_main
 from stages.common.commits import git
-from stages.common.files import sha256_of
-from stages.common.records import read_table, write_table
+from stages.common.files import read_table, sha256_of, write_table
 from stages.network.backbones import stock_shapes
 from tests.bench.project import BENCH, MEASURES, ROOT, Project, class_folders, run
 from tests.bench.sets_report import Result, draw, tabulate

@@ -17,7 +17,7 @@ sys.argv[0] = "-m"
 import stages
 import torch, torchvision
 from torch import nn
-from stages.common.seeds import make_deterministic
+from stages.common.device import make_deterministic
 
 make_deterministic(0)
 assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from stages.common.cli import StageError
-from stages.common.records import read_record, read_table, write_record, write_table
+from stages.common.files import read_record, read_table, write_record, write_table
 from stages.images.near_duplicates import Leak
 from stages.scores import evaluation, metrics
 from stages.scores.calibration import Calibrations, measure_calibrations
-from stages.scores.classes import BalancedGain, ClassScores
-from stages.scores.evaluation import NearDuplicates
+from stages.scores.evaluation import BalancedGain, ClassScores, NearDuplicates
 from stages.scores.predictions import Predictions
 from stages.scores.suspects import Suspect
 from stages.scores.verdict import compare

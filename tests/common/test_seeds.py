@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from conftest import make_images
 
-from stages.common.seeds import generator_for
+from stages.common.device import generator_for
 from stages.images.batches import Batches, Order
 from stages.images.index import Entry
 from stages.images.preprocessing import Preprocessing

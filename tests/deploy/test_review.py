@@ -16,7 +16,7 @@ from PIL import Image
 from test_serve import ask, assert_closed, end, open_browser, running, started
 
 from stages import review
-from stages.common.records import write_table
+from stages.common.files import write_table
 from stages.deploy.web import make_review
 from stages.images.dataset import read_corrections
 from stages.scores.suspects import Suspect

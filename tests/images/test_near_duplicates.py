@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, Project, make_images
 from PIL import Image, ImageDraw, ImageEnhance
 
-from stages.common.records import write_table
+from stages.common.files import write_table
 from stages.images import near_duplicates
 from stages.images.decode import decode_with_facts
 from stages.images.index import Entry

@@ -15,10 +15,10 @@ from sklearn.metrics import log_loss
 from torch import Tensor
 
 from stages.common.cli import StageError
-from stages.common.records import read_table
+from stages.common.files import read_table
 from stages.images.index import Entry
 from stages.network import objective
-from stages.scores.classes import ClassScores
+from stages.scores.evaluation import ClassScores
 from stages.training.history import read_history
 
 

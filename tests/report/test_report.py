@@ -12,8 +12,7 @@ from stages.images.division import CONFLICT
 from stages.images.near_duplicates import Leak
 from stages.report.markdown import describe_probabilities, describe_suspects
 from stages.report.page import FIGURES, compose_report
-from stages.scores.classes import ClassScores
-from stages.scores.evaluation import Evaluation, NearDuplicates
+from stages.scores.evaluation import ClassScores, Evaluation, NearDuplicates
 from stages.scores.metrics import Scores, score
 from stages.scores.suspects import Judged, Suspect
 from stages.scores.verdict import Gain, describe_gain

@@ -10,11 +10,14 @@ from sklearn.linear_model import LogisticRegression
 
 from stages.network import objective
 from stages.scores.calibration import (
+    choose_threshold,
+    describe_coverage,
     measure_calibration,
     measure_calibrations,
+    measure_coverage,
+    risk_curve,
     without_temperature,
 )
-from stages.scores.coverage import choose_threshold, describe_coverage, measure_coverage, risk_curve
 from stages.scores.metrics import predicted_labels, score
 from stages.scores.predictions import Predictions
 from stages.training.temperature import fit_temperature

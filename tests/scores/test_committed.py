@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.scores.committed import compare_with_committed
-from stages.scores.predictions import Predictions, write_predictions
+from stages.scores.predictions import Predictions, compare_with_committed, write_predictions
 
 
 def commit(folder: Path) -> None:

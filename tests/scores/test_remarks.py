@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stages.scores.classes import compare_balanced, find_remarks, score_classes
+from stages.scores.evaluation import compare_balanced, find_remarks, score_classes
 from stages.scores.predictions import Predictions
 
 NOTHING = {"rejected": [], "notes": []}

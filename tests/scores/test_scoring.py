@@ -21,9 +21,8 @@ from sklearn.metrics import (
 )
 
 from stages.images.index import Entry, number_groups
-from stages.scores import bootstrap, evaluation, metrics, verdict
-from stages.scores.classes import ClassScores, score_classes
-from stages.scores.evaluation import NearDuplicates
+from stages.scores import evaluation, metrics, verdict
+from stages.scores.evaluation import ClassScores, NearDuplicates, score_classes
 from stages.scores.predictions import Predictions, read_predictions, write_predictions, write_probabilities
 
 NAMES = ("ant", "bee", "cat", "dog")
@@ -237,7 +236,7 @@ def test_images_in_no_group_are_groups_of_their_own() -> None:
 
 @pytest.mark.parametrize("images", [3, 100_000, 3_000_000])
 def test_however_many_images_few_resamples_are_in_memory_at_once(images: int) -> None:
-    counts = next(bootstrap.draw_counts(images, np.random.default_rng(0)))
+    counts = next(metrics.draw_counts(images, np.random.default_rng(0)))
     assert counts.size <= max(2_000_000, images)
     assert set(counts.sum(axis=1)) == {images}
 

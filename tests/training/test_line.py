@@ -7,7 +7,7 @@ from conftest import Project
 from safetensors.torch import load_file
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stages.common.records import read_table
+from stages.common.files import read_table
 from stages.network.checkpoint import load_checkpoint
 from stages.training import loop
 from stages.training.history import read_history, read_kept

@@ -1,41 +1,23 @@
 """A run that is stopped, however, goes on where it was and ends with the same bytes."""
 
+import importlib
 import os
-import subprocess
-import sys
+import signal
+from functools import reduce
+from itertools import count
 from pathlib import Path
+from resource import RLIMIT_FSIZE, setrlimit
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, Project
+from conftest import Project, run_forked
 
 from stages.training import cache, resume
 from stages.training.history import Epoch, History, read_history, read_kept
 from stages.training.resume import StateFile
 
-# Runs a stage that writes its state after each epoch, and kills itself at one of the calls of a function.
-KILLED = """
-import importlib, os, runpy, signal, sys
-import stages.training.resume
-stages.training.resume.SECONDS = 0.0
-name, attribute, last = sys.argv[1], sys.argv[2], int(sys.argv[3])
-owner = importlib.import_module(name)
-for part in attribute.split(".")[:-1]:
-    owner = getattr(owner, part)
-attribute, calls = attribute.split(".")[-1], 0
-real = getattr(owner, attribute)
-def count(*arguments):
-    global calls
-    calls += 1
-    if calls == last:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(*arguments)
-setattr(owner, attribute, count)
-sys.argv[:4] = []
-sys.argv.insert(0, "-m")
-runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
-"""
 PLACES = {
     # Four training batches and one of validation make an epoch, and one is before all: the second step of the third.
     "inside an epoch": ("stages.network.objective", "loss", 2 * 4 + 2, 2),
@@ -44,15 +26,25 @@ PLACES = {
 }
 
 
-def run_with(stage: str, project: Project, program: str, *settings: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", program, *settings, f"stages.{stage}", *project.arguments(stage)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=project.folder, env=environment, capture_output=True, text=True, check=False)
+def run_killed(project: Project, stage: str, module: str, attribute: str, last: int) -> None:
+    """Run a stage that writes its state after each epoch, and kills itself at one of the calls of a function."""
 
+    def work() -> int:
+        resume.SECONDS = 0.0
+        *owners, name = attribute.split(".")
+        owner = reduce(getattr, owners, importlib.import_module(module))
+        real, calls = getattr(owner, name), count(1)
 
-def run_killed(project: Project, stage: str, module: str, attribute: str, call: int) -> None:
-    process = run_with(stage, project, KILLED, module, attribute, str(call))
-    assert process.returncode == -9, process.stderr
+        def count_and_call(*arguments: Any) -> Any:
+            if next(calls) == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments)
+
+        setattr(owner, name, count_and_call)
+        return project.run(stage)
+
+    printed = project.path("printed")
+    assert run_forked(work, printed) == -signal.SIGKILL, printed.read_text()
 
 
 def outputs(project: Project, stage: str) -> dict[str, bytes]:
@@ -144,10 +136,14 @@ def test_a_state_is_written_when_the_work_of_half_a_minute_would_be_lost(
 
 
 def test_a_state_that_the_disk_has_no_room_for_is_told_and_training_goes_on(built: Project) -> None:
-    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (9000, -1))\n"
-    process = run_with("train_head", built, limit + KILLED, "stages.common.cli", "stop_if_interrupted", "0")
-    assert "a run that is stopped will start again, its state is not kept: " in process.stdout, process.stderr
-    assert "Traceback" not in process.stderr
+    def work() -> int:
+        resume.SECONDS = 0.0
+        setrlimit(RLIMIT_FSIZE, (9000, -1))
+        return built.run("train_head")
+
+    run_forked(work, printed := built.path("printed"))
+    assert "a run that is stopped will start again, its state is not kept: " in printed.read_text()
+    assert "Traceback" not in printed.read_text()
 
 
 @pytest.mark.parametrize("content", [b"", b"\0", b"PK\3\4"])

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from stages.common.files import read_table
 from stages.common.params import TrainHead, load_params
-from stages.common.records import read_table
 from stages.images.index import Entry
 from stages.network.checkpoint import load_checkpoint
 from stages.scores.suspects import find_suspects
