@@ -1,7 +1,7 @@
 """A page to try the finished network: images in, probabilities and Grad-CAM out. Nothing is written to disk."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -30,7 +30,24 @@ def make_app(classifier: TorchNetwork, hosts: Sequence[str] | None, max_bytes: i
 
     `hosts`: as in `make_site`.
     """
-    explain = _make_explain(classifier)
+    preprocessing, crop = classifier.preprocessing, classifier.preprocessing.crop
+    block = find_block(classifier.network, crop)
+
+    def explain(content: bytes) -> dict[str, Any]:
+        image = decode_with_facts(content, preprocessing.grey_max, preprocessing.least("none")).image
+        images = classifier.transform(image)[None]
+        values, unlike = classifier.predict(images)
+        label = predicted_labels(values)
+        (seen,) = as_pixels(images, preprocessing)
+        heat = None
+        if block is not None:
+            maps = grad_cam(classifier.network, images, torch.from_numpy(label), block)
+            heat = _draw(lay_over(seen, enlarge(maps, crop).numpy()[0]))
+        order = sorted(range(len(values[0])), key=lambda other: (other != label[0], -values[0, other]))
+        shown = [{"name": classifier.classes[n], "probability": float(values[0, n])} for n in order[:_MOST_SHOWN]]
+        others, novelty = max(len(order) - _MOST_SHOWN, 0), None if unlike is None else float(unlike[0])
+        return {"classes": shown, "unlike": novelty, "others": others, "image": _draw(seen), "heat": heat}
+
     # One image at a time, in one thread: each thread of glibc's keeps the memory that it once had. Who has no slot yet
     # is not read.
     worker, slots = ThreadPoolExecutor(1), asyncio.Semaphore(_AT_ONCE)
@@ -54,30 +71,6 @@ def make_app(classifier: TorchNetwork, hosts: Sequence[str] | None, max_bytes: i
                 return refuse(str(error), 422)
 
     return make_site("app.html", [Route("/classify", classify, methods=["POST"])], hosts)
-
-
-def _make_explain(classifier: TorchNetwork) -> Callable[[bytes], dict[str, Any]]:
-    """Return the function from a file's bytes to what the page shows."""
-    preprocessing, crop = classifier.preprocessing, classifier.preprocessing.crop
-    block = find_block(classifier.network, crop)
-
-    def explain(content: bytes) -> dict[str, Any]:
-        image = decode_with_facts(content, preprocessing.grey_max, preprocessing.least("none")).image
-        images = classifier.transform(image)[None]
-        values, unlike = classifier.predict(images)
-        label = predicted_labels(values)
-        (seen,) = as_pixels(images, preprocessing)
-        heat = None
-        if block is not None:
-            maps = grad_cam(classifier.network, images, torch.from_numpy(label), block)
-            heat = _draw(lay_over(seen, enlarge(maps, crop).numpy()[0]))
-        order = sorted(range(len(values[0])), key=lambda other: (other != label[0], -values[0, other]))
-        shown = [{"name": classifier.classes[n], "probability": float(values[0, n])} for n in order[:_MOST_SHOWN]]
-        others = max(len(order) - _MOST_SHOWN, 0)
-        novelty = None if unlike is None else float(unlike[0])
-        return {"classes": shown, "unlike": novelty, "others": others, "image": _draw(seen), "heat": heat}
-
-    return explain
 
 
 def _draw(pixels: Pixels) -> str:

@@ -14,7 +14,7 @@ from stages.images.summary import class_counts
 from stages.network.backbones import cut_into_blocks, stock_options, stock_shapes
 from stages.network.checkpoint import Description
 from stages.network.network import Network, Standardize
-from stages.report.markdown import bullets, cell, code, describe_limits, table, tabulate_counts
+from stages.report.markdown import bullets, cell, code, describe_limits, table, tabulate_counts, tabulate_recipe
 from stages.scores.evaluation import Evaluation
 from stages.scores.metrics import Scores
 from stages.scores.verdict import describe_gain
@@ -103,7 +103,7 @@ With safetensors and torchvision:
 
 ## Recipe
 
-{table(["parameter", "value"], [[f"`{name}`", code(value)] for name, value in recipe.items()])}
+{tabulate_recipe(recipe)}
 """
 
 

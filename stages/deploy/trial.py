@@ -15,7 +15,7 @@ from stages.images.index import number_groups
 from stages.network.initial import build_initial
 from stages.network.network import cut
 from stages.network.objective import probabilities, weigh_classes
-from stages.report.style import GREY, LOOKS, house_style, new_figure, use_log_axis, use_percent
+from stages.report.style import GREY, LOOKS, new_figure, use_log_axis, use_percent
 from stages.scores.metrics import score
 from stages.training.batches import READ_AT_ONCE, read_all
 from stages.training.features import BATCH, FrozenPrefix, keep
@@ -107,7 +107,6 @@ def list_backbones(tried: list[Tried]) -> list[str]:
     return [*lines, *(f"{one.network}: {one.problem}" for one in tried if one.problem)]
 
 
-@house_style()
 def draw_backbones(tried: list[Tried]) -> Figure:
     """Draw accuracy with its interval against speed, each network by its number in the table."""
     figure = new_figure(9, 4.6)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from stages.common.format import number, percent, plural
 from stages.report.probability_figures import draw_coverage, draw_losses, draw_reliability
-from stages.report.style import GREY, LOOKS, house_style, new_figure, short_names, use_log_axis, use_percent
+from stages.report.style import GREY, LOOKS, new_figure, short_names, use_log_axis, use_percent
 from stages.scores.calibration import Calibrations
 from stages.scores.curves import Curve, counted_classes, precision_recall_curves, roc_curves
 from stages.scores.folds import Together
@@ -48,7 +48,6 @@ def draw_numbers(
     }
 
 
-@house_style()
 def draw_training(
     head: Sequence[Epoch],
     finetune: Sequence[Epoch],
@@ -120,7 +119,6 @@ def _ring(axes: Axes, place: float, height: float) -> None:
     axes.plot(place, height, "o", markersize=15, fillstyle="none", color="black", markeredgewidth=1.3)
 
 
-@house_style()
 def draw_confusion(predictions: Predictions) -> Figure:
     """Draw each checkpoint's confusion matrix: rows are true classes, columns predictions, shades fractions of a row.
 
@@ -190,7 +188,6 @@ def _most_confused(predictions: Predictions, model: str, names: list[str]) -> st
     return "\n".join(["most frequent mistakes:", *lines])
 
 
-@house_style()
 def draw_curves(predictions: Predictions, scores: dict[str, Scores]) -> Figure | str:
     """Draw ROC and precision-recall of each checkpoint, their areas, as in `scores`, in the legends."""
     counted, names = counted_classes(predictions), short_names(predictions.classes, 30)
@@ -242,7 +239,6 @@ def _enlarge_corner(axes: Axes, curve: Curve, corner: float) -> None:
     axes.indicate_inset_zoom(inset, edgecolor="black")
 
 
-@house_style()
 def draw_runs(kind: str, together: Together) -> Figure:
     """Draw both accuracies of each of several runs, `folds` or `seeds`, and the gain of each with that of all."""
     names = [run.name for run in together.runs]

@@ -20,7 +20,7 @@ from stages.images.index import Entry
 from stages.images.preprocessing import Preprocessing, make_transform
 from stages.network.network import Network
 from stages.report.gradcam import enlarge, find_block, grad_cam
-from stages.report.style import GREY, house_style, new_figure, short_names, shorten, shorten_path, wrap
+from stages.report.style import GREY, new_figure, short_names, shorten, shorten_path, wrap
 from stages.scores.metrics import predicted_labels
 from stages.scores.predictions import Predictions, find_changed, find_confused, find_wrong
 from stages.scores.suspects import Suspect
@@ -181,7 +181,6 @@ def draw_suspects(suspects: list[Suspect], root: Path) -> Figure:
     return draw_sheet([(title, "", len(images))], images, captions, 5)
 
 
-@house_style()
 def draw_sheet(
     sections: Sequence[tuple[str, str, int]],
     images: Iterable[NDArray[Any] | None],

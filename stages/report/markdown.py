@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from stages.common.format import number, percent, plural, points, points_range, signed
-from stages.common.params import Params
+from stages.common.params import Params, flatten
 from stages.images.division import CONFLICT
 from stages.images.index import PARTS
 from stages.images.summary import class_counts
@@ -68,6 +68,11 @@ def tabulate_suspects(suspects: list[Suspect]) -> str:
     return tabulate_first(["image", "label", "probability", "suggested", "probability"], rows, "suspects.csv")
 
 
+def tabulate_recipe(recipe: dict[str, Any]) -> str:
+    """Return parameters as a table, those of a section by their dotted names."""
+    return table(["parameter", "value"], [[f"`{name}`", code(value)] for name, value in flatten(recipe).items()])
+
+
 def titles_of(identical: bool) -> dict[str, str]:
     """Return the title of each checkpoint; two that are the same network have one."""
     return {"finetuned": "both checkpoints"} if identical else {"head": "head phase", "finetuned": "fine-tuned"}
@@ -81,8 +86,8 @@ def describe_suspects(suspects: list[Suspect], judged: Judged, classes: Sequence
     rejected = [one for one in split["rejected"] if CONFLICT in one["reason"]]
     if conflicts := [f"{code(one['path'])}: {cell(one['reason'])}" for one in rejected]:
         more = [f"... {len(conflicts) - MOST_LISTED:,} more in `split.json`"] * (len(conflicts) > MOST_LISTED)
-        paragraphs.append("These images have two labels each, and are left out:")
-        paragraphs.append(bullets([*conflicts[:MOST_LISTED], *more]))
+        listed = bullets([*conflicts[:MOST_LISTED], *more])
+        paragraphs = ["These images have two labels each, and are left out:", listed]
     if not suspects:
         return "\n\n".join([*paragraphs, f"The network disagrees with no label.{of}"])
     wrong = estimate_wrong_labels(judged.labels, judged.probabilities)

@@ -15,6 +15,7 @@ from stages.report.markdown import (
     table,
     tabulate_counts,
     tabulate_first,
+    tabulate_recipe,
     tabulate_suspects,
     titles_of,
 )
@@ -100,7 +101,7 @@ def compose_report(
         "## Labels that may be wrong",
         suspects,
         "## Recipe",
-        _recipe(recipe),
+        tabulate_recipe(recipe),
         "## Every class",
         _classes(classes, titles_of(evaluation.gain.identical)),
     ]
@@ -180,12 +181,10 @@ def _figure(name: str, title: str, caption: str, is_drawn: bool) -> str:
 
 def _images(split: dict[str, Any]) -> str:
     rejected, duplicates = len(split["rejected"]), len(split["duplicates"])
-    text = "No file was rejected, and no two have the same bytes."
-    if rejected or duplicates:
-        text = (
-            f"{plural(rejected, 'file')} rejected, {plural(duplicates, 'group')} of copies with the same bytes (each "
-            "kept in one part); `split.json` names them."
-        )
+    files, groups = plural(rejected, "file"), plural(duplicates, "group")
+    text = f"{files} rejected, {groups} of copies with the same bytes (each kept in one part); `split.json` names them."
+    if not rejected and not duplicates:
+        text = "No file was rejected, and no two have the same bytes."
     classes = plural(len(class_counts(split)), "class", "classes")
     return f"{plural(split['pictures'], 'image')} of {classes}. {text}\n\n{tabulate_counts(split)}"
 
@@ -209,14 +208,6 @@ def _near_duplicates(evaluation: Evaluation, pairs: list[Leak]) -> str:
     shown = [[cell(pair.test), cell(pair.train), number(pair.cosine)] for pair in pairs]
     listed = tabulate_first(["test", "training or validation", "cosine"], shown, "near_duplicates.csv")
     return "\n\n".join([text, table(["accuracy", *titles.values()], accuracy), listed])
-
-
-def _recipe(recipe: dict[str, Any]) -> str:
-    rows = []
-    for name, value in recipe.items():
-        inner = value.items() if isinstance(value, dict) else [("", value)]
-        rows += [[f"`{name}{'.' if key else ''}{key}`", code(setting)] for key, setting in inner]
-    return table(["parameter", "value"], rows)
 
 
 def _classes(classes: list[ClassScores], titles: dict[str, str]) -> str:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from stages.common.format import percent, plural, probability
-from stages.report.style import GREY, LOOKS, count_on_log_axis, house_style, new_figure, use_log_axis, use_percent, wrap
+from stages.report.style import GREY, LOOKS, count_on_log_axis, new_figure, use_log_axis, use_percent, wrap
 from stages.scores.calibration import MOST_WRONG, Calibrations, risk_curve, without_temperature
 from stages.scores.metrics import CALIBRATION_BINS as BINS
 from stages.scores.metrics import confidence_bins, expected_calibration_error, predicted_labels, wilson_interval
@@ -21,7 +21,6 @@ _LEAST = 1e-8
 _EDGES = np.linspace(0, 1, BINS + 1)
 
 
-@house_style()
 def draw_reliability(predictions: Predictions, calibrations: Calibrations) -> Figure:
     """Draw accuracy over the top probability, in 15 bins, and how many images each has, without and with temperatures.
 
@@ -75,7 +74,6 @@ def _draw_bins(upper: Axes, lower: Axes, top: _Floats, right: NDArray[np.bool_],
     lower.bar_label(bars, [f"{count:,}" if count else "" for count in counts], fontsize=6, rotation=90, padding=2)
 
 
-@house_style()
 def draw_coverage(predictions: Predictions, calibrations: Calibrations) -> Figure:
     """Draw how many mistakes are left when the least sure images are left to a person; ring: by `calibrations`."""
     figure = new_figure(8, 4.2)
@@ -103,7 +101,6 @@ def draw_coverage(predictions: Predictions, calibrations: Calibrations) -> Figur
     return figure
 
 
-@house_style()
 def draw_losses(predictions: Predictions) -> Figure:
     """Draw how the images' log-losses are distributed, and which share of their sum the highest ones have."""
     losses = {model: image_losses(predictions.labels, values) for model, values in predictions.models.items()}

@@ -2,15 +2,14 @@
 
 import io
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
+import matplotlib
 import numpy as np
-from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -23,20 +22,26 @@ DPI = 150
 GREY = "#595959"
 
 _FONT = "DejaVu Sans"  # matplotlib brings it along, so figures look the same everywhere
-_STYLE = {
-    "font.family": _FONT,
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.alpha": 0.35,
-    "legend.frameon": False,
-    # A class may be called "$5_bills$".
-    "text.parse_math": False,
-}
+
+
+# Whatever the user's own matplotlibrc says.
+matplotlib.rcdefaults()
+matplotlib.rcParams.update(
+    {
+        "font.family": _FONT,
+        "font.size": 9,
+        "axes.titlesize": 10,
+        "axes.titlelocation": "left",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.alpha": 0.35,
+        "legend.frameon": False,
+        # A class may be called "$5_bills$".
+        "text.parse_math": False,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -58,13 +63,6 @@ LOOKS = {
 }
 
 
-@contextmanager
-def house_style() -> Iterator[None]:
-    """Draw by this module's settings, whatever the user's own matplotlibrc says. Also a decorator."""
-    with style.context(["default", _STYLE]):
-        yield
-
-
 def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
     """Return an empty figure of so many inches."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout=layout)
@@ -72,7 +70,6 @@ def new_figure(width: float, height: float, layout: Literal["constrained"] | Non
     return figure
 
 
-@house_style()
 def save_figure(path: Path, figure: Figure) -> None:
     """Write a PNG of 150 dpi without empty margins, whole or not at all; the same figure gives the same bytes."""
     content = io.BytesIO()

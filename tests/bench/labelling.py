@@ -24,7 +24,7 @@ from stages.images.index import read_index
 from stages.network.checkpoint import load_checkpoint
 from stages.network.network import cut, set_trainable
 from stages.network.objective import probabilities
-from stages.report.style import house_style, new_figure, save_figure
+from stages.report.style import new_figure, save_figure
 from stages.training.batches import READ_AT_ONCE, read_all
 from stages.training.features import keep
 from stages.training.phase import Entries, open_prefix
@@ -88,7 +88,6 @@ def draw(axes: Axes, title: str, numbers: list[int], results: dict[str, np.ndarr
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
 
 
-@house_style()
 def main() -> None:
     """Simulate in each project, and draw a panel for each."""
     parser = argparse.ArgumentParser(description=__doc__)

@@ -102,7 +102,6 @@ def describe_gains(results: list[Result]) -> str:
     )
 
 
-@style.house_style()
 def draw(path: Path, results: list[Result]) -> None:
     """Draw accuracy against seconds, a panel a set: means over the seeds, with bars from the lowest to the highest."""
     sets = sorted({result.set for result in results})

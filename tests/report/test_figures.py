@@ -105,10 +105,10 @@ def test_one_network_is_drawn_once(tmp_path: Path) -> None:
     calibrations = measure_calibrations(both, (1.2, 1.2), ("a", "b"), (both.labels, both.finetuned))
     histories = (history(0.7, 0.3, 0.2), history(0.1))
     figures = draw_numbers(one, {"finetuned": SCORES["finetuned"]}, histories, (2, 0), calibrations, ((), 0))
-    for name, figure in figures.items():
-        save_figure(tmp_path / f"{name}.png", figure)
-        assert name == "training" or "head phase" not in words(figure)
-        assert name == "training" or "fine-tuned" in words(figure).lower()
+    del figures["training"]
+    for figure in figures.values():
+        assert "head phase" not in words(figure)
+        assert "fine-tuned" in words(figure).lower()
     assert len(figures["confusion"].axes) == 2  # with the colour bar
     assert len(describe_losses(one).splitlines()) == 1
     assert "neither fixed nor broke an image" in draw_changed(one, album(tmp_path, one))
