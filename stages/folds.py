@@ -8,8 +8,7 @@ from stages.common.experiments import read_file, run_missing
 from stages.common.files import write_text
 from stages.common.params import load_params
 from stages.common.records import write_record, write_table
-from stages.images.index import PARTS, count_once, number_groups, read_index
-from stages.images.summary import class_counts, read_summary
+from stages.images.index import PARTS, class_counts, count_once, number_groups, read_index, read_summary
 from stages.report.folds import compose_page, draw_runs, draw_suspects
 from stages.report.style import save_figure
 from stages.scores.folds import (

@@ -24,8 +24,8 @@ from stages.deploy.suggestions import (
     write_suggestions,
 )
 from stages.deploy.unlabelled import Loaded, find_files, load
+from stages.images.collection import UNLABELLED
 from stages.images.dataset import collect
-from stages.images.names import UNLABELLED
 from stages.images.preprocessing import make_transform
 from stages.training.reference import read_reference
 

@@ -1,6 +1,7 @@
 """What an image goes through on its way into the network: preprocessing, and augmentation in training."""
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,39 +38,29 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Preprocessing":
-        """Make one from a JSON object of its fields; those not named keep their defaults.
-
-        Raises:
-            TypeError: not such an object.
-        """
-        fields: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in dict(values).items()
-        }
+        """Make one from a JSON object of its fields; others keep their defaults. TypeError: not such an object."""
+        fields: dict[str, Any] = dict(values)
+        fields |= {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
         return cls(**fields)
 
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` reads, without the fields that are off."""
-        values = asdict(self)
-        return {name: value for name, value in values.items() if name not in ("pad", "grey_max", "draft") or value}
+        off = ("pad", "grey_max", "draft")
+        return {name: value for name, value in asdict(self).items() if name not in off or value}
 
     def framed(self, image_size: int | None, framing: Framing | None, grey_max: int | None = None) -> "Preprocessing":
-        """Return the same for another size and another way to make a square of an image.
+        """Return the same for another size of the square, and another way to make it of an image.
 
-        Args:
-            image_size: of the square, in pixels; `None` keeps it.
-            framing: `crop`: the middle is cut out, after a border as narrow for the size as before; `squash`: the whole
-                image, out of proportion; `pad`: the whole image, between margins; `None`: `squash` where
-                `image_size` is given, else as before.
-            grey_max: the value of 16-bit grey that is white; `None`: 65535.
+        `framing`: `crop`: the middle is cut out, after a border as narrow for the size as before; `squash`: the whole
+        image, out of proportion; `pad`: the whole image, between margins; `None`: `squash` where `image_size` is given,
+        else as before.
         """
-        size = image_size or self.crop
-        if framing is None:
-            framed = self if image_size is None else replace(self, resize=None, crop=size)
-        elif framing == "crop":
-            framed = replace(self, resize=round(size * (self.resize or self.crop) / self.crop), crop=size)
-        else:
-            framed = replace(self, resize=None, crop=size, pad=framing == "pad")
-        return replace(framed, grey_max=grey_max, draft=True)
+        size, resize, pad = image_size or self.crop, self.resize, self.pad
+        if framing == "crop":
+            resize = round(size * (resize or self.crop) / self.crop)
+        elif framing or image_size:
+            resize, pad = None, framing == "pad" if framing else pad
+        return replace(self, resize=resize, crop=size, pad=pad, grey_max=grey_max, draft=True)
 
     def enlarged(self, factor: float) -> "Preprocessing":
         """Return the same framing in so many times as many pixels a side."""
@@ -77,31 +68,20 @@ class Preprocessing:
         return replace(self, resize=resize, crop=round(factor * self.crop))
 
     def least(self, augment: Augment) -> int | None:
-        """Return how many pixels the sides of an image have to keep when it is decoded, `None` for all of them.
+        """Return how many pixels the sides of an image have to keep when it is decoded; `None`: all of them.
 
         Twice those that are needed; where augmentation cuts out a part, which is enlarged, four times.
         """
         return (2 if augment == "none" else 4) * (self.resize or self.crop) if self.draft else None
 
 
-class _Pad(torch.nn.Module):
-    """Fits a whole image into a square of `size` x `size`, between margins of one colour."""
-
-    def __init__(self, size: int, colour: tuple[int, ...], interpolation: InterpolationMode) -> None:
-        super().__init__()
-        self.size, self.colour = size, colour
-        self.method = Image.Resampling[interpolation.name]
-
-    def forward(self, image: Image.Image) -> Image.Image:
-        return ImageOps.pad(image, (self.size, self.size), self.method, self.colour)
-
-
 def make_framing(preprocessing: Preprocessing) -> v2.Compose:
     """Return the first half of the transform: from an RGB image to uint8, (3, crop, crop), not yet normalized."""
     crop, interpolation = preprocessing.crop, InterpolationMode(preprocessing.interpolation)
-    margins = [_Pad(crop, margin_colour(preprocessing), interpolation)] if preprocessing.pad else []
+    method, colour = Image.Resampling[interpolation.name], margin_colour(preprocessing)
+    pad = partial(ImageOps.pad, size=(crop, crop), method=method, color=colour)
     resize = v2.Resize(preprocessing.resize or (crop, crop), interpolation)
-    return v2.Compose([*margins, resize, v2.CenterCrop(crop), v2.ToImage()])
+    return v2.Compose([*[pad] * preprocessing.pad, resize, v2.CenterCrop(crop), v2.ToImage()])
 
 
 def margin_colour(preprocessing: Preprocessing) -> tuple[int, ...]:

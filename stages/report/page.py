@@ -7,9 +7,8 @@ from typing import Any
 from stages.common.format import number, p_value, percent, percent_range, plural, points, points_range, signed
 from stages.common.params import Params
 from stages.images.division import CONFLICT
-from stages.images.index import PARTS
+from stages.images.index import PARTS, class_counts
 from stages.images.near_duplicates import LOOKED_FOR, Leak
-from stages.images.summary import class_counts
 from stages.report.markdown import bullets, cell, code, table, tabulate_first
 from stages.report.probabilities import ONE, TITLES
 from stages.scores.classes import ClassScores

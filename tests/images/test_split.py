@@ -14,8 +14,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from stages.images import collection, decode
 from stages.images.division import assign, find_copies
-from stages.images.index import PARTS, Entry, count, read_index, write_index
-from stages.images.summary import class_counts
+from stages.images.index import PARTS, Entry, class_counts, count, read_index, write_index
 
 
 def part_by(project: Project, column: str) -> dict[str, str]:
