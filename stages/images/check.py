@@ -112,7 +112,7 @@ def _check(root: Path, grey_max: int | None, path: str) -> Checked:
 def require_no_masks(root: Path, found: Collection, checked: dict[str, Checked]) -> None:
     """Refuse a class whose images have hardly any colours, and the names of those of a class that have many."""
     few = {path for path, fact in checked.items() if not {"few", "blank"}.isdisjoint(fact.remarks)}
-    stems = {name: {_stem(one.below): one.path in few for one in images} for name, images in found.by_class().items()}
+    stems = {name: {one.stem: one.path in few for one in images} for name, images in found.by_class().items()}
     masks = [name for name, flat in stems.items() if sum(flat.values()) > 0.9 * len(flat)]
     for mask in masks:
         for name in stems.keys() - set(masks):
@@ -124,36 +124,26 @@ def require_no_masks(root: Path, found: Collection, checked: dict[str, Checked])
                 )
 
 
-def _stem(path: str) -> str:
-    return posixpath.splitext(path)[0]
-
-
 def require_usable(root: Path, found: Collection, rejected: dict[str, str], limit: float) -> None:
-    """Refuse a data set of which too much is bad.
+    """Refuse a data set if all images of a class are bad, or a fraction of all files above `limit`.
 
-    `rejected` has the reason of each bad file by its path; `limit` is the greatest fraction that may be bad.
-
-    Raises:
-        StageError: all images of a class are bad, or more than `limit` of all files.
+    `rejected` has the reason of each bad file by its path.
     """
     for name, images in found.by_class().items():
         bad = {image.path: rejected[image.path] for image in images if image.path in rejected}
         if len(bad) == len(images):
-            _require_heif(root, bad)
-            raise StageError(
-                f"data.path: all {len(bad)} images of class {name!r} are bad, {_examples(bad)}; replace them"
-            )
+            examples = _examples(root, bad)
+            raise StageError(f"data.path: all {len(bad)} images of class {name!r} are bad, {examples}; replace them")
     files = len(rejected) + sum(image.path not in rejected for image in found.samples)
     if len(rejected) > limit * files:
-        _require_heif(root, rejected)
         raise StageError(
             f"split.rejected_limit: {len(rejected)} of {files} files are bad ({len(rejected) / files:.1%}, the "
-            f"limit is {limit:.1%}), {_examples(rejected)}; repair or remove them, or raise the limit"
+            f"limit is {limit:.1%}), {_examples(root, rejected)}; repair or remove them, or raise the limit"
         )
 
 
-def _require_heif(root: Path, rejected: dict[str, str]) -> None:
-    """Where most of what is bad is HEIC that cannot be decoded here, say how it can."""
+def _examples(root: Path, rejected: dict[str, str]) -> str:
+    """Return a few; but where most of what is bad is HEIC that cannot be decoded here, say how it can."""
     paths = [path for path, why in rejected.items() if why == NEEDS_HEIF]
     if 2 * len(paths) > len(rejected):
         kinds = Counter((posixpath.dirname(path), extension(path)) for path in paths)
@@ -162,9 +152,6 @@ def _require_heif(root: Path, rejected: dict[str, str]) -> None:
             f"data.path: {root / folder} holds {plural(number, f'{kind} file')} in HEIC, for which a package is "
             f"missing ({len(paths):,} such files in all): pip install pillow-heif"
         )
-
-
-def _examples(rejected: dict[str, str]) -> str:
     return "such as " + ", ".join(f"{path!r} ({why})" for path, why in list(rejected.items())[:3])
 
 
@@ -213,7 +200,7 @@ def describe_remarks(images: list[Checked]) -> list[str]:
 def find_forms(found: Collection, checked: dict[str, Checked]) -> list[str]:
     """Say which classes hold images of the same names that are as bright one by one: small ones, or edited ones."""
     classes = {
-        name: {_stem(one.below): checked[one.path].brightness for one in images if one.path in checked}
+        name: {one.stem: checked[one.path].brightness for one in images if one.path in checked}
         for name, images in found.by_class().items()
     }
     notes = []

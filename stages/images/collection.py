@@ -2,6 +2,7 @@
 
 import errno
 import os
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -82,6 +83,11 @@ class Sample:
     part: str = ""
     group: str = ""
 
+    @property
+    def stem(self) -> str:
+        """`below` without its extension."""
+        return posixpath.splitext(self.below)[0]
+
 
 @dataclass
 class Collection:
@@ -108,18 +114,15 @@ def is_image(name: str) -> bool:
 
 def extension(name: str) -> str:
     """Return a name's extension, in lower case; empty where it has none."""
-    return os.path.splitext(name)[1].lower()  # noqa: PTH122 (a name, not a path)
+    return posixpath.splitext(name)[1].lower()
 
 
 def walk(root: Path, folder: str, found: Collection, ancestors: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
     """Yield the images at any depth below a folder, sorted within each; links are followed.
 
-    Args:
-        root: `data.path`.
-        folder: relative to `root`, with `/`; empty: `root` itself.
-        found: takes what is not an image: folders that cannot be listed and links that loop (`rejected`), files with
-            other extensions (`ignored`) and what systems make (`left_out`).
-        ancestors: what identifies the folders above.
+    `folder` is relative to `root`, with `/`; empty: `root` itself. `found` takes what is not an image: folders that
+    cannot be listed and links that loop (`rejected`), files with other extensions (`ignored`) and what systems make
+    (`left_out`). `ancestors` identify the folders above.
     """
     try:
         identity = identify(root / folder)
@@ -140,11 +143,7 @@ def walk(root: Path, folder: str, found: Collection, ancestors: tuple[tuple[int,
 
 
 def list_names(folder: Path, found: Collection) -> list[str]:
-    """Return the sorted names in a folder, but for hidden ones and those that systems make, which are counted.
-
-    Raises:
-        OSError: it cannot be listed.
-    """
+    """Return the sorted names in a folder, but for hidden ones and those that systems make, which are counted."""
     names = sorted(os.listdir(folder))  # noqa: PTH208 (names, not paths)
     kept = [name for name in names if not name.startswith(".") and name.lower() not in _SYSTEM_NAMES]
     found.left_out["system"] += len(names) - len(kept)
@@ -175,12 +174,12 @@ class Name(NamedTuple):
 def words(name: str) -> list[str]:
     """Return the words and numbers of a name such as `seg_train2`, `TrainImages` or `Training Set`, in lower case."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])", " ", name)
-    return [_unglue(word) for word in re.split(r"[\W_]+", spaced.casefold()) if word]
-
-
-def _unglue(word: str) -> str:
-    """Return `train` for `trainset`, and any other word unchanged."""
-    return next((part for part in _PART_OF if word.startswith(part) and word[len(part) :] in _FILLERS), word)
+    return [
+        # `train` for `trainset`.
+        next((part for part in _PART_OF if word.startswith(part) and word[len(part) :] in _FILLERS), word)
+        for word in re.split(r"[\W_]+", spaced.casefold())
+        if word
+    ]
 
 
 def take_apart(name: str) -> Name:

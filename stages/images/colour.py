@@ -6,7 +6,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageCms
 
 GREY_RANGE = 0xFFFF  # of 16-bit grey
@@ -54,7 +53,8 @@ def to_rgb(image: Image.Image, grey_max: int | None = None) -> Image.Image:
         bent = [round(255 * (value / 255) ** exponent) for value in range(256)]
         image = image.point(bent * 3 + list(range(256)) * (len(image.getbands()) - 3))
     if image.mode == "LAB":
-        return ImageCms.applyTransform(image, _transform_from_lab()) or image.convert("RGB")
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB") or image.convert("RGB")
     profile = image.info.get("icc_profile")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
@@ -108,14 +108,15 @@ def without_false_alpha(image: Image.Image) -> tuple[Image.Image, tuple[str, ...
     alpha = layer.getchannel("A")
     if alpha.getextrema()[1] == 0:
         why = "clear"
-    elif image.format == "TIFF" and _is_band(np.asarray(alpha).astype(np.int16)):
+    elif image.format == "TIFF" and _is_band(alpha):
         why = "band"
     else:
         return image, ()
     return layer.convert("RGB"), (why,)
 
 
-def _is_band(values: npt.NDArray[np.int16]) -> bool:
+def _is_band(alpha: Image.Image) -> bool:
+    values = np.asarray(alpha).astype(np.int16)
     steps = np.diff(values, axis=1)
     turns = steps[:, 1:] * steps[:, :-1] < 0
     return bool(np.isin(values, (0, 255)).mean() < 0.05 and turns.sum() > 0.2 * turns.size > 0)
@@ -151,12 +152,6 @@ def _convert(image: Image.Image, profile: bytes) -> Image.Image:
     """Return an L, RGB or CMYK image with a profile as sRGB."""
     transform = _transform_to_srgb(profile, image.mode)
     return (transform and ImageCms.applyTransform(image, transform)) or image.convert("RGB")
-
-
-@lru_cache(maxsize=1)
-def _transform_from_lab() -> ImageCms.ImageCmsTransform:
-    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    return ImageCms.buildTransform(lab, srgb, "LAB", "RGB")
 
 
 @lru_cache(maxsize=64)

@@ -40,11 +40,7 @@ def collect(params: Params, root: Path) -> Collection:
 
 
 def read_corrections(table: Path) -> dict[str, str]:
-    """Return path below `data.path` -> correction, a class or `drop`; rows without a correction are skipped.
-
-    Raises:
-        StageError: the table is absent, lacks the column `path` or `correction`, or corrects an image twice.
-    """
+    """Return path below `data.path` -> correction, a class or `drop`; rows without a correction are skipped."""
     try:
         header, rows = read_csv(table)
         places = [header.index(name) for name in ("path", "correction")]
@@ -171,9 +167,6 @@ def _read_labels(root: Path, table: Path, given: Given) -> Collection:
     The table is UTF-8; commas, semicolons or tabs separate its cells. A file that is not there, one without a label and
     one with two labels, splits or groups are rejected; images below `root` that are not listed are counted. A name
     may differ from the file's in case or extension. Labels that are equal as numbers are one class.
-
-    Raises:
-        StageError: it cannot be read, lacks a column, or has a row that cannot be understood.
     """
     if not root.is_dir():
         raise StageError(f"data.path: {root} is not a folder; give the one that the paths of {table} are relative to")
@@ -196,7 +189,14 @@ def _read_labels(root: Path, table: Path, given: Given) -> Collection:
         if part is None:
             raise StageError(f"{where}: split is {split!r}, should be train, val or test; or set split.given=ignore")
         rows[path].add(_Row(spelt[cells["label"]], part, cells.get("group", "")))
-    _require_whole_split([row.part for contents in rows.values() for row in contents], table)
+    parts = [row.part for contents in rows.values() for row in contents]
+    if any(parts) and not all(parts):
+        raise StageError(
+            f"data.labels: {table} has no split in {plural(parts.count(''), 'row')} and one in the others; fill it in, "
+            "or set split.given=ignore"
+        )
+    if any(parts) and "train" not in parts:
+        raise StageError(f"data.labels: {table} has no row whose split is train; add some, or set split.given=ignore")
     for path, contents in sorted(rows.items()):
         first = min(contents)
         if reason := _problem(root / path, contents):
@@ -382,16 +382,6 @@ def _unused_columns(columns: list[str], lines: list[tuple[int, dict[str, str]]],
         for column, hint in hints.items()
         if meant[column] and column not in columns
     ]
-
-
-def _require_whole_split(parts: list[str], table: Path) -> None:
-    if any(parts) and not all(parts):
-        raise StageError(
-            f"data.labels: {table} has no split in {plural(parts.count(''), 'row')} and one in the others; fill it in, "
-            "or set split.given=ignore"
-        )
-    if any(parts) and "train" not in parts:
-        raise StageError(f"data.labels: {table} has no row whose split is train; add some, or set split.given=ignore")
 
 
 def _problem(file: Path, rows: set[_Row]) -> str:

@@ -3,13 +3,11 @@
 import io
 import re
 import stat
-import struct
 import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -66,12 +64,7 @@ _TURNS = {
 
 
 def read_image(path: Path) -> bytes:
-    """Read an image file.
-
-    Raises:
-        OSError: as the file system says.
-        ImageError: not a regular file (reading a pipe would wait for ever), or above `MAX_BYTES`.
-    """
+    """Read an image file; refuse one above `MAX_BYTES`, and a pipe, which would make the read wait for ever."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise ImageError("not a regular file")
@@ -98,27 +91,21 @@ class Decoded:
 def decode(content: bytes, grey_max: int | None = None, least: int | None = None) -> Image.Image:
     """Decode completely the first frame of an image, upright as its EXIF orientation says, as 8-bit sRGB.
 
-    Metadata that cannot be read makes no image bad.
+    Metadata that cannot be read makes no image bad. An ImageError says why an image is.
 
     Args:
         content: of the file.
         grey_max: the value of 16-bit grey that is white; `None`: 65535. Pillow's own conversion clips such values.
         least: a JPEG may be decoded at a half, a quarter or an eighth of its size, as long as both sides keep so many
             pixels; `None`: at its full size.
-
-    Raises:
-        ImageError: `content` is empty, truncated, not an image, above `MAX_PIXELS`, thinner than 1:`MAX_ASPECT`, or
-            of a kind that has no stated range (32-bit float).
     """
-    return _decode_or_spare(content, grey_max, least, whole=False).image
+    return decode_with_facts(content, grey_max, least, whole=False).image
 
 
-def decode_with_facts(content: bytes, grey_max: int | None = None, least: int | None = None) -> Decoded:
-    """Decode an image as `decode` does, but refuse a JPEG or PNG with a hole; also return what the file holds."""
-    return _decode_or_spare(content, grey_max, least, whole=True)
-
-
-def _decode_or_spare(content: bytes, grey_max: int | None, least: int | None, whole: bool) -> Decoded:
+def decode_with_facts(
+    content: bytes, grey_max: int | None = None, least: int | None = None, whole: bool = True
+) -> Decoded:
+    """Decode an image as `decode` does; also return what the file holds, and if `whole` refuse a hole in it."""
     if not content:
         raise ImageError("empty file")
     try:
@@ -157,7 +144,7 @@ def _cut(content: bytes) -> Iterator[bytes]:
 
 
 def _is_sound(chunk: bytes) -> bool:
-    return chunk[-4:] == struct.pack(">I", zlib.crc32(chunk[4:-4]))
+    return chunk[-4:] == zlib.crc32(chunk[4:-4]).to_bytes(4, "big")
 
 
 def _decode(content: bytes, grey_max: int | None, least: int | None, whole: bool) -> Decoded:
@@ -166,7 +153,9 @@ def _decode(content: bytes, grey_max: int | None, least: int | None, whole: bool
             warnings.simplefilter("ignore")  # of metadata that does not matter here, and bombs, which are refused below
             heif = _HEIF and content[4:8] == b"ftyp"
             if heif:
-                _register_heif()
+                from pillow_heif import register_heif_opener  # here: its library takes long to load
+
+                register_heif_opener()
             # TGA has no sign of its own: last.
             with Image.open(io.BytesIO(content), formats=(*_FORMATS, *["HEIF"] * heif, "TGA")) as image:
                 return _load(image, content, grey_max, least, whole)
@@ -187,16 +176,13 @@ def _decode(content: bytes, grey_max: int | None, least: int | None, whole: bool
         raise ImageError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
-@cache
-def _register_heif() -> None:
-    from pillow_heif import register_heif_opener  # here: its library takes long to load, and few images need it
-
-    register_heif_opener()
-
-
 def _load(image: ImageFile.ImageFile, content: bytes, grey_max: int | None, least: int | None, whole: bool) -> Decoded:
     is_jpeg, kind, mode, size = isinstance(image, JpegImageFile), image.format or "", image.mode, image.size
-    _check_size(*size, _SHRUNK * MAX_PIXELS if is_jpeg and least is not None else MAX_PIXELS)
+    most = _SHRUNK * MAX_PIXELS if is_jpeg and least is not None else MAX_PIXELS
+    if size[0] * size[1] > most:
+        raise ImageError(f"more than {most} pixels ({size[0]} x {size[1]})")
+    if max(size) > MAX_ASPECT * min(size):
+        raise ImageError(f"thinner than 1:{MAX_ASPECT} ({size[0]} x {size[1]})")
     require_stated_values(image)
     fit_transparent_colour(image)
     deep = any(";16" in str(tile) for tile in image.tile)  # before what loads a PNG
@@ -240,13 +226,6 @@ def _load_whole_jpeg(image: Image.Image, content: bytes) -> Image.Image:
     loaded = Image.fromarray(pixels if colours == "RGB" else pixels[..., 0])
     loaded.info = image.info
     return loaded
-
-
-def _check_size(width: int, height: int, most: int) -> None:
-    if width * height > most:
-        raise ImageError(f"more than {most} pixels ({width} x {height})")
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise ImageError(f"thinner than 1:{MAX_ASPECT} ({width} x {height})")
 
 
 def _read_exif(image: Image.Image) -> tuple[int, str]:

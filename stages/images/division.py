@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -169,23 +169,15 @@ class _Division:
 
 
 def assign(entries: list[Entry], test_size: float, val_size: float, seed: int, kept: Mapping[str, str] = NONE) -> Parts:
-    """Divide images into train, val and test, each class by the same fractions.
+    """Divide images into train, val and test: so large a fraction of each class, and at least one image unless it is 0.
 
     Where there are no groups, an image's place depends on the seed and its bytes alone: neither its name nor the order
     of the folder matters, copies go together, and adding a few images moves hardly any other. A group's place depends
     on its name in place of its bytes. Units are taken in the order of a hash, into the first part that lacks their
     classes; one that is too large for a part goes to train, unless nothing else brings a class into that part.
 
-    Args:
-        entries: all images.
-        test_size: fraction of each class, in [0, 1); at least one image, unless it is 0: then the part is empty.
-        val_size: the same.
-        seed: another seed gives another division.
-        kept: SHA-256 -> the part in which an image was: it stays there, and new images fill what is missing. So a test
-            image is never trained on later; where many are removed, test and validation may be larger than asked for.
-
-    Raises:
-        StageError: a class has too few different images, or groups, to have one in each part.
+    `kept`: SHA-256 -> the part in which an image was: it stays there, and new images fill what is missing. So a test
+    image is never trained on later; where many are removed, test and validation may be larger than asked for.
     """
     sizes = {part: size for part, size in (("test", test_size), ("val", val_size)) if size}
     units = order_units(entries, seed)
@@ -213,11 +205,10 @@ def assign(entries: list[Entry], test_size: float, val_size: float, seed: int, k
         division.complete(part)
     for part in sizes:
         division.top_up(part)
-    return {part: _by_path(entry for unit in units if unit.part == part for entry in unit.entries) for part in PARTS}
-
-
-def _by_path(entries: Iterable[Entry]) -> list[Entry]:
-    return sorted(entries, key=lambda entry: entry.path)
+    parts: Parts = {part: [] for part in PARTS}
+    for unit in units:
+        parts[unit.part] += unit.entries
+    return parts
 
 
 def _require_enough(classes: Counter[str], needed: int, units: list[Unit]) -> None:
@@ -244,10 +235,6 @@ def divide(
     """Put images into the parts that are given; cut those that are missing from train, or all where none is.
 
     `seed` and `kept` are as in `assign`; with folds, nothing is kept.
-
-    Raises:
-        StageError: a class has no training images, or too few to cut a part from them; there are folds, and a test
-            part is given.
     """
     given: Parts = defaultdict(list)
     for entry in entries:
@@ -271,8 +258,8 @@ def divide(
         rest = [entry for entry in train if entry.sha256 not in tested]
         # Fractions of all, not of the rest.
         parts = assign(rest, 0, val_size * split.folds / (split.folds - 1), seed)
-        parts["test"] = _by_path(entry for entry in train if entry.sha256 in tested)
-    return parts | {part: _by_path(chosen) for part, chosen in given.items()}
+        parts["test"] = [entry for entry in train if entry.sha256 in tested]
+    return {part: sorted(chosen, key=lambda entry: entry.path) for part, chosen in {**parts, **given}.items()}
 
 
 def _find_fold(units: list[Unit], folds: int, fold: int) -> set[str]:
@@ -280,9 +267,6 @@ def _find_fold(units: list[Unit], folds: int, fold: int) -> set[str]:
 
     In the order of `units`, the first part of a class is the first fold and so on: each image is in one fold, and a
     few more images move hardly any other. A unit of several classes goes where the mean of its places is.
-
-    Raises:
-        StageError: a class is in fewer units than there are folds, or lacks images in one.
     """
     totals = Counter(entry.class_name for unit in units for entry in unit.entries)
     _require_enough(Counter(name for unit in units for name in unit.classes), folds, units)

@@ -42,10 +42,6 @@ def read_folders(root: Path, given: Given) -> Collection:
     Each folder in `root` is a class, and its images lie at any depth. Where several are named as parts of a split,
     the folders in these are the classes; or each class folder holds folders named so. With `given` `ignore`, the
     images of such parts are put together again.
-
-    Raises:
-        StageError: `root` is missing, not a folder, or holds fewer than two classes, or one without images; it is a
-            split that cannot be used as given; or its folders hold different kinds of file.
     """
     found = Collection()
     names = _list_top(root, found)
@@ -239,11 +235,7 @@ def _named_parts(root: Path, names: list[str]) -> list[_Part]:
 
 
 def _find_parts(root: Path, names: list[str], given: Given, found: Collection) -> list[_Part]:
-    """Return the folders in `root` that are parts of a split; leave out those whose images have no labels.
-
-    Raises:
-        StageError: they look like parts, but cannot be used as such.
-    """
+    """Return the folders in `root` that are parts of a split; leave out those whose images have no labels."""
     folds = are_folds(names)
     parts = [_open_part(root, name, "train") for name in names] if folds else _named_parts(root, names)
     if not parts:
@@ -283,22 +275,19 @@ def _find_parts(root: Path, names: list[str], given: Given, found: Collection) -
                 "sort its images into class folders as in the other parts, or name a table as data.labels"
                 f"{_suggest_names(root / part.folder)}"
             )
-    if given == "auto":
-        _require_one_each(root, used)
-    return used
-
-
-def _require_one_each(root: Path, parts: list[_Part]) -> None:
-    for one, other in combinations(parts, 2):
+    if given == "ignore":
+        return used
+    for one, other in combinations(used, 2):
         if one.part == other.part:
             raise StageError(
                 f"data.path: {root} has {one.name} and {other.name}, both for {one.part}; merge them or move one away"
             )
-    if all(part.part != "train" for part in parts):
+    if all(part.part != "train" for part in used):
         raise StageError(
-            f"data.path: {root} has {_join([part.name for part in parts])}, but no folder train; add it, or set "
+            f"data.path: {root} has {_join([part.name for part in used])}, but no folder train; add it, or set "
             "split.given=ignore"
         )
+    return used
 
 
 def _read_parts(root: Path, parts: list[_Part], given: Given, found: Collection) -> None:
@@ -335,11 +324,7 @@ def _leave_out_other_kinds(found: Collection) -> None:
 
 
 def _look_into_classes(root: Path, given: Given, found: Collection) -> None:
-    """Use a split inside of the classes (`cat/train`, `cat/test`), and say what other folders there may mean.
-
-    Raises:
-        StageError: a class holds folders named as other classes, or the classes hold the same splits of classes.
-    """
+    """Use a split inside of the classes (`cat/train`, `cat/test`), and say what other folders there may mean."""
     inner: dict[str, set[tuple[str, ...]]] = defaultdict(set)  # class -> the folders of its images
     for image in found.samples:
         inner[image.class_name].add(tuple(image.below.split("/")[:-1]))

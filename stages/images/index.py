@@ -94,12 +94,7 @@ def write_index(path: Path, entries: list[Entry], grouped: bool = False) -> None
 
 
 def read_index(path: Path) -> list[Entry]:
-    """Read an index file.
-
-    Raises:
-        StageError: not an index file.
-        OSError: not there.
-    """
+    """Read an index file; a StageError where it is none, an OSError where it is not there."""
     try:
         columns, rows = read_csv(path)
         if columns not in (_COLUMNS, [*_COLUMNS, "group"]):
@@ -194,22 +189,20 @@ def summarize(
 ) -> dict[str, Any]:
     """Return the content of `split.json`.
 
-    Args:
-        found: the data set.
-        parts: part -> its images.
-        part_of: path -> the part that is given, if any.
-        rejected: path -> reason.
-        duplicates: groups of paths with the same bytes.
-        overlap: paths left out because their bytes are also in another part.
+    `part_of`: path -> its given part; `rejected`: path -> reason; `duplicates`: groups of paths with the
+    same bytes; `overlap`: paths left out because their bytes are also in another part.
     """
-    left_out = {**found.left_out, "overlap": len(overlap)}
+    counts, left_out = count(parts), {**found.left_out, "overlap": len(overlap)}
+    as_rows = [{"class": name, **numbers} for name, numbers in counts.items()]
     groups = {
         part: {entry.group for entry in chosen if entry.group and not entry.group.startswith(NEAR)}
         for part, chosen in parts.items()
     }
     return {
         "pictures": sum(map(len, parts.values())),
-        **_describe_classes(count(parts)),
+        "parts": {part: len(parts[part]) for part in PARTS},
+        # Many classes as a list, of which DVC makes no metrics.
+        **({"classes": counts} if len(counts) <= _MOST_CLASSES else {"class_counts": as_rows}),
         **({"groups": {part: len(names) for part, names in groups.items()}} if any(groups.values()) else {}),
         "rejected": [{"path": path, "reason": reason} for path, reason in rejected.items()],
         "duplicates": duplicates,
@@ -224,14 +217,6 @@ def summarize(
             *_describe_groups(groups),
         ],
     }
-
-
-def _describe_classes(counts: ClassCounts) -> dict[str, Any]:
-    """Return the number of images of each part, and of each class and part: many classes as a list, no metrics."""
-    parts = {part: sum(numbers[part] for numbers in counts.values()) for part in PARTS}
-    if len(counts) <= _MOST_CLASSES:
-        return {"parts": parts, "classes": counts}
-    return {"parts": parts, "class_counts": [{"class": name, **numbers} for name, numbers in counts.items()]}
 
 
 def _describe_ignored(ignored: Counter[str]) -> list[str]:
@@ -275,12 +260,7 @@ def class_counts(split: dict[str, Any]) -> ClassCounts:
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """Read a `split.json`.
-
-    Raises:
-        StageError: it is damaged, or of another version of this project.
-        OSError: it is not there.
-    """
+    """Read a `split.json`; a StageError where it is damaged or of another version, an OSError where it is not there."""
     try:
         split = dict(json.loads(path.read_text(encoding="utf-8")))
         class_counts(split)

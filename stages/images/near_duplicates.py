@@ -119,8 +119,7 @@ def describe_near_duplicates(
 ) -> list[str]:
     """Say how many images are nearly the same, which are kept together, and which labels contradict each other.
 
-    `pairs` are of positions in `images`; `together`: SHA-256 -> group, of those that are kept in one part; `flat`: how
-    many images could not be compared.
+    `together`: SHA-256 -> group, of those that are kept in one part; `flat`: how many images could not be compared.
     """
     notes = [f"{plural(flat, 'image')} with too little contrast to look for near-duplicates"] * bool(flat)
     if together:

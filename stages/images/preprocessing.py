@@ -13,7 +13,7 @@ from stages.common.params import Augment, Framing
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # How much larger an image is framed before augmentation crops it: as 256 to 224, torchvision's border.
-ENLARGED = 8 / 7
+_ENLARGED = 8 / 7
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,6 @@ class Preprocessing:
             resize, pad = None, framing == "pad" if framing else pad
         return replace(self, resize=resize, crop=size, pad=pad, grey_max=grey_max, draft=True)
 
-    def enlarged(self, factor: float) -> "Preprocessing":
-        """Return the same framing in so many times as many pixels a side."""
-        resize = None if self.resize is None else round(factor * self.resize)
-        return replace(self, resize=resize, crop=round(factor * self.crop))
-
     def least(self, augment: Augment) -> int | None:
         """Return how many pixels the sides of an image have to keep when it is decoded; `None`: all of them.
 
@@ -92,25 +87,18 @@ def margin_colour(preprocessing: Preprocessing) -> tuple[int, ...]:
 def make_transform(preprocessing: Preprocessing, augment: Augment) -> v2.Compose:
     """Return the transform from an RGB image to a float32 tensor of shape (3, crop, crop).
 
-    Augmented images are framed as those of the test are, larger by `ENLARGED`, and cropped at random from there: so
-    both show the same parts of an image in the same proportions. `light` crops back to the size and mirrors half of
-    the images; `strong` takes crops from 35% of the area up, mirrors half, and adds TrivialAugment
-    (https://arxiv.org/abs/2103.10158) and random erasing.
+    Augmented images are framed as those of the test are, larger by `_ENLARGED`, and cropped at random from there: so
+    both show the same parts of an image in the same proportions. `strong` adds TrivialAugment
+    (https://arxiv.org/abs/2103.10158).
     """
     crop, interpolation = preprocessing.crop, InterpolationMode(preprocessing.interpolation)
     normalize = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(preprocessing.mean, preprocessing.std)]
     if augment == "none":
         return v2.Compose([make_framing(preprocessing), *normalize])
-    framing = make_framing(preprocessing.enlarged(ENLARGED))
+    resize = preprocessing.resize and round(_ENLARGED * preprocessing.resize)
+    framing = make_framing(replace(preprocessing, resize=resize, crop=round(_ENLARGED * crop)))
     if augment == "light":
         return v2.Compose([framing, v2.RandomCrop(crop), v2.RandomHorizontalFlip(), *normalize])
-    return v2.Compose(
-        [
-            framing,
-            v2.RandomResizedCrop(crop, (0.35, 1.0), interpolation=interpolation),
-            v2.RandomHorizontalFlip(),
-            v2.TrivialAugmentWide(interpolation=interpolation),
-            *normalize,
-            v2.RandomErasing(p=0.25),
-        ]
-    )
+    some = v2.RandomResizedCrop(crop, (0.35, 1.0), interpolation=interpolation)
+    changed = [some, v2.RandomHorizontalFlip(), v2.TrivialAugmentWide(interpolation=interpolation)]
+    return v2.Compose([framing, *changed, *normalize, v2.RandomErasing(p=0.25)])
