@@ -18,10 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--params", type=Path, required=True)
     parser.add_argument(
-        "--index",
-        type=Path,
-        required=True,
-        help="folder; train.csv names the classes and calibrates a random backbone",
+        "--index", type=Path, required=True, help="folder; train.csv names the classes and calibrates a random backbone"
     )
     parser.add_argument("--output", type=Path, required=True, help="checkpoint to write")
     parser.add_argument("--layers", type=Path, required=True, help="layer table to write, as .json and .txt")

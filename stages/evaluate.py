@@ -12,9 +12,8 @@ from stages.common.device import make_deterministic
 from stages.common.files import read_table, sha256_of, write_record, write_table
 from stages.common.machine import reuse_freed_memory
 from stages.common.params import load_params
-from stages.images.index import count_once, number_groups, read_index
+from stages.images.index import count_once, number_groups, read_index, read_summary
 from stages.images.near_duplicates import Leak
-from stages.images.summary import read_summary
 from stages.network.checkpoint import load_checkpoint, require_classes
 from stages.network.layer_table import write_layers
 from stages.network.network import set_trainable

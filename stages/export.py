@@ -16,8 +16,7 @@ from stages.deploy.card import compose_card
 from stages.deploy.classifier import TorchNetwork, require_same
 from stages.deploy.extras import require_packages
 from stages.deploy.onnx import OnnxNetwork, write_onnx
-from stages.images.index import count_once, read_index
-from stages.images.summary import read_summary
+from stages.images.index import count_once, read_index, read_summary
 from stages.network.backbones import cut_into_blocks, names_in_torchvision, stock_shapes
 from stages.network.checkpoint import load_checkpoint, require_classes
 from stages.scores.calibration import Calibrations

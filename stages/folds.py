@@ -7,20 +7,12 @@ from stages.common.cli import StageError, run
 from stages.common.experiments import read_file, run_missing
 from stages.common.files import write_record, write_table, write_text
 from stages.common.params import load_params
-from stages.images.index import PARTS, count_once, number_groups, read_index
-from stages.images.summary import class_counts, read_summary
+from stages.images.index import PARTS, class_counts, count_once, number_groups, read_index, read_summary
 from stages.report.figures import draw_runs
 from stages.report.galleries import draw_suspects
 from stages.report.page import compose_runs
 from stages.report.style import save_figure
-from stages.scores.folds import (
-    Together,
-    combine_folds,
-    combine_seeds,
-    describe_folds,
-    describe_seeds,
-    join,
-)
+from stages.scores.folds import Together, combine_folds, combine_seeds, describe_folds, describe_seeds, join
 from stages.scores.predictions import Predictions, read_predictions
 from stages.scores.suspects import Suspect, estimate_wrong_labels, find_suspects
 

@@ -8,9 +8,8 @@ from stages.common.cli import StageError, run
 from stages.common.device import make_deterministic
 from stages.common.files import read_record, read_table, write_text
 from stages.common.params import Section, load_params
-from stages.images.index import PARTS, count_once, read_index
+from stages.images.index import PARTS, class_counts, count_once, read_index, read_summary
 from stages.images.near_duplicates import Leak
-from stages.images.summary import class_counts, read_summary
 from stages.network.checkpoint import load_checkpoint, require_classes
 from stages.report.figures import draw_numbers
 from stages.report.galleries import Album, draw_images

@@ -8,21 +8,35 @@ from stages.common.cli import run
 from stages.common.files import write_json, write_table
 from stages.common.machine import resolve_workers
 from stages.common.params import load_params
-from stages.images.check import check_images, require_no_masks, require_usable
-from stages.images.collection import describe_untracked
-from stages.images.dataset import collect
-from stages.images.division import divide, find_copies, find_overlap, join_groups
-from stages.images.index import Entry, count_once, write_index
-from stages.images.near_duplicates import Leak, count_flat, find_leaks, find_pairs, form_groups
-from stages.images.previous import describe_changes, find_kept, say_changes
-from stages.images.shortcuts import find_forms, find_shortcuts
-from stages.images.summary import (
+from stages.images.check import (
+    check_images,
     describe_grey,
-    describe_near_duplicates,
     describe_remarks,
     describe_shapes,
+    find_forms,
+    find_shortcuts,
+    require_no_masks,
+    require_usable,
+)
+from stages.images.dataset import collect, describe_untracked
+from stages.images.division import divide, find_copies, find_overlap, join_groups
+from stages.images.index import (
+    Entry,
+    count_once,
+    describe_changes,
+    find_kept,
     last_line,
+    say_changes,
     summarize,
+    write_index,
+)
+from stages.images.near_duplicates import (
+    Leak,
+    count_flat,
+    describe_near_duplicates,
+    find_leaks,
+    find_pairs,
+    form_groups,
 )
 
 

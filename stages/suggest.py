@@ -22,8 +22,8 @@ from stages.deploy.suggestions import (
     leave_out_copies,
     write_suggestions,
 )
+from stages.images.collection import UNLABELLED
 from stages.images.dataset import collect
-from stages.images.names import UNLABELLED
 
 
 def main() -> None:

@@ -8,9 +8,8 @@ from torch import nn
 
 from stages.common.format import number, percent, percent_range
 from stages.deploy.onnx import describe_resize
-from stages.images.index import PARTS
+from stages.images.index import PARTS, class_counts
 from stages.images.preprocessing import Preprocessing, margin_colour
-from stages.images.summary import class_counts
 from stages.network.backbones import cut_into_blocks, stock_options, stock_shapes
 from stages.network.checkpoint import Description
 from stages.network.network import Network, Standardize

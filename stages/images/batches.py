@@ -32,11 +32,7 @@ _SHARED_MEMORY_SIGNS = ("Bus error", "shared memory", "(shm)", "/torch_")
 
 
 def read_entry(root: Path, entry: Entry, grey_max: int | None = None, least: int | None = None) -> Image.Image:
-    """Read an image of the index; `grey_max` and `least` as in `decode`.
-
-    Raises:
-        StageError: it is no longer there, or no longer what `split` saw.
-    """
+    """Read an image of the index, with `grey_max` and `least` as in `decode`; refuse one that `split` did not see."""
     try:
         content = read_image(root / entry.path)
         if hashlib.sha256(content).hexdigest() != entry.sha256:
@@ -51,12 +47,11 @@ def read_entry(root: Path, entry: Entry, grey_max: int | None = None, least: int
     )
 
 
-class ImageDataset(Dataset[tuple[Tensor, int] | StageError]):
+class _Images(Dataset[tuple[Tensor, int] | StageError]):
     """The images of an index, preprocessed: (tensor of shape (3, crop, crop), label).
 
     An item is asked for by (position in the index, seed): an augmented image depends on those alone and not on which
-    process makes it. An error is returned, not raised: one raised in a loader's process would arrive wrapped in its
-    traceback.
+    process makes it. An error is returned: one raised in a loader's process would arrive wrapped in its traceback.
     """
 
     def __init__(self, root: Path, entries: list[Entry], preprocessing: Preprocessing, augment: Augment) -> None:
@@ -77,9 +72,6 @@ class ImageDataset(Dataset[tuple[Tensor, int] | StageError]):
             # Not torch.manual_seed, which also seeds the GPU's generator, that of dropout, where there are no workers.
             torch.default_generator.manual_seed(seed)
             return self.transform(image), entry.label
-
-    def __len__(self) -> int:
-        return len(self.entries)
 
 
 class Order(Sampler[tuple[int, int]]):
@@ -120,18 +112,10 @@ class _Groups(Sampler[list[tuple[int, int]]]):
 class Batches:
     """Batches of (images: float32, (n, 3, crop, crop); labels: int64, (n,)).
 
-    Args:
-        root: the folder that the entries' paths are relative to.
-        entries: the images.
-        preprocessing: as the network expects.
-        batch_size: images a batch, of which a rank has its part, perhaps none; the last one may be smaller.
-        workers: decoding processes; 0 decodes in this one. The batches do not depend on it.
-        augment: for training images only.
-        order: of the images; `None`: the index's.
-        pinned: in memory from which a GPU copies faster.
-
-    Raises:
-        StageError: the images in work at one time need more memory than there is.
+    Of `batch_size` images a rank has its part, perhaps none. Paths are below `root`. `workers` processes decode (0:
+    this one), and change no batch. `augment` is for training alone; `order`, if any, replaces that of the index;
+    `pinned` memory is copied to a GPU faster. Raises a StageError where the images in work at one time need more memory
+    than there is.
     """
 
     def __init__(
@@ -149,7 +133,7 @@ class Batches:
         at_a_time = min(len(self._order), batch_size * (1 + _AHEAD * workers))
         require_memory(at_a_time, 3 * preprocessing.crop**2 * 4, preprocessing.crop)
         self._loader: DataLoader[tuple[Tensor, int] | StageError] = DataLoader(
-            ImageDataset(root, entries, preprocessing, augment),
+            _Images(root, entries, preprocessing, augment),
             batch_sampler=_Groups(self._order, batch_size),
             num_workers=workers,
             collate_fn=_collate,
@@ -194,21 +178,18 @@ def loaded(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 def _collate(items: list[tuple[Tensor, int] | StageError]) -> list[Tensor] | StageError:
-    errors = [item for item in items if isinstance(item, StageError)]
-    if errors:
+    if errors := [item for item in items if isinstance(item, StageError)]:
         return errors[0]
     return default_collate(items) if items else [torch.empty(0), torch.empty(0, dtype=torch.int64)]
 
 
 def leave_interrupts_to_the_main_process(_: int) -> None:
-    """Let only the main process of a loader answer Ctrl-C: it ends the others.
-
-    What hands images over in another thread may find that process gone, and would print a traceback.
-    """
+    """Let only the main process of a loader answer Ctrl-C: it ends the others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = _ignore_a_gone_process
 
 
 def _ignore_a_gone_process(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print no traceback where the thread that hands images over finds the main process gone."""
     if not issubclass(kind, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)

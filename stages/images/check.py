@@ -1,27 +1,46 @@
-"""Reading each image of a data set once: what it is, or why it cannot be used."""
+"""Reading each image of a data set once: what it is, or why it cannot be used; and what the images have in common."""
 
 import hashlib
 import posixpath
 import signal
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from stages.common.cli import StageError
-from stages.common.format import plural
+from stages.common.format import percent, plural
 from stages.images.collection import Collection, extension, reason
+from stages.images.colour import GREY_RANGE
 from stages.images.decode import NEEDS_HEIF, ImageError, decode_with_facts, read_image
 from stages.images.near_duplicates import SIDE, shrink
 
 # Masks have no more colours.
 _FEW = 16
+_REMARKS = {
+    "pages": ("image has", "images have", "more pages or frames than the first, which is taken"),
+    "clear": ("image is", "images are", "transparent everywhere, and taken without that"),
+    "band": ("image has", "images have", "a band of its own in place of transparency, which is left out"),
+    "dim": ("image of 16 bits a colour is", "images of 16 bits a colour are", "dark: at most 14 bits are used"),
+    "blank": ("image is", "images are", "of one colour"),
+}
+# How shortcuts are looked for: values are put into so many groups, and tried by so many folds.
+_FOLDS, _BINS = 5, 10
+# Of the images that always guessing the most common class gets wrong, a shortcut gets so many right.
+_SKILL = 0.5
+_SKILL_BY_LOOK = 0.8  # brightness, which may well belong to what an image shows
+_F1 = 0.9  # a shortcut tells one class so well
+# Ten unrelated pairs of images have brightnesses so much alike (r > 0.97) twice in a million.
+_LEAST_PAIRS, _ALIKE, _MOST_COMPARED = 10, 0.97, 50
 
 
 class Checked(NamedTuple):
@@ -29,8 +48,7 @@ class Checked(NamedTuple):
 
     `sha256` of its file, in hex; its upright size in pixels; the `highest_grey` value, `None` unless it is 16-bit grey;
     `storage` as in `Decoded`; its mean `brightness`, 0 to 255; `remarks` of decoding, and `blank` or `few` for one
-    colour or hardly any; a checksum of its `pixels`, those of a smaller version of a JPEG; its
-    `small` grey version.
+    colour or hardly any; a checksum of its `pixels`, those of a smaller version of a JPEG; its `small` grey version.
     """
 
     sha256: str = ""
@@ -47,8 +65,7 @@ class Checked(NamedTuple):
 
 def check_images(root: Path, paths: list[str], grey_max: int | None, workers: int) -> dict[str, Checked]:
     """Read, hash and decode every image in `workers` processes (0: in this one); by path, in their order."""
-    check = partial(_check, root, grey_max)
-    return dict(zip(paths, _check_all(check, paths, workers), strict=True))
+    return dict(zip(paths, _check_all(partial(_check, root, grey_max), paths, workers), strict=True))
 
 
 def _check_all(check: Callable[[str], Checked], paths: list[str], workers: int) -> Iterator[Checked]:
@@ -93,18 +110,9 @@ def _check(root: Path, grey_max: int | None, path: str) -> Checked:
 
 
 def require_no_masks(root: Path, found: Collection, checked: dict[str, Checked]) -> None:
-    """Refuse a class whose images have hardly any colours, and the names of those of a class that have many.
-
-    Raises:
-        StageError: such classes are images and their masks.
-    """
+    """Refuse a class whose images have hardly any colours, and the names of those of a class that have many."""
     few = {path for path, fact in checked.items() if not {"few", "blank"}.isdisjoint(fact.remarks)}
-    if not few:
-        return
-    stems = {
-        name: {posixpath.splitext(one.below)[0]: one.path in few for one in images}
-        for name, images in found.by_class().items()
-    }
+    stems = {name: {one.stem: one.path in few for one in images} for name, images in found.by_class().items()}
     masks = [name for name, flat in stems.items() if sum(flat.values()) > 0.9 * len(flat)]
     for mask in masks:
         for name in stems.keys() - set(masks):
@@ -117,35 +125,25 @@ def require_no_masks(root: Path, found: Collection, checked: dict[str, Checked])
 
 
 def require_usable(root: Path, found: Collection, rejected: dict[str, str], limit: float) -> None:
-    """Refuse a data set of which too much is bad.
+    """Refuse a data set if all images of a class are bad, or a fraction of all files above `limit`.
 
-    Args:
-        root: the folder of the data set.
-        found: what it holds.
-        rejected: path -> reason of all its bad files.
-        limit: the greatest fraction of files that may be bad.
-
-    Raises:
-        StageError: all images of a class are bad, or more than `limit` of all files.
+    `rejected` has the reason of each bad file by its path.
     """
     for name, images in found.by_class().items():
         bad = {image.path: rejected[image.path] for image in images if image.path in rejected}
         if len(bad) == len(images):
-            _require_heif(root, bad)
-            raise StageError(
-                f"data.path: all {len(bad)} images of class {name!r} are bad, {_examples(bad)}; replace them"
-            )
+            examples = _examples(root, bad)
+            raise StageError(f"data.path: all {len(bad)} images of class {name!r} are bad, {examples}; replace them")
     files = len(rejected) + sum(image.path not in rejected for image in found.samples)
     if len(rejected) > limit * files:
-        _require_heif(root, rejected)
         raise StageError(
             f"split.rejected_limit: {len(rejected)} of {files} files are bad ({len(rejected) / files:.1%}, the "
-            f"limit is {limit:.1%}), {_examples(rejected)}; repair or remove them, or raise the limit"
+            f"limit is {limit:.1%}), {_examples(root, rejected)}; repair or remove them, or raise the limit"
         )
 
 
-def _require_heif(root: Path, rejected: dict[str, str]) -> None:
-    """Where most of what is bad is HEIC that cannot be decoded here, say how it can."""
+def _examples(root: Path, rejected: dict[str, str]) -> str:
+    """Return a few; but where most of what is bad is HEIC that cannot be decoded here, say how it can."""
     paths = [path for path, why in rejected.items() if why == NEEDS_HEIF]
     if 2 * len(paths) > len(rejected):
         kinds = Counter((posixpath.dirname(path), extension(path)) for path in paths)
@@ -154,8 +152,119 @@ def _require_heif(root: Path, rejected: dict[str, str]) -> None:
             f"data.path: {root / folder} holds {plural(number, f'{kind} file')} in HEIC, for which a package is "
             f"missing ({len(paths):,} such files in all): pip install pillow-heif"
         )
+    return "such as " + ", ".join(f"{path!r} ({why})" for path, why in list(rejected.items())[:3])
 
 
-def _examples(rejected: dict[str, str]) -> str:
-    shown = [f"{path!r} ({why})" for path, why in list(rejected.items())[:3]]
-    return f"such as {', '.join(shown)}"
+def describe_shapes(images: list[Checked]) -> dict[str, float]:
+    """Return how wide images are for their height, and the share that a square cut from the middle discards.
+
+    `aspect_low`, `aspect_median`, `aspect_high`: the 5th, 50th and 95th percentile of width / height; `crop_discards`:
+    the mean share of pixels outside of the largest square, without the border that torchvision's transforms trim.
+    """
+    aspects = np.array([image.width / image.height for image in images])
+    low, median, high = np.percentile(aspects, [5, 50, 95]).round(4).tolist()
+    discarded = float((1 - np.minimum(aspects, 1 / aspects)).mean().round(4))
+    return {"aspect_low": low, "aspect_median": median, "aspect_high": high, "crop_discards": discarded}
+
+
+def describe_grey(images: list[Checked], grey_max: int | None) -> list[str]:
+    """Say where 16-bit grey comes out dark because its values have fewer bits, or white above `data.grey_max`."""
+    highest = [image.highest_grey for image in images if image.highest_grey is not None]
+    if grey_max is None and highest and max(highest) < GREY_RANGE // 2:
+        full = 2 ** max(highest).bit_length() - 1
+        return [
+            f"{plural(len(highest), 'image')} of 16-bit grey dark, with values up to {max(highest):,} of "
+            f"{GREY_RANGE:,} only (data.grey_max={full} uses the whole range)"
+        ]
+    above = sum(value > grey_max for value in highest) if grey_max is not None else 0
+    return [f"{plural(above, 'image')} with values above data.grey_max, which become white"] if above else []
+
+
+def describe_remarks(images: list[Checked]) -> list[str]:
+    """Say how many images were read in part, show nothing, or are the same as others though their bytes differ."""
+    counts = Counter(remark for image in images for remark in image.remarks)
+    notes = [
+        f"{plural(counts[remark], one, many)} {what}"
+        for remark, (one, many, what) in _REMARKS.items()
+        if counts[remark]
+    ]
+    files: dict[tuple[int, ...], set[str]] = defaultdict(set)
+    for image in images:
+        if "blank" not in image.remarks:
+            files[image.pixels, image.width, image.height].add(image.sha256)
+    if same := sum(len(hashes) for hashes in files.values() if len(hashes) > 1):
+        notes.append(f"{same:,} images the same as another when decoded (JPEG: small), though their bytes differ")
+    return notes
+
+
+def find_forms(found: Collection, checked: dict[str, Checked]) -> list[str]:
+    """Say which classes hold images of the same names that are as bright one by one: small ones, or edited ones."""
+    classes = {
+        name: {one.stem: checked[one.path].brightness for one in images if one.path in checked}
+        for name, images in found.by_class().items()
+    }
+    notes = []
+    for (name, first), (other, second) in combinations(list(classes.items())[:_MOST_COMPARED], 2):
+        shared = sorted(first.keys() & second.keys())
+        if len(shared) < _LEAST_PAIRS or len(shared) < 0.9 * min(len(first), len(second)):
+            continue
+        pairs = np.array([[first[stem], second[stem]] for stem in shared])
+        if pairs.std(axis=0).min() > 1 and np.corrcoef(pairs.T)[0, 1] > _ALIKE:
+            notes.append(
+                f"{name} and {other} hold {len(shared):,} images of the same names that are as bright one by one: "
+                "forms of the same images? split.group keeps them in one part"
+            )
+    return notes
+
+
+def find_shortcuts(images: Sequence[Checked], classes: Sequence[str]) -> list[str]:
+    """Say which facts about the files tell the classes apart: a network would learn them, not what the images show.
+
+    Each is tried by folds: an image gets the class that is most common in other folds among those with the same
+    format, mode, camera, size or brightness.
+    """
+    areas = _bins([one.width * one.height for one in images])
+    shapes = _bins([one.width / one.height for one in images])
+    brightness = _bins([one.brightness for one in images])
+    facts: dict[str, tuple[float, Sequence[Hashable]]] = {
+        "file format": (_SKILL, [one.storage[0] for one in images]),
+        "colour mode": (_SKILL, [one.storage[1] for one in images]),
+        "camera (EXIF)": (_SKILL, [one.storage[2] for one in images]),
+        "size": (_SKILL, list(zip(areas, shapes, strict=True))),
+        "mean brightness": (_SKILL_BY_LOOK, brightness),
+    }
+    folds = [int(one.sha256[:8], 16) % _FOLDS for one in images]
+    said = {name: _try_to_tell(values, folds, classes, skill) for name, (skill, values) in facts.items()}
+    return [f"{name} alone tells {what}" for name, what in said.items() if what]
+
+
+def _bins(values: list[float]) -> list[int]:
+    """Return each value's place among so many groups of about the same number of images."""
+    ordered = sorted(values)
+    edges = sorted({ordered[len(ordered) * number // _BINS] for number in range(1, _BINS)})
+    return [bisect_left(edges, value) for value in values]
+
+
+def _try_to_tell(values: Sequence[Hashable], folds: list[int], classes: Sequence[str], skill: float) -> str:
+    """Say which classes the values tell apart; "" where they do not."""
+    if len(set(values)) < 2:
+        return ""
+    everywhere: dict[Hashable, Counter[str]] = defaultdict(Counter)
+    here: dict[tuple[Hashable, int], Counter[str]] = defaultdict(Counter)
+    for (value, fold, label), number in Counter(zip(values, folds, classes, strict=True)).items():
+        everywhere[value][label] += number
+        here[value, fold][label] += number
+    totals = Counter(classes)
+    usual = totals.most_common(1)[0][0]
+    guessed, right = Counter[str](), Counter[str]()
+    for (value, _), found in here.items():
+        others = everywhere[value] - found
+        guess = max(sorted(others), key=others.__getitem__) if others else usual
+        guessed[guess] += found.total()
+        right[guess] += found[guess]
+    share, chance = right.total() / len(classes), totals[usual] / len(classes)
+    if share - chance >= skill * (1 - chance):
+        return f"the classes apart ({percent(share)} right, {percent(chance)} by always the same)"
+    f1 = {label: 2 * right[label] / (guessed[label] + totals[label]) for label in totals}
+    best = max(f1, key=f1.__getitem__)
+    return f"{best} from the other classes" if f1[best] >= _F1 and len(totals) > 2 else ""

@@ -1,19 +1,14 @@
-"""What a data set holds, before any of its images is read; walking through its folders."""
+"""What a data set holds, by the names of its files and folders: before any of its images is read."""
 
 import errno
 import os
 import posixpath
 import re
-import shlex
-import unicodedata
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-
-from stages.common.cli import StageError
-from stages.common.commits import git
-from stages.common.format import plural
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 # Those of torchvision.datasets.folder.IMG_EXTENSIONS and more that Pillow reads; importing torchvision costs three
 # seconds. A test holds the two together.
@@ -28,6 +23,50 @@ _SYSTEM_NAMES = {
     *("ehthumbs.db", "desktop.ini", "lost+found", "__pycache__"),
 }
 _REASONS = {errno.ELOOP: "a link that loops", errno.ENOENT: "a broken link", errno.EACCES: "permission denied"}
+UNLABELLED = "unlabelled"
+
+
+def _split(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+_PARTS = {
+    "train": "train training trn labeled labelled",
+    "val": "val valid validate validation validating dev devel development",
+    "test": "test testing tst eval evaluation holdout heldout",
+    UNLABELLED: "unlabeled unlabelled unannotated nolabel nolabels pred predict prediction submission inference",
+}
+_PART_OF = {word: part for part, words in _PARTS.items() for word in words.split()}
+# `trainset`, `test_images`, `Training Data`, `tests`, `valid2`: words that say nothing of what the pictures show.
+_FILLERS = _split(
+    "s set sets data dataset datasets image images img imgs picture pictures pic pics photo photos folder folders dir "
+    "file files the full all small mini sample samples split splits final copy new input inputs"
+)
+# What holds pictures, and what holds something else about the same pictures.
+_IMAGES = _split(
+    "image images img imgs jpg jpeg jpegs jpegimages png pngs picture pictures pic pics photo photos frame frames "
+    "original originals orig rgb color colour raw input inputs scan scans"
+)
+_NEVER_CLASSES = _split(
+    "annotation annotations annot annots annos groundtruth groundtruths trimap trimaps bbox bboxes thumb thumbs "
+    "thumbnail thumbnails augmented augmentation augmentations segmentations xml xmls imagesets"
+)
+_OTHERS = _NEVER_CLASSES | _split(
+    "anno mask masks label labels gt gts truth target targets segmentation segmented contour contours edge "
+    "edges depth heatmap heatmaps saliency keypoints landmarks preview previews resized cropped aug "
+    "grayscale greyscale gray grey json txt csv mat overlay overlays polygons"
+)
+_MARK = re.compile(
+    r"[ _.-]+(masks?|gt|groundtruth|labels?|seg|segmentation|annotations?|trimap|thumb(nail)?)([ _.-]*\d+)?$"
+)
+_FOLDS = _split("fold folds kfold cv split part partition batch chunk shard subset")
+_GROUPS = _split(
+    "patient patients subject participant person people actor donor individual animal specimen plant tree family scene "
+    "video clip movie burst sequence seq session visit case study series slide site location place camera station "
+    "lesion group cluster pair"
+)
+_SPLITS = _split("fold folds kfold split subset partition phase usage")
+_NUMBERED = re.compile(r"(.*[^\W\d_])[\W\d_]+$")
 
 
 @dataclass(frozen=True)
@@ -43,6 +82,11 @@ class Sample:
     below: str
     part: str = ""
     group: str = ""
+
+    @property
+    def stem(self) -> str:
+        """`below` without its extension."""
+        return posixpath.splitext(self.below)[0]
 
 
 @dataclass
@@ -63,83 +107,6 @@ class Collection:
         return classes
 
 
-def require_classes(found: Collection, root: Path, table: bool) -> None:
-    """Refuse one class, and two whose names are the same to a reader.
-
-    Raises:
-        StageError: one class only; or names that differ in spaces around them or in their Unicode form alone, or, as
-            names of folders, in case, which some file systems and tools take for one.
-    """
-    names: dict[str, str] = {}
-    for name in found.by_class():
-        key = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).strip())
-        key = key if table else key.casefold()
-        if key in names:
-            raise StageError(
-                f"data.path: {root} has two classes {_spell(names[key])} and {_spell(name)}, whose names differ only "
-                "in case, in spaces or in Unicode form; rename one, or merge them"
-                + ", or name a table as data.labels, in which case counts"
-                * (not table)
-            )
-        names[key] = name
-    folded: dict[str, str] = {}
-    for name in names:
-        if (other := folded.setdefault(name.casefold(), name)) != name:
-            found.notes.append(f"{other} and {name} taken for two classes, though they differ only in case")
-    if len(names) == 1:
-        raise StageError(f"data.path: {root} holds one class only ({next(iter(names.values()))}); add another")
-
-
-def set_groups(found: Collection, rule: str | None) -> None:
-    """Give each image the name of its group, and count those that have none.
-
-    Args:
-        found: the data set; a table's column `group` is in its images already.
-        rule: `split.group`. `folder`: the folder that the image lies in, below that of its class, by its path there,
-            so that `cat/scene 1` and `dog/scene 1` are one group; `column`: what the table says; a regular expression:
-            what its group matches in the path below `data.path`; `None`: no groups.
-
-    Raises:
-        StageError: no image has a group by this rule.
-    """
-    if rule is None:
-        if any(image.group for image in found.samples):
-            found.notes.append("the column group not used (split.group=column does)")
-        found.samples = [replace(image, group="") for image in found.samples]
-        return
-    found.samples = [replace(image, group=_group_of(image, rule)) for image in found.samples]
-    alone = sum(not image.group for image in found.samples)
-    if alone == len(found.samples):
-        causes = {
-            "folder": "no image lies in a folder below that of its class",
-            "column": "no table with a filled column group is named as data.labels",
-        }
-        example = found.samples[0].path
-        cause = causes.get(rule, f"{rule!r} matches no image's path, such as {example!r}")
-        raise StageError(f"split.group: {cause}; set it to null for no groups")
-    if alone:
-        found.notes.append(f"{plural(alone, 'image')} in no group")
-
-
-def _group_of(image: Sample, rule: str) -> str:
-    if rule == "column":
-        return image.group
-    if rule == "folder":
-        return posixpath.dirname(image.below)
-    match = re.search(rule, image.path)
-    return (match.group(1) or "") if match else ""
-
-
-def _spell(name: str) -> str:
-    """Write a name so that it differs from one that looks like it."""
-    return repr(name) if name.isascii() else f"{name!r} ({name!a})"
-
-
-def made_by_system(name: str) -> bool:
-    """Whether a file or folder is hidden, or one that systems and tools make: thumbnails, waste, caches."""
-    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
-
-
 def is_image(name: str) -> bool:
     """Whether a file is an image by its extension, in any case."""
     return name.lower().endswith(EXTENSIONS)
@@ -147,18 +114,15 @@ def is_image(name: str) -> bool:
 
 def extension(name: str) -> str:
     """Return a name's extension, in lower case; empty where it has none."""
-    return os.path.splitext(name)[1].lower()  # noqa: PTH122 (a name, not a path)
+    return posixpath.splitext(name)[1].lower()
 
 
 def walk(root: Path, folder: str, found: Collection, ancestors: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
     """Yield the images at any depth below a folder, sorted within each; links are followed.
 
-    Args:
-        root: `data.path`.
-        folder: relative to `root`, with `/`; empty: `root` itself.
-        found: takes what is not an image: folders that cannot be listed and links that loop (`rejected`), files with
-            other extensions (`ignored`) and what systems make (`left_out`).
-        ancestors: device and number of the folders above.
+    `folder` is relative to `root`, with `/`; empty: `root` itself. `found` takes what is not an image: folders that
+    cannot be listed and links that loop (`rejected`), files with other extensions (`ignored`) and what systems make
+    (`left_out`). `ancestors` identify the folders above.
     """
     try:
         identity = identify(root / folder)
@@ -179,19 +143,15 @@ def walk(root: Path, folder: str, found: Collection, ancestors: tuple[tuple[int,
 
 
 def list_names(folder: Path, found: Collection) -> list[str]:
-    """Return the sorted names of a folder's files and folders, without those that systems make, which are counted.
-
-    Raises:
-        OSError: it cannot be listed.
-    """
+    """Return the sorted names in a folder, but for hidden ones and those that systems make, which are counted."""
     names = sorted(os.listdir(folder))  # noqa: PTH208 (names, not paths)
-    kept = [name for name in names if not made_by_system(name)]
+    kept = [name for name in names if not name.startswith(".") and name.lower() not in _SYSTEM_NAMES]
     found.left_out["system"] += len(names) - len(kept)
     return kept
 
 
 def identify(folder: Path) -> tuple[int, int]:
-    """Return what identifies a folder, whichever path leads to it."""
+    """Return what identifies a folder, whichever path leads to it: its device and number."""
     status = folder.stat()
     return status.st_dev, status.st_ino
 
@@ -201,19 +161,99 @@ def reason(error: OSError) -> str:
     return _REASONS.get(error.errno or 0) or error.strerror or type(error).__name__
 
 
-def describe_untracked(folder: Path) -> str:
-    """Warn of a folder in the current repository with files that git neither has nor ignores; "" where all is well.
+class Name(NamedTuple):
+    """A name taken apart: its part of a split, `image` or `other`, what else it says, and its numbers."""
 
-    `dvc exp run` commits such files with the experiment. What `dvc add` tracks is ignored by git. Without git, "".
+    part: str | None
+    kind: str | None
+    rest: tuple[str, ...]  # without words for a part
+    bare: tuple[str | None, ...]  # its part, and `rest` without words for a kind of file
+    numbers: tuple[int, ...]
+
+
+def words(name: str) -> list[str]:
+    """Return the words and numbers of a name such as `seg_train2`, `TrainImages` or `Training Set`, in lower case."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])", " ", name)
+    return [
+        # `train` for `trainset`.
+        next((part for part in _PART_OF if word.startswith(part) and word[len(part) :] in _FILLERS), word)
+        for word in re.split(r"[\W_]+", spaced.casefold())
+        if word
+    ]
+
+
+def take_apart(name: str) -> Name:
+    """Return what a name says."""
+    every = words(name)
+    told = [word for word in every if not word.isdecimal()]
+    parts = {_PART_OF[word] for word in told if word in _PART_OF}
+    if "trainval" in told or parts == {"train", "val"}:
+        parts = {"train"}
+    rest = tuple(word for word in told if word not in _PART_OF and word not in _FILLERS and word != "trainval")
+    part = next(iter(parts)) if len(parts) == 1 else None
+    bare = (part, *(word for word in rest if word not in _IMAGES and word not in _OTHERS and word != "ground"))
+    kind = "other" if _OTHERS.intersection(told) else "image" if _IMAGES.intersection(told) else None
+    return Name(part, kind, rest, bare, tuple(int(word) for word in every if word.isdecimal()))
+
+
+def part_named(name: str) -> str | None:
+    """Return the part of a split that a name means and says nothing else, such as `Validation` or `test_set`."""
+    told = take_apart(name)
+    return None if told.rest else told.part
+
+
+def never_a_class(name: str) -> bool:
+    """Whether a folder of this name holds something about images, such as `annotations`, in any set."""
+    told = [word for word in words(name) if not word.isdecimal() and word not in _FILLERS]
+    return bool(told) and (_NEVER_CLASSES.issuperset(told) or told == ["ground", "truth"])
+
+
+def other_kinds(names: Iterable[str]) -> list[str]:
+    """Return those of sibling folders that hold another kind of file than their neighbours: `masks` beside `images`.
+
+    `cat` and `cat_masks` are such neighbours too, but not once only: `face` and `face_mask` are two classes.
     """
-    question = ("ls-files", "--others", "--exclude-standard", "--directory", "--no-empty-directory", "--")
-    try:
-        untracked = git(*question, str(folder.absolute()))
-    except StageError:
-        return ""
-    if not untracked:
-        return ""
+    told = {name: take_apart(name) for name in names}
+    beside: dict[tuple[str | None, ...], set[str | None]] = {}
+    for one in told.values():
+        beside.setdefault(one.bare, set()).add("image" if one.kind is None and one.part else one.kind)
+    plain = [bare for bare, kinds in beside.items() if {None, "other"} <= kinds]
+    return [
+        name
+        for name, one in told.items()
+        if one.kind == "other" and ("image" in beside[one.bare] or (one.bare in plain and len(plain) > 1))
+    ]
+
+
+def of_other_images(paths: Iterable[str]) -> set[str]:
+    """Return the images that are named as something about another one beside them: `a_mask.png` beside `a.jpg`."""
+    stems = {path: path.rpartition(".")[0].casefold() for path in paths}
+    there = set(stems.values())
+    return {path for path, stem in stems.items() if (mark := _MARK.search(stem)) and stem[: mark.start()] in there}
+
+
+def are_folds(names: list[str]) -> bool:
+    """Whether folders are called pieces of one set: `fold1`, `fold2`, or `images_part_1`, `images_part_2`."""
+    told = [take_apart(name) for name in names]
+    numbers = sorted(one.numbers[-1] for one in told if one.numbers)
     return (
-        f"warning: data.path: {folder} is in the repository, but neither ignored by git nor tracked by DVC: `dvc exp "
-        f"run` commits all images to git; move them out of it, or run `dvc add {shlex.quote(str(folder))}`"
+        len(names) > 1
+        and all(_FOLDS.intersection(words(name)) for name in names)
+        and len({one.rest for one in told}) == 1
+        and numbers in (list(range(len(names))), list(range(1, len(names) + 1)))
     )
+
+
+def classes_in_names(files: list[str]) -> list[str]:
+    """Return what nearly all file names begin with, before a number, where that tells classes: `cat.1.jpg`."""
+    counts = Counter(match[1] for file in files if (match := _NUMBERED.match(PurePosixPath(file).stem)))
+    found = sorted(name for name, number in counts.items() if number > 1)
+    return found if len(found) > 1 and sum(counts[name] for name in found) >= 0.9 * len(files) else []
+
+
+def column_for(name: str) -> str | None:
+    """Return the column of a table, `split` or `group`, that one of another name may be meant as."""
+    told = words(name)
+    if _GROUPS.intersection(word.removesuffix("id") for word in told):
+        return "group"
+    return "split" if _SPLITS.intersection(told) or part_named(re.sub("^is", "", name)) else None

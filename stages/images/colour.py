@@ -6,7 +6,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageCms
 
 GREY_RANGE = 0xFFFF  # of 16-bit grey
@@ -19,8 +18,8 @@ _GAMMA, _SAME_GAMMA = 1 / 2.2, 0.05
 _SAME = 3
 
 
-class RangeError(Exception):
-    """Values without a stated range, or with one too large. The message says so in a few words."""
+class ImageError(Exception):
+    """An image that cannot be used. The message says why, in a few words and without naming the file."""
 
 
 def to_rgb(image: Image.Image, grey_max: int | None = None) -> Image.Image:
@@ -29,20 +28,18 @@ def to_rgb(image: Image.Image, grey_max: int | None = None) -> Image.Image:
     A colour profile is applied, except to 16-bit grey; one that cannot be read or is for another mode is ignored. The
     gamma of a PNG is applied where it has no profile and does not say that it is sRGB.
 
-    Args:
-        image: decoded.
-        grey_max: the value of 16-bit grey that is white; `None`: 65535, or what the bits of a TIFF hold.
+    `grey_max`: the value of 16-bit grey that is white; `None`: 65535, or what the bits of a TIFF hold.
 
     Raises:
-        RangeError: 32-bit float, or integers that need more than 16 bits.
+        ImageError: 32-bit float, or integers that need more than 16 bits.
     """
     exponent = _exponent(image)
     if image.mode == "F":
-        raise RangeError("32-bit float, whose range is not stated; save it as 8 or 16 bits")
+        raise ImageError("32-bit float, whose range is not stated; save it as 8 or 16 bits")
     if _has_deep_grey(image):
         values, top = np.asarray(image).astype(np.int64), grey_max or min(GREY_RANGE, 2 ** _bits(image)[0] - 1)
         if values.min() < 0 or values.max() > GREY_RANGE:
-            raise RangeError("more than 16 bits a value; save it as 8 or 16 bits")
+            raise ImageError("more than 16 bits a value; save it as 8 or 16 bits")
         shown = np.minimum(values, top)
         if _tags(image).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
             shown = top - shown
@@ -56,15 +53,14 @@ def to_rgb(image: Image.Image, grey_max: int | None = None) -> Image.Image:
         bent = [round(255 * (value / 255) ** exponent) for value in range(256)]
         image = image.point(bent * 3 + list(range(256)) * (len(image.getbands()) - 3))
     if image.mode == "LAB":
-        return ImageCms.applyTransform(image, _transform_from_lab()) or image.convert("RGB")
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB") or image.convert("RGB")
     profile = image.info.get("icc_profile")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         if profile:
-            colours = _convert(
-                image.convert("LA").convert("L") if image.mode == "LA" else layer.convert("RGB"), profile
-            )
-            layer = Image.merge("RGBA", (*colours.split(), layer.getchannel("A")))
+            opaque = image.convert("L") if image.mode == "LA" else layer.convert("RGB")
+            layer = Image.merge("RGBA", (*_convert(opaque, profile).split(), layer.getchannel("A")))
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     if profile:
         return _convert(image if image.mode in ("L", "CMYK") else image.convert("RGB"), profile)
@@ -72,16 +68,12 @@ def to_rgb(image: Image.Image, grey_max: int | None = None) -> Image.Image:
 
 
 def require_stated_values(image: Image.Image) -> None:
-    """Refuse an image, not yet loaded, whose values Pillow would take for others.
-
-    Raises:
-        RangeError: a TIFF with a sign, or with planes of 16 bits each.
-    """
+    """Refuse a TIFF, not yet loaded, with a sign or with planes of 16 bits each: Pillow would take them for others."""
     bits = _bits(image)
     if _SIGNED in _tags(image).get(_SAMPLE_FORMAT, ()) and max(bits) <= 16:
-        raise RangeError("values with a sign, whose range is not stated; save it as 8 or 16 bits without")
+        raise ImageError("values with a sign, whose range is not stated; save it as 8 or 16 bits without")
     if len(bits) > 1 and (max(bits) > 8 or len(bits) == 2) and _tags(image).get(_PLANAR) == _SEPARATE:
-        raise RangeError("bands in separate planes, which cannot be read; save them together")
+        raise ImageError("bands in separate planes, which cannot be read; save them together")
 
 
 def fit_transparent_colour(image: Image.Image) -> None:
@@ -94,14 +86,13 @@ def fit_transparent_colour(image: Image.Image) -> None:
 
 
 def find_dim_colours(image: Image.Image) -> tuple[str, ...]:
-    """Return the remark `dim` for 16 bits a colour of which 14 or fewer are used: Pillow keeps the upper 8.
+    """Return the remark `dim` for 16 bits a colour of which at most 14 are used; refuse at most 12, nearly black.
 
-    Raises:
-        RangeError: it would be nearly black, with 12 or fewer.
+    Pillow keeps the upper 8.
     """
     highest = np.asarray(image.convert("RGB")).max()
     if 0 < highest < 16:
-        raise RangeError("at most 12 of 16 bits a colour used; save it as 8 bits, or with values up to 65,535")
+        raise ImageError("at most 12 of 16 bits a colour used; save it as 8 bits, or with values up to 65,535")
     return ("dim",) if 0 < highest < 64 else ()
 
 
@@ -117,14 +108,15 @@ def without_false_alpha(image: Image.Image) -> tuple[Image.Image, tuple[str, ...
     alpha = layer.getchannel("A")
     if alpha.getextrema()[1] == 0:
         why = "clear"
-    elif image.format == "TIFF" and _is_band(np.asarray(alpha).astype(np.int16)):
+    elif image.format == "TIFF" and _is_band(alpha):
         why = "band"
     else:
         return image, ()
     return layer.convert("RGB"), (why,)
 
 
-def _is_band(values: npt.NDArray[np.int16]) -> bool:
+def _is_band(alpha: Image.Image) -> bool:
+    values = np.asarray(alpha).astype(np.int16)
     steps = np.diff(values, axis=1)
     turns = steps[:, 1:] * steps[:, :-1] < 0
     return bool(np.isin(values, (0, 255)).mean() < 0.05 and turns.sum() > 0.2 * turns.size > 0)
@@ -141,8 +133,7 @@ def _tags(image: Image.Image) -> dict[int, Any]:
 
 def _bits(image: Image.Image) -> tuple[int, ...]:
     """Return the bits of each value of a TIFF, 16 for any other image."""
-    bits: tuple[int, ...] = _tags(image).get(_BITS, (16,))
-    return bits
+    return tuple(_tags(image).get(_BITS, (16,)))
 
 
 def _exponent(image: Image.Image) -> float:
@@ -160,14 +151,7 @@ def _has_deep_grey(image: Image.Image) -> bool:
 def _convert(image: Image.Image, profile: bytes) -> Image.Image:
     """Return an L, RGB or CMYK image with a profile as sRGB."""
     transform = _transform_to_srgb(profile, image.mode)
-    converted = ImageCms.applyTransform(image, transform) if transform else None
-    return converted or image.convert("RGB")
-
-
-@lru_cache(maxsize=1)
-def _transform_from_lab() -> ImageCms.ImageCmsTransform:
-    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    return ImageCms.buildTransform(lab, srgb, "LAB", "RGB")
+    return (transform and ImageCms.applyTransform(image, transform)) or image.convert("RGB")
 
 
 @lru_cache(maxsize=64)

@@ -3,13 +3,11 @@
 import io
 import re
 import stat
-import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,8 +15,8 @@ import simplejpeg
 from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from stages.images.colour import ImageError as ImageError
 from stages.images.colour import (
-    RangeError,
     find_dim_colours,
     fit_transparent_colour,
     highest_grey,
@@ -41,8 +39,8 @@ MAX_ASPECT = 100
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_BYTES
 NEEDS_HEIF = "HEIC, which needs `pip install pillow-heif`"
 
-# No others are opened, whatever a file holds: Pillow hands PostScript to Ghostscript. TGA, which has no sign, is last.
-_FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF", "TGA")
+# No others but HEIF and TGA are opened, whatever a file holds: Pillow hands PostScript to Ghostscript.
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF")
 _TIFF_SIGNS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ADOBE = rb"\xff\xee..Adobe.{7}"  # how the colours of a JPEG are stored
@@ -63,20 +61,10 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SIDEWAYS = (5, 6, 7, 8)
-
-
-class ImageError(Exception):
-    """An image that cannot be used. The message says why, in a few words and without naming the file."""
 
 
 def read_image(path: Path) -> bytes:
-    """Read an image file.
-
-    Raises:
-        OSError: as the file system says.
-        ImageError: not a regular file (reading a pipe would wait for ever), or above `MAX_BYTES`.
-    """
+    """Read an image file; refuse one above `MAX_BYTES`, and a pipe, which would make the read wait for ever."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise ImageError("not a regular file")
@@ -103,28 +91,21 @@ class Decoded:
 def decode(content: bytes, grey_max: int | None = None, least: int | None = None) -> Image.Image:
     """Decode completely the first frame of an image, upright as its EXIF orientation says, as 8-bit sRGB.
 
-    Transparency is laid over white, 16-bit grey is scaled to 8 bits (Pillow's own conversion clips it), CMYK, palettes
-    and colours by another profile are converted. Metadata that cannot be read makes no image bad.
+    Metadata that cannot be read makes no image bad. An ImageError says why an image is.
 
     Args:
         content: of the file.
-        grey_max: the value of 16-bit grey that is white; `None`: 65535.
+        grey_max: the value of 16-bit grey that is white; `None`: 65535. Pillow's own conversion clips such values.
         least: a JPEG may be decoded at a half, a quarter or an eighth of its size, as long as both sides keep so many
             pixels; `None`: at its full size.
-
-    Raises:
-        ImageError: `content` is empty, truncated, not an image, above `MAX_PIXELS`, thinner than 1:`MAX_ASPECT`, or
-            of a kind that has no stated range (32-bit float).
     """
-    return _decode_or_spare(content, grey_max, least, whole=False).image
+    return decode_with_facts(content, grey_max, least, whole=False).image
 
 
-def decode_with_facts(content: bytes, grey_max: int | None = None, least: int | None = None) -> Decoded:
-    """Decode an image as `decode` does, but refuse a JPEG or PNG with a hole; also return what the file holds."""
-    return _decode_or_spare(content, grey_max, least, whole=True)
-
-
-def _decode_or_spare(content: bytes, grey_max: int | None, least: int | None, whole: bool) -> Decoded:
+def decode_with_facts(
+    content: bytes, grey_max: int | None = None, least: int | None = None, whole: bool = True
+) -> Decoded:
+    """Decode an image as `decode` does; also return what the file holds, and if `whole` refuse a hole in it."""
     if not content:
         raise ImageError("empty file")
     try:
@@ -137,101 +118,49 @@ def _decode_or_spare(content: bytes, grey_max: int | None, least: int | None, wh
         raise error from None
 
 
-def _load_whole_jpeg(image: JpegImageFile, content: bytes) -> Image.Image:
-    """Load a JPEG, but refuse damage: libjpeg paints what is missing grey, with a warning that Pillow does not pass on.
-
-    Some cameras fill up with zeros before the end, and some programs leave a byte there.
-    """
-    colours = {"RGB": "RGB", "L": "GRAY"}.get(image.mode)
-    try:
-        pixels = simplejpeg.decode_jpeg(content, colours or "GRAY", min_height=image.height, min_width=image.width)
-    except ValueError as error:
-        message = str(error)
-        padding = re.search(r"(\d+) extraneous bytes before marker 0xd9", message)
-        harmless = padding and (int(padding[1]) < 3 or bytes(int(padding[1])) + b"\xff\xd9" in content)
-        if message.startswith(_DAMAGE) and not harmless:
-            raise ImageError(f"damaged: {message}") from None
-        colours = None
-    if colours is None or pixels.shape[:2] != image.size[::-1]:
-        image.load()
-        return image
-    loaded = Image.fromarray(pixels if colours == "RGB" else pixels[..., 0])
-    loaded.info = image.info
-    return loaded
-
-
 def _without_metadata(content: bytes) -> Iterator[bytes]:
     """Yield a PNG or JPEG without damaged metadata, then with no more than what changes the pixels."""
     if content.startswith(_PNG):
-        chunks = list(_png_chunks(content))
-        sound = [chunk for chunk in chunks if _is_sound(chunk)]
-        for kept in (sound, [chunk for chunk in chunks if chunk[4:8] == b"tRNS"]):
-            yield _PNG + b"".join(chunk for chunk in chunks if chunk[4:5].isupper() or chunk in kept)
+        for is_spared in (_is_sound, lambda chunk: chunk[4:8] == b"tRNS"):
+            yield _PNG + b"".join(chunk for chunk in _cut(content) if chunk[4:5].isupper() or is_spared(chunk))
     elif content.startswith(b"\xff\xd8"):
-        # From the first scan on, or from what is no segment, all is one.
-        segments = list(
-            _cut(content, 2, lambda at: _length(content[at : at + 4]) or len(content)),
-        )
         for spared in ((rb"\xff\xe1..Exif\0\0", _ADOBE), (_ADOBE,)):
             needed = re.compile(b"|".join((rb"[^\xff]|\xff[^\xe0-\xef\xfe]", *spared)), re.DOTALL)
-            yield content[:2] + b"".join(filter(needed.match, segments))
+            yield content[:2] + b"".join(filter(needed.match, _cut(content)))
 
 
-def _png_chunks(content: bytes) -> Iterator[bytes]:
-    if content.startswith(_PNG):
-        yield from _cut(content, 8, lambda at: 12 + int.from_bytes(content[at : at + 4].rjust(4, b"\0"), "big"))
+def _cut(content: bytes) -> Iterator[bytes]:
+    """Yield the chunks of a PNG, or the segments of a JPEG: the last one from its first scan on."""
+    png = content.startswith(_PNG)
+    start = 8 if png else 2
+    while start < len(content):
+        head, end = content[start : start + 4], len(content)
+        if png:
+            end = start + 12 + int.from_bytes(head, "big")
+        elif head[:1] == b"\xff" and head[1:2] != b"\xda":
+            end = start + 2 + int.from_bytes(head[2:], "big")
+        yield content[start:end]
+        start = end
 
 
 def _is_sound(chunk: bytes) -> bool:
-    return chunk[-4:] == struct.pack(">I", zlib.crc32(chunk[4:-4]))
-
-
-def _length(head: bytes) -> int:
-    """Return the length of a JPEG's segment, marker included, by its first bytes; 0 for a scan and what is none."""
-    return 0 if head[:1] != b"\xff" or head[1:2] == b"\xda" else 2 + int.from_bytes(head[2:4], "big")
-
-
-def _cut(content: bytes, start: int, length: Callable[[int], int]) -> Iterator[bytes]:
-    while start < len(content):
-        end = start + length(start)
-        yield content[start:end]
-        start = end
+    return chunk[-4:] == zlib.crc32(chunk[4:-4]).to_bytes(4, "big")
 
 
 def _decode(content: bytes, grey_max: int | None, least: int | None, whole: bool) -> Decoded:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata that does not matter here, and bombs, which are refused below
-            formats = _FORMATS
-            if _HEIF and content[4:8] == b"ftyp":
-                _register_heif()
-                formats = (*_FORMATS[:-1], "HEIF", _FORMATS[-1])
-            with Image.open(io.BytesIO(content), formats=formats) as image:
-                shrinks = least is not None and isinstance(image, JpegImageFile)
-                _check_size(*image.size, _SHRUNK * MAX_PIXELS if shrinks else MAX_PIXELS)
-                size, highest = image.size, None
-                shown: Image.Image = image
-                kind, mode = image.format or "", image.mode
-                remarks: tuple[str, ...] = ()
-                if isinstance(image, JpegImageFile):
-                    orientation, camera = _read_exif(image)
-                    if least is not None:
-                        image.draft(None, (least, least))
-                    shown = _load_whole_jpeg(image, content) if whole else image
-                    shown.load()
-                else:
-                    shown, orientation, camera, highest, remarks = _load(image)
-                    size = image.size
-                    # Pillow does not look, and inflates what it can.
-                    if whole and any(one[4:8] == b"IDAT" and not _is_sound(one) for one in _png_chunks(content)):
-                        raise ImageError("damaged: a checksum of its pixels is wrong")
-                upright = _turn(to_rgb(shown, grey_max), orientation)
-                size = size[::-1] if orientation in _SIDEWAYS else size
-                return Decoded(upright, size, highest, (kind, mode, camera), remarks)
+            heif = _HEIF and content[4:8] == b"ftyp"
+            if heif:
+                from pillow_heif import register_heif_opener  # here: its library takes long to load
+
+                register_heif_opener()
+            # TGA has no sign of its own: last.
+            with Image.open(io.BytesIO(content), formats=(*_FORMATS, *["HEIF"] * heif, "TGA")) as image:
+                return _load(image, content, grey_max, least, whole)
     except (ImageError, MemoryError):
         raise
-    except RangeError as error:
-        raise ImageError(str(error)) from None
     except UnidentifiedImageError:
         if content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS and not _HEIF:
             raise ImageError(NEEDS_HEIF) from None
@@ -247,33 +176,56 @@ def _decode(content: bytes, grey_max: int | None, least: int | None, whole: bool
         raise ImageError(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
-@cache
-def _register_heif() -> None:
-    from pillow_heif import register_heif_opener  # here: its library takes long to load, and few images need it
-
-    register_heif_opener()
-
-
-def _load(image: ImageFile.ImageFile) -> tuple[Image.Image, int, str, int | None, tuple[str, ...]]:
-    """Load anything but a JPEG; return the image, not yet upright, its EXIF facts, and the last fields of `Decoded`."""
+def _load(image: ImageFile.ImageFile, content: bytes, grey_max: int | None, least: int | None, whole: bool) -> Decoded:
+    is_jpeg, kind, mode, size = isinstance(image, JpegImageFile), image.format or "", image.mode, image.size
+    most = _SHRUNK * MAX_PIXELS if is_jpeg and least is not None else MAX_PIXELS
+    if size[0] * size[1] > most:
+        raise ImageError(f"more than {most} pixels ({size[0]} x {size[1]})")
+    if max(size) > MAX_ASPECT * min(size):
+        raise ImageError(f"thinner than 1:{MAX_ASPECT} ({size[0]} x {size[1]})")
     require_stated_values(image)
     fit_transparent_colour(image)
     deep = any(";16" in str(tile) for tile in image.tile)  # before what loads a PNG
-    pages = ("pages",) if image.format in _PAGED and getattr(image, "is_animated", False) else ()
+    pages = ("pages",) if kind in _PAGED and getattr(image, "is_animated", False) else ()
     orientation, camera = _read_exif(image)
-    image.load()
-    highest = highest_grey(image)
-    dim = find_dim_colours(image) if deep and highest is None else ()
-    shown, why = without_false_alpha(image)
-    # Pillow turns TIFFs as it loads them.
-    return shown, 1 if image.format == "TIFF" else orientation, camera, highest, (*pages, *dim, *why)
+    if is_jpeg and least is not None:
+        image.draft(None, (least, least))
+    loaded = _load_whole_jpeg(image, content) if is_jpeg and whole else image
+    loaded.load()
+    if whole and kind == "PNG" and not all(_is_sound(chunk) for chunk in _cut(content) if chunk[4:8] == b"IDAT"):
+        raise ImageError("damaged: a checksum of its pixels is wrong")  # Pillow does not look
+    if kind == "TIFF":  # Pillow has turned it
+        orientation, size = 1, loaded.size
+    highest = highest_grey(loaded)
+    dim = find_dim_colours(loaded) if deep and highest is None else ()
+    shown, false_alpha = without_false_alpha(loaded)
+    upright = to_rgb(shown, grey_max)
+    if orientation in _TURNS:  # not ImageOps.exif_transpose, which fails where the metadata is odd
+        upright = upright.transpose(_TURNS[orientation])
+    upright_size = size[::-1] if orientation in (5, 6, 7, 8) else size
+    return Decoded(upright, upright_size, highest, (kind, mode, camera), (*pages, *dim, *false_alpha))
 
 
-def _check_size(width: int, height: int, most: int) -> None:
-    if width * height > most:
-        raise ImageError(f"more than {most} pixels ({width} x {height})")
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise ImageError(f"thinner than 1:{MAX_ASPECT} ({width} x {height})")
+def _load_whole_jpeg(image: Image.Image, content: bytes) -> Image.Image:
+    """Load a JPEG, but refuse damage: libjpeg paints what is missing grey, with a warning that Pillow does not pass on.
+
+    Some cameras fill up with zeros before the end, and some programs leave a byte there.
+    """
+    colours = {"RGB": "RGB", "L": "GRAY"}.get(image.mode)
+    try:
+        pixels = simplejpeg.decode_jpeg(content, colours or "GRAY", min_height=image.height, min_width=image.width)
+    except ValueError as error:
+        message = str(error)
+        padding = re.search(r"(\d+) extraneous bytes before marker 0xd9", message)
+        harmless = padding and (int(padding[1]) < 3 or bytes(int(padding[1])) + b"\xff\xd9" in content)
+        if message.startswith(_DAMAGE) and not harmless:
+            raise ImageError(f"damaged: {message}") from None
+        return image
+    if colours is None or pixels.shape[:2] != image.size[::-1]:
+        return image
+    loaded = Image.fromarray(pixels if colours == "RGB" else pixels[..., 0])
+    loaded.info = image.info
+    return loaded
 
 
 def _read_exif(image: Image.Image) -> tuple[int, str]:
@@ -283,9 +235,3 @@ def _read_exif(image: Image.Image) -> tuple[int, str]:
         return int(exif.get(_ORIENTATION, 1)), f"{exif.get(_MAKE, '')} {exif.get(_MODEL, '')}"
     except Exception:  # Parsers fed damaged metadata raise nearly anything, too.
         return 1, ""
-
-
-def _turn(image: Image.Image, orientation: int) -> Image.Image:
-    # Not ImageOps.exif_transpose: it also rewrites the metadata, and fails where that is odd.
-    turn = _TURNS.get(orientation)
-    return image if turn is None else image.transpose(turn)

@@ -3,13 +3,13 @@
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from stages.common.cli import StageError
 from stages.common.format import plural
 from stages.common.params import Split
-from stages.images.index import NEAR, PARTS, Entry
+from stages.images.index import NEAR, PARTS, Entry, Parts
 
 # A part may have this fraction more of a class than was asked for, and one image in any case.
 _OVERSHOOT = 0.1
@@ -57,199 +57,22 @@ class Unit:
     """Images that go into one part together: copies, and those of a group."""
 
     key: str
-    entries: list[Entry] = field(default_factory=list)
-    classes: dict[str, int] = field(default_factory=dict)  # class -> number of images
+    entries: list[Entry]
+    classes: Counter[str]  # class -> number of images
     part: str = "train"
     before: str = ""  # the part to stay in
-
-    def add(self, entry: Entry) -> None:
-        """Take an image in."""
-        self.entries.append(entry)
-        self.classes[entry.class_name] = self.classes.get(entry.class_name, 0) + 1
-
-
-class _Division:
-    """How many units and images of each class each part has, while units are put into parts."""
-
-    def __init__(self, wanted: dict[str, dict[str, int]]) -> None:
-        self.wanted = wanted  # part other than train -> class -> images
-        self.images: dict[str, Counter[str]] = {part: Counter() for part in PARTS}
-        self.units: dict[str, Counter[str]] = {part: Counter() for part in PARTS}
-
-    def put(self, unit: Unit, part: str, number: int = 1) -> None:
-        """Put a unit into a part; `number` -1 takes it out."""
-        unit.part = part
-        for name, images in unit.classes.items():
-            self.images[part][name] += number * images
-            self.units[part][name] += number
-
-    def move(self, unit: Unit, part: str) -> None:
-        self.put(unit, unit.part, -1)
-        self.put(unit, part)
-
-    def has_room(self, unit: Unit, part: str) -> bool:
-        """Whether a part lacks a class of the unit, and would have hardly too much of any with it."""
-        lacks = False
-        for name, images in unit.classes.items():
-            missing = self.wanted[part][name] - self.images[part][name]
-            lacks |= missing > 0
-            if images - missing > max(1, _OVERSHOOT * self.wanted[part][name]):
-                return False
-        return lacks
-
-    def can_spare(self, unit: Unit) -> bool:
-        """Whether the unit may leave its part: each of its classes stays there, and it is no test of old."""
-        return unit.before != "test" and all(self.units[unit.part][name] > 1 for name in unit.classes)
-
-    def improvement(self, unit: Unit, part: str) -> float:
-        """How much nearer a part comes to what is wanted with a unit, summed over classes relative to their size."""
-        total = 0.0
-        for name, images in unit.classes.items():
-            wanted = self.wanted[part][name]
-            missing = wanted - self.images[part][name]
-            total += (abs(missing) - abs(missing - images)) / wanted
-        return total
-
-
-def assign(
-    entries: list[Entry], test_size: float, val_size: float, seed: int, kept: Mapping[str, str] = NONE
-) -> dict[str, list[Entry]]:
-    """Divide images into train, val and test, each class by the same fractions.
-
-    Where there are no groups, an image's place depends on the seed and its bytes alone: neither its name nor the order
-    of the folder matters, copies go together, and adding a few images moves hardly any other. A group's place depends
-    on its name in place of its bytes. Units are taken in the order of a hash, into the first part that lacks their
-    classes; one that is too large for a part goes to train, unless nothing else brings a class into that part.
-
-    Args:
-        entries: all images.
-        test_size: fraction of each class, in [0, 1); at least one image, unless it is 0: then the part is empty.
-        val_size: the same.
-        seed: another seed gives another division.
-        kept: SHA-256 -> the part in which an image was: it stays there, and new images fill what is missing. So a test
-            image is never trained on later; where many are removed, test and validation may be larger than asked for.
-
-    Returns:
-        part -> its entries, sorted by path.
-
-    Raises:
-        StageError: a class has too few different images, or groups, to have one in each part.
-    """
-    sizes = {part: size for part, size in (("test", test_size), ("val", val_size)) if size}
-    totals = Counter(entry.class_name for entry in entries)
-    division = _Division(
-        {part: {name: max(1, round(size * total)) for name, total in totals.items()} for part, size in sizes.items()}
-    )
-    units = order_units(entries, seed)
-    for unit in units:
-        parts_before = {kept[entry.sha256] for entry in unit.entries if entry.sha256 in kept}
-        unit.before = next((part for part in ("test", "val", "train") if part in parts_before), "")
-    # First what stays, then what is new, and what was trained on last.
-    units.sort(key=lambda unit: (unit.before not in sizes, unit.before == "train"))
-    left = Counter(name for unit in units for name in unit.classes)
-    _require_enough(left, len(sizes) + 1, units)
-    for unit in units:
-        for position, part in enumerate(sizes):
-            if unit.before:
-                division.put(unit, unit.before if unit.before in sizes else "train")
-                break
-            # The last units are kept for the parts that come after.
-            kept_back = len(sizes) - position + 1
-            spare = all(not division.units[part][name] or left[name] >= kept_back for name in unit.classes)
-            if spare and division.has_room(unit, part):
-                division.put(unit, part)
-                break
-        else:
-            division.put(unit, "train")
-        left.subtract(unit.classes.keys())
-    for part in (*sizes, "train"):
-        _complete(division, units, part)
-    for part in sizes:
-        _top_up(division, units, part)
-    parts: dict[str, list[Entry]] = {part: [] for part in PARTS}
-    for unit in units:
-        parts[unit.part] += unit.entries
-    return {part: sorted(chosen, key=lambda entry: entry.path) for part, chosen in parts.items()}
-
-
-def divide(
-    entries: list[Entry], part_of: dict[str, str], split: Split, seed: int, kept: Mapping[str, str] = NONE
-) -> dict[str, list[Entry]]:
-    """Put images into the parts that are given; cut those that are missing from train, or all where none is.
-
-    `seed` and `kept` are as in `assign`; with folds, nothing is kept. Returns part -> its entries, sorted by path.
-
-    Raises:
-        StageError: a class has no training images, or too few to cut a part from them; there are folds, and a test
-            part is given.
-    """
-    given: dict[str, list[Entry]] = defaultdict(list)
-    for entry in entries:
-        given[part_of[entry.path]].append(entry)
-    train = given.pop("train", []) + given.pop("", [])
-    trained = {entry.class_name for entry in train}
-    for part, chosen in given.items():
-        for entry in chosen:
-            if entry.class_name not in trained:
-                raise StageError(
-                    f"data.path: class {entry.class_name!r} has no training images, but {entry.path} for {part}; "
-                    "add some, remove the class, or set split.given=ignore"
-                )
-    test_size, val_size = 0 if "test" in given else split.test_size, 0 if "val" in given else split.val_size
-    if split.folds is None:
-        parts = assign(train, test_size, val_size, seed, kept)
-    elif "test" in given:
-        raise StageError("split.folds: the test part is given; set split.folds=null, or split.given=ignore")
-    else:
-        tested = find_fold(order_units(train, seed), split.folds, split.fold)
-        rest = [entry for entry in train if entry.sha256 not in tested]
-        # Fractions of all, not of the rest.
-        parts = assign(rest, 0, val_size * split.folds / (split.folds - 1), seed)
-        parts["test"] = sorted((entry for entry in train if entry.sha256 in tested), key=lambda entry: entry.path)
-    return parts | {part: sorted(chosen, key=lambda entry: entry.path) for part, chosen in given.items()}
-
-
-def find_fold(units: list[Unit], folds: int, fold: int) -> set[str]:
-    """Return the SHA-256 of the images of one of so many equal parts of each class.
-
-    In the order of `units`, the first part of a class is the first fold and so on: each image is in one fold, and a
-    few more images move hardly any other. A unit of several classes goes where the mean of its places is.
-
-    Raises:
-        StageError: a class is in fewer units than there are folds, or lacks images in one.
-    """
-    totals: Counter[str] = Counter()
-    for unit in units:
-        totals.update(unit.classes)
-    _require_enough(Counter(name for unit in units for name in unit.classes), folds, units)
-    seen: Counter[str] = Counter()
-    found: list[set[str]] = [set() for _ in range(folds)]
-    classes: list[set[str]] = [set() for _ in range(folds)]
-    for unit in units:
-        places = [(seen[name] + count / 2) / totals[name] for name, count in unit.classes.items()]
-        seen.update(unit.classes)
-        number = int(folds * sum(places) / len(places))
-        found[number].update(entry.sha256 for entry in unit.entries)
-        classes[number].update(unit.classes)
-    for number, names in enumerate(classes):
-        if missing := sorted(totals.keys() - names):
-            raise StageError(
-                f"split.folds: fold {number} of {folds} has no image of {missing[0]!r}, whose groups are too large; "
-                "take fewer folds, or form smaller groups"
-            )
-    return found[fold]
 
 
 def order_units(entries: list[Entry], seed: int) -> list[Unit]:
     """Return what has to go into one part together, in an order that depends on the seed and on what it is alone."""
-    units: dict[str, Unit] = {}
+    members: dict[str, list[Entry]] = defaultdict(list)
     group_of = _join(entries)
     for entry in entries:
         group = group_of.get(entry.sha256, f"{NEAR}{entry.sha256}")
         # By the bytes of an image where no name was given.
-        key = group.removeprefix(NEAR) if group.startswith(NEAR) else f"group {group}"
-        units.setdefault(key, Unit(key)).add(entry)
-    return sorted(units.values(), key=lambda unit: hashlib.sha256(f"{seed}:{unit.key}".encode()).digest())
+        members[group.removeprefix(NEAR) if group.startswith(NEAR) else f"group {group}"].append(entry)
+    units = [Unit(key, chosen, Counter(entry.class_name for entry in chosen)) for key, chosen in members.items()]
+    return sorted(units, key=lambda unit: hashlib.sha256(f"{seed}:{unit.key}".encode()).digest())
 
 
 def join_groups(entries: list[Entry], near: Mapping[str, str]) -> list[Entry]:
@@ -272,6 +95,122 @@ def _join(entries: list[Entry]) -> dict[str, str]:
     return {digest: first[id(joined[group])] for digest, group in group_of.items()}
 
 
+class _Division:
+    """Units in parts, and how many units and images of each class each part has."""
+
+    def __init__(self, units: list[Unit], sizes: Mapping[str, float]) -> None:
+        totals = Counter(entry.class_name for unit in units for entry in unit.entries)
+        # Part other than train -> class -> images.
+        self.wanted = {
+            part: {name: max(1, round(size * total)) for name, total in totals.items()} for part, size in sizes.items()
+        }
+        self.images = {part: Counter[str]() for part in PARTS}
+        self.counts = {part: Counter[str]() for part in PARTS}  # of units
+        self.units = units
+
+    def put(self, unit: Unit, part: str, number: int = 1) -> None:
+        """Put a unit into a part; `number` -1 takes it out."""
+        unit.part = part
+        for name, images in unit.classes.items():
+            self.images[part][name] += number * images
+            self.counts[part][name] += number
+
+    def move(self, unit: Unit, part: str) -> None:
+        self.put(unit, unit.part, -1)
+        self.put(unit, part)
+
+    def missing(self, part: str, name: str) -> int:
+        return self.wanted[part][name] - self.images[part][name]
+
+    def tolerance(self, part: str, name: str) -> float:
+        """How far the number of images of a class may be from what is wanted."""
+        return max(1, _OVERSHOOT * self.wanted[part][name])
+
+    def has_room(self, unit: Unit, part: str) -> bool:
+        """Whether a part lacks a class of the unit, and would have hardly too much of any with it."""
+        return any(self.missing(part, name) > 0 for name in unit.classes) and all(
+            images - self.missing(part, name) <= self.tolerance(part, name) for name, images in unit.classes.items()
+        )
+
+    def can_spare(self, unit: Unit) -> bool:
+        """Whether the unit may leave its part: each of its classes stays there, and it is no test of old."""
+        return unit.before != "test" and all(self.counts[unit.part][name] > 1 for name in unit.classes)
+
+    def improvement(self, unit: Unit, part: str) -> float:
+        """How much nearer a part comes to what is wanted with a unit, summed over classes relative to their size."""
+        total = 0.0
+        for name, images in unit.classes.items():
+            missing = self.missing(part, name)
+            total += (abs(missing) - abs(missing - images)) / self.wanted[part][name]
+        return total
+
+    def complete(self, part: str) -> None:
+        """Bring each class that a part lacks into it, by the smallest unit that another part can spare."""
+        for name in sorted({name for unit in self.units for name in unit.classes}):
+            if self.counts[part][name]:
+                continue
+            holding = [unit for unit in self.units if unit.part != part and name in unit.classes]
+            spare = [unit for unit in holding if self.can_spare(unit)]
+            if not spare:
+                raise StageError(
+                    f"split.group: class {name!r} has no group for each part that no other class needs elsewhere; "
+                    "form smaller groups, or try another seed"
+                )
+            self.move(min(spare, key=lambda unit: len(unit.entries)), part)
+
+    def top_up(self, part: str) -> None:
+        """Where all units left were too large for a part, give it those of train that bring it nearest to its size."""
+        while any(self.missing(part, name) > self.tolerance(part, name) for name in self.wanted[part]):
+            spare = [unit for unit in self.units if unit.part == "train" and self.can_spare(unit)]
+            best = max(spare, key=lambda unit: self.improvement(unit, part), default=None)
+            if best is None or self.improvement(best, part) <= 0:
+                return
+            self.move(best, part)
+
+
+def assign(entries: list[Entry], test_size: float, val_size: float, seed: int, kept: Mapping[str, str] = NONE) -> Parts:
+    """Divide images into train, val and test: so large a fraction of each class, and at least one image unless it is 0.
+
+    Where there are no groups, an image's place depends on the seed and its bytes alone: neither its name nor the order
+    of the folder matters, copies go together, and adding a few images moves hardly any other. A group's place depends
+    on its name in place of its bytes. Units are taken in the order of a hash, into the first part that lacks their
+    classes; one that is too large for a part goes to train, unless nothing else brings a class into that part.
+
+    `kept`: SHA-256 -> the part in which an image was: it stays there, and new images fill what is missing. So a test
+    image is never trained on later; where many are removed, test and validation may be larger than asked for.
+    """
+    sizes = {part: size for part, size in (("test", test_size), ("val", val_size)) if size}
+    units = order_units(entries, seed)
+    for unit in units:
+        before = {kept[entry.sha256] for entry in unit.entries if entry.sha256 in kept}
+        unit.before = max(before, key=_STRICTER.index, default="")
+    # First what stays, then what is new, and what was trained on last.
+    units.sort(key=lambda unit: (unit.before not in sizes, unit.before == "train"))
+    division = _Division(units, sizes)
+    left = Counter(name for unit in units for name in unit.classes)
+    _require_enough(left, len(sizes) + 1, units)
+    for unit in units:
+        part = unit.before if unit.before in sizes else "train"
+        if not unit.before:
+            for position, wanting in enumerate(sizes):
+                # The last units are kept for the parts that come after.
+                kept_back = len(sizes) - position + 1
+                spare = all(not division.counts[wanting][name] or left[name] >= kept_back for name in unit.classes)
+                if spare and division.has_room(unit, wanting):
+                    part = wanting
+                    break
+        division.put(unit, part)
+        left.subtract(unit.classes.keys())
+    for part in (*sizes, "train"):
+        division.complete(part)
+    for part in sizes:
+        division.top_up(part)
+    parts: Parts = {part: [] for part in PARTS}
+    for unit in units:
+        parts[unit.part] += unit.entries
+    return parts
+
+
 def _require_enough(classes: Counter[str], needed: int, units: list[Unit]) -> None:
     for name, number in classes.items():
         if number >= needed:
@@ -281,38 +220,66 @@ def _require_enough(classes: Counter[str], needed: int, units: list[Unit]) -> No
                 f"split.group: class {name!r} lies in {plural(number, 'group')} only, needs {needed}, one for each "
                 "part; add some, remove the class, or form smaller groups"
             )
-        alike = sum(name in unit.classes and len({one.sha256 for one in unit.entries}) > 1 for unit in units)
+        alike = any(name in unit.classes and len({one.sha256 for one in unit.entries}) > 1 for unit in units)
         raise StageError(
             f"data.path: class {name!r} is too small to split: {number} different images, needs {needed}; "
             "add images or remove the class"
             + ", or set split.near_duplicates=report, which parts those that are nearly the same"
-            * bool(alike)
+            * alike
         )
 
 
-def _complete(division: _Division, units: list[Unit], part: str) -> None:
-    """Bring each class that a part lacks into it, by the smallest unit that another part can spare."""
-    lacking = {name for unit in units for name in unit.classes if not division.units[part][name]}
-    for name in sorted(lacking):
-        if division.units[part][name]:
-            continue
-        spare = [unit for unit in units if unit.part != part and name in unit.classes and division.can_spare(unit)]
-        if not spare:
+def divide(
+    entries: list[Entry], part_of: dict[str, str], split: Split, seed: int, kept: Mapping[str, str] = NONE
+) -> Parts:
+    """Put images into the parts that are given; cut those that are missing from train, or all where none is.
+
+    `seed` and `kept` are as in `assign`; with folds, nothing is kept.
+    """
+    given: Parts = defaultdict(list)
+    for entry in entries:
+        given[part_of[entry.path]].append(entry)
+    train = given.pop("train", []) + given.pop("", [])
+    trained = {entry.class_name for entry in train}
+    for part, chosen in given.items():
+        for entry in chosen:
+            if entry.class_name not in trained:
+                raise StageError(
+                    f"data.path: class {entry.class_name!r} has no training images, but {entry.path} for {part}; "
+                    "add some, remove the class, or set split.given=ignore"
+                )
+    test_size, val_size = 0 if "test" in given else split.test_size, 0 if "val" in given else split.val_size
+    if split.folds is None:
+        parts = assign(train, test_size, val_size, seed, kept)
+    elif "test" in given:
+        raise StageError("split.folds: the test part is given; set split.folds=null, or split.given=ignore")
+    else:
+        tested = _find_fold(order_units(train, seed), split.folds, split.fold)
+        rest = [entry for entry in train if entry.sha256 not in tested]
+        # Fractions of all, not of the rest.
+        parts = assign(rest, 0, val_size * split.folds / (split.folds - 1), seed)
+        parts["test"] = [entry for entry in train if entry.sha256 in tested]
+    return {part: sorted(chosen, key=lambda entry: entry.path) for part, chosen in {**parts, **given}.items()}
+
+
+def _find_fold(units: list[Unit], folds: int, fold: int) -> set[str]:
+    """Return the SHA-256 of the images of one of so many equal parts of each class.
+
+    In the order of `units`, the first part of a class is the first fold and so on: each image is in one fold, and a
+    few more images move hardly any other. A unit of several classes goes where the mean of its places is.
+    """
+    totals = Counter(entry.class_name for unit in units for entry in unit.entries)
+    _require_enough(Counter(name for unit in units for name in unit.classes), folds, units)
+    seen = Counter[str]()
+    members: list[list[Unit]] = [[] for _ in range(folds)]
+    for unit in units:
+        places = [(seen[name] + count / 2) / totals[name] for name, count in unit.classes.items()]
+        seen.update(unit.classes)
+        members[int(folds * sum(places) / len(places))].append(unit)
+    for number, some in enumerate(members):
+        if missing := sorted(totals.keys() - {name for unit in some for name in unit.classes}):
             raise StageError(
-                f"split.group: class {name!r} has no group for each part that no other class needs elsewhere; "
-                "form smaller groups, or try another seed"
+                f"split.folds: fold {number} of {folds} has no image of {missing[0]!r}, whose groups are too large; "
+                "take fewer folds, or form smaller groups"
             )
-        division.move(min(spare, key=lambda unit: len(unit.entries)), part)
-
-
-def _top_up(division: _Division, units: list[Unit], part: str) -> None:
-    """Where all units left were too large for a part, give it those of train that bring it nearer to what is wanted."""
-    while any(
-        wanted - division.images[part][name] > max(1, _OVERSHOOT * wanted)
-        for name, wanted in division.wanted[part].items()
-    ):
-        spare = [unit for unit in units if unit.part == "train" and division.can_spare(unit)]
-        best = max(spare, key=lambda unit: division.improvement(unit, part), default=None)
-        if best is None or division.improvement(best, part) <= 0:
-            return
-        division.move(best, part)
+    return {entry.sha256 for unit in members[fold] for entry in unit.entries}

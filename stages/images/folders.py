@@ -11,19 +11,26 @@ from typing import NamedTuple
 from stages.common.cli import StageError
 from stages.common.format import enumerate_names, plural
 from stages.common.params import Given
-from stages.images.collection import Collection, Sample, extension, identify, is_image, list_names, reason, walk
-from stages.images.index import PARTS
-from stages.images.names import (
+from stages.images.collection import (
     UNLABELLED,
+    Collection,
+    Sample,
     are_folds,
     classes_in_names,
+    extension,
+    identify,
+    is_image,
+    list_names,
     never_a_class,
     of_other_images,
     other_kinds,
     part_named,
+    reason,
     take_apart,
+    walk,
     words,
 )
+from stages.images.index import PARTS
 
 _WANTED = "give a folder that holds one folder of images per class"
 _EACH_A_CLASS = "set split.given=ignore, which takes each for a class"
@@ -33,15 +40,8 @@ def read_folders(root: Path, given: Given) -> Collection:
     """List the images under each class folder, and the part that each belongs to where the folders give a split.
 
     Each folder in `root` is a class, and its images lie at any depth. Where several are named as parts of a split,
-    the folders in these are the classes; or each class folder holds folders named so.
-
-    Args:
-        root: the data set.
-        given: `auto`: such parts are used as they are; `ignore`: their images are put together again.
-
-    Raises:
-        StageError: `root` is missing, not a folder, or holds fewer than two classes, or one without images; it is a
-            split that cannot be used as given; or its folders hold different kinds of file.
+    the folders in these are the classes; or each class folder holds folders named so. With `given` `ignore`, the
+    images of such parts are put together again.
     """
     found = Collection()
     names = _list_top(root, found)
@@ -58,39 +58,17 @@ def read_folders(root: Path, given: Given) -> Collection:
     return found
 
 
-def _read_classes(root: Path, names: list[str], given: Given, found: Collection) -> None:
-    if len(names) == 1:
-        raise StageError(f"data.path: {root} holds one class only ({names[0]}){_suggest_wrapped(root, names[0])}")
-    for name in names:
-        part = part_named(name)
-        if given == "auto" and part == UNLABELLED and len(names) > 2:
-            _leave_out_unlabelled(root, name, found)
-            continue
-        if given == "auto" and (never_a_class(name) or part in ("test", UNLABELLED)):
-            meant = "a part of a split" if part else "what belongs to images"
-            raise StageError(
-                f"data.path: {root / name} is named for {meant}, not for a class; move it away, or {_EACH_A_CLASS}"
-            )
-        before = found.ignored.copy()
-        if not _read_class(root, name, name, "", found):
-            others = _other_files(found.ignored - before)
-            raise StageError(f"data.path: no images in {root / name}{others}; add some or remove the folder")
-
-
 def _list_top(root: Path, found: Collection) -> list[str]:
     """Return the names of the folders in `root`; count what lies beside them."""
-    if not root.exists():
-        raise StageError(f"data.path: {root} does not exist; {_WANTED}")
     if not root.is_dir():
-        raise StageError(f"data.path: {root} is not a folder; {_WANTED}")
+        raise StageError(f"data.path: {root} {'is not a folder' if root.exists() else 'does not exist'}; {_WANTED}")
     folders = _list_folders(root, "", found)
     if not folders:
-        loose = found.left_out["loose"]
-        here = f" but {plural(loose, 'image')}" if loose else ""
-        raise StageError(
-            f"data.path: {root} holds no folders{here}; put the images of each class into a folder"
-            + (", or name a table of their labels as data.labels" + _suggest_names(root) if loose else "")
-        )
+        here, way = "", ""
+        if loose := found.left_out["loose"]:
+            here = f" but {plural(loose, 'image')}"
+            way = f", or name a table of their labels as data.labels{_suggest_names(root)}"
+        raise StageError(f"data.path: {root} holds no folders{here}; put the images of each class into a folder{way}")
     return folders
 
 
@@ -110,31 +88,11 @@ def _list_folders(root: Path, folder: str, found: Collection) -> list[str]:
     return folders
 
 
-def _read_class(root: Path, folder: str, name: str, part: str, found: Collection) -> bool:
-    """Add the images of a class folder; return whether there are any."""
-    paths = list(walk(root, folder, found, ancestors=(identify(root),)))
-    if folder in found.rejected:
-        raise StageError(f"data.path: {root / folder}: {found.rejected[folder]}; make it readable or remove it")
-    found.samples += [Sample(path, name, path.removeprefix(f"{folder}/"), part) for path in paths]
-    return bool(paths)
-
-
-def _other_files(ignored: Counter[str]) -> str:
-    if not ignored:
-        return ""
-    kind, number = ignored.most_common(1)[0]
-    return f", among whose files are {number:,} {kind or 'without extension'}"
-
-
-def _suggest_wrapped(root: Path, name: str) -> str:
-    """Ask whether the folders inside the only folder are meant, or names of files that tell classes."""
-    inner, folders = root / name, _folders_of(root / name)
-    while len(folders) == 1 and not part_named(folders[0]):
-        inner, folders = inner / folders[0], _folders_of(inner / folders[0])
-    if not folders:
-        return _suggest_names(inner) or "; add a folder for each other class"
-    shown = ", ".join(folders[:3]) + (" ..." if len(folders) > 3 else "")
-    return f", whose folders are {shown}: did you mean data.path={inner}?"
+def _folders_of(folder: Path) -> list[str]:
+    try:
+        return [name for name in list_names(folder, Collection()) if (folder / name).is_dir()]
+    except OSError:
+        return []
 
 
 def _suggest_names(folder: Path) -> str:
@@ -149,13 +107,6 @@ def _suggest_names(folder: Path) -> str:
         f"; file names in {folder} begin with {enumerate_names(names, 3)}: docs/pictures.md has a command that "
         "writes a table of such labels, for data.labels"
     )
-
-
-def _folders_of(folder: Path) -> list[str]:
-    try:
-        return [name for name in list_names(folder, Collection()) if (folder / name).is_dir()]
-    except OSError:
-        return []
 
 
 def _join(names: list[str]) -> str:
@@ -177,6 +128,53 @@ def _refuse_kinds(root: Path, inside: str, names: list[str]) -> None:
         f"data.path: {_join(names)} in {root / inside} are no classes, but images and what belongs to them "
         f"({_join(others)}){way}, or {_EACH_A_CLASS}"
     )
+
+
+def _read_classes(root: Path, names: list[str], given: Given, found: Collection) -> None:
+    if len(names) == 1:
+        raise StageError(f"data.path: {root} holds one class only ({names[0]}){_suggest_wrapped(root / names[0])}")
+    for name in names:
+        part = part_named(name)
+        if given == "auto" and part == UNLABELLED and len(names) > 2:
+            _leave_out_unlabelled(root, name, found)
+            continue
+        if given == "auto" and (never_a_class(name) or part in ("test", UNLABELLED)):
+            meant = "a part of a split" if part else "what belongs to images"
+            raise StageError(
+                f"data.path: {root / name} is named for {meant}, not for a class; move it away, or {_EACH_A_CLASS}"
+            )
+        before = found.ignored.copy()
+        if not _read_class(root, name, name, "", found):
+            others = "".join(
+                f", among whose files are {number:,} {kind or 'without extension'}"
+                for kind, number in (found.ignored - before).most_common(1)
+            )
+            raise StageError(f"data.path: no images in {root / name}{others}; add some or remove the folder")
+
+
+def _suggest_wrapped(inner: Path) -> str:
+    """Ask whether the folders inside the only folder are meant, or names of files that tell classes."""
+    folders = _folders_of(inner)
+    while len(folders) == 1 and not part_named(folders[0]):
+        inner, folders = inner / folders[0], _folders_of(inner / folders[0])
+    if not folders:
+        return _suggest_names(inner) or "; add a folder for each other class"
+    shown = ", ".join(folders[:3]) + (" ..." if len(folders) > 3 else "")
+    return f", whose folders are {shown}: did you mean data.path={inner}?"
+
+
+def _read_class(root: Path, folder: str, name: str, part: str, found: Collection) -> bool:
+    """Add the images of a class folder; return whether there are any."""
+    paths = list(walk(root, folder, found, ancestors=(identify(root),)))
+    if folder in found.rejected:
+        raise StageError(f"data.path: {root / folder}: {found.rejected[folder]}; make it readable or remove it")
+    found.samples += [Sample(path, name, path.removeprefix(f"{folder}/"), part) for path in paths]
+    return bool(paths)
+
+
+def _leave_out_unlabelled(root: Path, name: str, found: Collection) -> None:
+    found.left_out["unlabelled"] += len(list(walk(root, name, Collection())))
+    found.notes.append(f"`python -m stages.predict {shlex.quote(str(root / name))}` answers for those")
 
 
 class _Part(NamedTuple):
@@ -211,26 +209,24 @@ def _named_parts(root: Path, names: list[str]) -> list[_Part]:
     `test tubes` is a class, and so is `train` beside `bus`; `seg_train` and `seg_test` are parts.
     """
     told = {name: one for name in names if (one := take_apart(name)).part}
-    alone = len(told) == len(names)
-    if len({one.part for one in told.values()}) > 1:
-        alike = any(
-            one.part != other.part
-            and (not (one.rest or other.rest) or (alone and (one.rest == other.rest or not one.rest or not other.rest)))
-            for one, other in combinations(told.values(), 2)
-        )
-    else:
-        alike = False
-        if [one.rest for one in told.values() if one.part == "train"] != [()] or len(names) > 2:
-            return []
-    tests = [name for name, one in told.items() if one.part == "test"]
+    kinds, alone = {one.part for one in told.values()}, len(told) == len(names)
+    if len(kinds) < 2 and (kinds != {"train"} or len(names) > 2 or [one.rest for one in told.values()] != [()]):
+        return []
+    alike = any(
+        one.part != other.part
+        and (not (one.rest or other.rest) or (alone and (one.rest == other.rest or not one.rest or not other.rest)))
+        for one, other in combinations(told.values(), 2)
+    )
+    # Of `test` and `eval`, the second is for validation.
+    tests = sum(one.part == "test" for one in told.values())
     parts = [
-        _open_part(root, name, "val" if len(tests) > 1 and "eval" in words(name) else one.part or "")
+        _open_part(root, name, "val" if tests > 1 and "eval" in words(name) else one.part or "")
         for name, one in told.items()
     ]
     if len(parts) == 1:
         # Alone, or beside a folder of images, but not `train` beside `bus`.
-        train, beside = parts[0], [name for name in names if name not in told]
-        return parts if len(train.classes) > 1 - alone and not any(_folders_of(root / name) for name in beside) else []
+        flat = not any(_folders_of(root / name) for name in names if name not in told)
+        return parts if len(parts[0].classes) > 1 - alone and flat else []
     parts.sort(key=lambda part: (*PARTS, UNLABELLED).index(part.part))
     shared = any(
         one.part != other.part and set(one.classes).intersection(other.classes) for one, other in combinations(parts, 2)
@@ -239,20 +235,16 @@ def _named_parts(root: Path, names: list[str]) -> list[_Part]:
 
 
 def _find_parts(root: Path, names: list[str], given: Given, found: Collection) -> list[_Part]:
-    """Return the folders in `root` that are parts of a split; leave out those whose images have no labels.
-
-    Raises:
-        StageError: they look like parts, but cannot be used as such.
-    """
+    """Return the folders in `root` that are parts of a split; leave out those whose images have no labels."""
     folds = are_folds(names)
     parts = [_open_part(root, name, "train") for name in names] if folds else _named_parts(root, names)
     if not parts:
         return []
     named, others = [part.name for part in parts], [name for name in names if name not in {one.name for one in parts}]
     looks = f"data.path: {root} has {_join(named)}, which look like {'pieces of one set' if folds else 'a split'}"
+    if given == "ignore" and (not any(part.classes for part in parts) or (others and len(parts) == 1)):
+        return []
     if not any(part.classes for part in parts):
-        if given == "ignore":
-            return []
         raise StageError(
             f"{looks}, but they hold no class folders; sort their images into such, or name a table as data.labels, "
             f"or {_EACH_A_CLASS}{_suggest_names(root / parts[0].folder)}"
@@ -262,8 +254,6 @@ def _find_parts(root: Path, names: list[str], given: Given, found: Collection) -
     if folds and given == "auto":
         raise StageError(f"{looks}; set split.given=ignore, which puts all together and divides again")
     if others and len(parts) == 1:
-        if given == "ignore":
-            return []
         raise StageError(
             f"data.path: {root} has {named[0]}, which looks like a part of a split, but also {others[0]}; move that "
             f"away, or {_EACH_A_CLASS}"
@@ -273,10 +263,11 @@ def _find_parts(root: Path, names: list[str], given: Given, found: Collection) -
     trained = {name for part in parts if part.part == "train" for name in part.classes}
     used = []
     for part in parts:
-        lone = part.part in ("test", UNLABELLED) and len(part.classes) == 1 and not trained.intersection(part.classes)
+        may_lack_labels = part.part in ("test", UNLABELLED)
+        lone = may_lack_labels and len(part.classes) == 1 and not trained.intersection(part.classes)
         if part.classes and not lone and part.part != UNLABELLED:
             used.append(part)
-        elif part.part in ("test", UNLABELLED) and not _suggest_names(root / part.folder):
+        elif may_lack_labels and not _suggest_names(root / part.folder):
             _leave_out_unlabelled(root, part.name, found)
         else:
             raise StageError(
@@ -284,26 +275,19 @@ def _find_parts(root: Path, names: list[str], given: Given, found: Collection) -
                 "sort its images into class folders as in the other parts, or name a table as data.labels"
                 f"{_suggest_names(root / part.folder)}"
             )
-    return used if given == "ignore" else _require_one_each(root, used)
-
-
-def _leave_out_unlabelled(root: Path, name: str, found: Collection) -> None:
-    found.left_out["unlabelled"] += len(list(walk(root, name, Collection())))
-    found.notes.append(f"`python -m stages.predict {shlex.quote(str(root / name))}` answers for those")
-
-
-def _require_one_each(root: Path, parts: list[_Part]) -> list[_Part]:
-    for one, other in combinations(parts, 2):
+    if given == "ignore":
+        return used
+    for one, other in combinations(used, 2):
         if one.part == other.part:
             raise StageError(
                 f"data.path: {root} has {one.name} and {other.name}, both for {one.part}; merge them or move one away"
             )
-    if all(part.part != "train" for part in parts):
+    if all(part.part != "train" for part in used):
         raise StageError(
-            f"data.path: {root} has {_join([part.name for part in parts])}, but no folder train; add it, or set "
+            f"data.path: {root} has {_join([part.name for part in used])}, but no folder train; add it, or set "
             "split.given=ignore"
         )
-    return parts
+    return used
 
 
 def _read_parts(root: Path, parts: list[_Part], given: Given, found: Collection) -> None:
@@ -315,8 +299,8 @@ def _read_parts(root: Path, parts: list[_Part], given: Given, found: Collection)
             any_there = _read_class(root, f"{part.folder}/{name}", name, part.part if given == "auto" else "", found)
             if not any_there and part.part == "train" and given == "auto":
                 raise StageError(f"data.path: no images in {root / part.folder / name}; add some or remove the class")
-    names = _join([part.folder for part in parts])
     if given == "ignore":
+        names = _join([part.folder for part in parts])
         found.notes.append(f"the images of {names} put together and divided again (split.given)")
     elif other := [f"{part.part} is {part.folder}" for part in parts if part.folder != part.part]:
         found.notes.append(", ".join(other))
@@ -324,32 +308,23 @@ def _read_parts(root: Path, parts: list[_Part], given: Given, found: Collection)
 
 def _leave_out_other_kinds(found: Collection) -> None:
     """Leave out what is about other images: `cat/masks/1.png` beside `cat/images/`, `1_mask.png` beside `1.png`."""
-    inner: dict[str, set[str]] = defaultdict(set)
+    inner: dict[str, set[str]] = defaultdict(set)  # the folder of a class -> the folders in it
     for image in found.samples:
         if "/" in image.below:
-            inner[_class_folder(image)].add(image.below.split("/")[0])
-    others = {f"{folder}/{name}" for folder, names in inner.items() for name in other_kinds(names)}
+            inner[image.path.removesuffix(image.below)].add(image.below.split("/")[0])
+    others = {f"{folder}{name}" for folder, names in inner.items() for name in other_kinds(names)}
     masks = of_other_images(image.path for image in found.samples)
     kept = [
         image
         for image in found.samples
-        if image.path not in masks
-        and (not others or f"{_class_folder(image)}/{image.below.split('/')[0]}" not in others)
+        if image.path not in masks and image.path.removesuffix(image.below) + image.below.split("/")[0] not in others
     ]
     found.left_out["other_kind"] += len(found.samples) - len(kept)
     found.samples = kept
 
 
-def _class_folder(image: Sample) -> str:
-    return image.path.removesuffix(f"/{image.below}")
-
-
 def _look_into_classes(root: Path, given: Given, found: Collection) -> None:
-    """Use a split inside of the classes (`cat/train`, `cat/test`), and say what other folders there may mean.
-
-    Raises:
-        StageError: a class holds folders named as other classes, or the classes hold the same splits of classes.
-    """
+    """Use a split inside of the classes (`cat/train`, `cat/test`), and say what other folders there may mean."""
     inner: dict[str, set[tuple[str, ...]]] = defaultdict(set)  # class -> the folders of its images
     for image in found.samples:
         inner[image.class_name].add(tuple(image.below.split("/")[:-1]))
@@ -365,7 +340,7 @@ def _look_into_classes(root: Path, given: Given, found: Collection) -> None:
     whole = parts.keys() == every and all(() not in paths for paths in inner.values())
     if len(set(parts.values())) > 1 and "train" in parts.values() and whole and given == "auto":
         seconds = Counter(second for paths in inner.values() for second in {path[1] for path in paths if path[1:]})
-        if len([name for name, classes in seconds.items() if classes > 1]) > 1:
+        if sum(classes > 1 for classes in seconds.values()) > 1:
             raise StageError(
                 f"data.path: {enumerate_names(sorted(inner), 3)} in {root} each hold {_join(list(parts))}, with "
                 f"{enumerate_names(sorted(seconds), 3)} inside; give one of them as data.path, or {_EACH_A_CLASS}"

@@ -1,6 +1,7 @@
 """Images that are nearly the same: saved again, smaller, recoloured, mirrored or turned; by small grey versions."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from stages.common.format import enumerate_names, plural
 from stages.images.index import NEAR, Entry
 
 Floats = NDArray[np.float32]
@@ -33,8 +35,6 @@ _FREQUENCY = np.hypot(_ROW, _COLUMN).astype(np.float32)
 _WEIGHTS = np.where(_FREQUENCY <= _HIGHEST, _FREQUENCY**_POWER, 0) * np.sqrt((1 + (_ROW > 0)) * (1 + (_COLUMN > 0)) / 4)
 _USED = np.nonzero(_WEIGHTS)
 _TRANSPOSED = np.lexsort((_USED[0], _USED[1]))
-
-_DECIMALS = 4
 
 
 class Pair(NamedTuple):
@@ -98,22 +98,44 @@ def form_groups(hashes: list[str], pairs: list[Pair]) -> dict[str, str]:
         if one is not other and len(one) + len(other) <= LARGEST_GROUP:
             one += other
             groups.update(dict.fromkeys(other, one))
-    names = {
-        id(group): NEAR + min(hashes[position] for position in group) for group in groups.values() if len(group) > 1
-    }
-    return {hashes[position]: names[id(group)] for position, group in groups.items() if id(group) in names}
+    name_of = {id(group): NEAR + min(hashes[position] for position in group) for group in groups.values()}
+    return {hashes[position]: name_of[id(group)] for position, group in groups.items() if len(group) > 1}
 
 
 def find_leaks(pairs: list[Pair], images: list[Entry], part_of: dict[str, str]) -> list[Leak]:
     """Return the pairs of a test image and one that is not, the most similar first; `part_of`: path -> its part."""
-    leaks = []
-    for pair in pairs:
-        one, other = images[pair.first].path, images[pair.second].path
-        if part_of[other] == "test":
-            one, other = other, one
-        if part_of[one] == "test" != part_of[other]:
-            leaks.append(Leak(one, other, round(pair.cosine, _DECIMALS)))
+    paths = [(images[pair.first].path, images[pair.second].path, round(pair.cosine, 4)) for pair in pairs]
+    leaks = [
+        Leak(test, other, cosine)
+        for first, second, cosine in paths
+        for test, other in ((first, second), (second, first))
+        if part_of[test] == "test" != part_of[other]
+    ]
     return sorted(leaks, key=lambda leak: (-leak.cosine, leak.test, leak.train))
+
+
+def describe_near_duplicates(
+    pairs: list[Pair], images: list[Entry], together: Mapping[str, str], leaks: list[Leak], flat: int
+) -> list[str]:
+    """Say how many images are nearly the same, which are kept together, and which labels contradict each other.
+
+    `together`: SHA-256 -> group, of those that are kept in one part; `flat`: how many images could not be compared.
+    """
+    notes = [f"{plural(flat, 'image')} with too little contrast to look for near-duplicates"] * bool(flat)
+    if together:
+        sizes = Counter(together.values())
+        notes.append(
+            f"{len(together):,} images in {plural(len(sizes), 'group')} (at most {max(sizes.values())}) are nearly the "
+            "same, kept in one part"
+        )
+    if (tested := len({leak.test for leak in leaks})) or (pairs and not together):
+        notes.append(f"{plural(tested, 'test image is', 'test images are')} nearly the same as one of another part")
+    couples = [(images[one], images[other]) for one, other, _ in pairs]
+    if contrary := [f"{one.path} and {other.path}" for one, other in couples if one.class_name != other.class_name]:
+        notes.append(f"{plural(len(contrary), 'pair')} nearly the same in two classes ({enumerate_names(contrary, 1)})")
+    if 10 * len({entry.path for couple in couples for entry in couple}) > len(images):
+        notes.append("many are nearly the same: is it one scene or burst? split.group keeps that together")
+    return notes
 
 
 def _weigh(small: list[bytes]) -> tuple[Floats, NDArray[np.int64]]:

@@ -1,6 +1,7 @@
 """What an image goes through on its way into the network: preprocessing, and augmentation in training."""
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from stages.common.params import Augment, Framing
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # How much larger an image is framed before augmentation crops it: as 256 to 224, torchvision's border.
-ENLARGED = 8 / 7
+_ENLARGED = 8 / 7
 
 
 @dataclass(frozen=True)
@@ -37,71 +38,45 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Preprocessing":
-        """Make one from a JSON object of its fields; those not named keep their defaults.
-
-        Raises:
-            TypeError: not such an object.
-        """
-        fields: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in dict(values).items()
-        }
+        """Make one from a JSON object of its fields; others keep their defaults. TypeError: not such an object."""
+        fields: dict[str, Any] = dict(values)
+        fields |= {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
         return cls(**fields)
 
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` reads, without the fields that are off."""
-        values = asdict(self)
-        return {name: value for name, value in values.items() if name not in ("pad", "grey_max", "draft") or value}
+        off = ("pad", "grey_max", "draft")
+        return {name: value for name, value in asdict(self).items() if name not in off or value}
 
     def framed(self, image_size: int | None, framing: Framing | None, grey_max: int | None = None) -> "Preprocessing":
-        """Return the same for another size and another way to make a square of an image.
+        """Return the same for another size of the square, and another way to make it of an image.
 
-        Args:
-            image_size: of the square, in pixels; `None` keeps it.
-            framing: `crop`: the middle is cut out, after a border as narrow for the size as before; `squash`: the whole
-                image, out of proportion; `pad`: the whole image, between margins; `None`: `squash` where
-                `image_size` is given, else as before.
-            grey_max: the value of 16-bit grey that is white; `None`: 65535.
+        `framing`: `crop`: the middle is cut out, after a border as narrow for the size as before; `squash`: the whole
+        image, out of proportion; `pad`: the whole image, between margins; `None`: `squash` where `image_size` is given,
+        else as before.
         """
-        size = image_size or self.crop
-        if framing is None:
-            framed = self if image_size is None else replace(self, resize=None, crop=size)
-        elif framing == "crop":
-            framed = replace(self, resize=round(size * (self.resize or self.crop) / self.crop), crop=size)
-        else:
-            framed = replace(self, resize=None, crop=size, pad=framing == "pad")
-        return replace(framed, grey_max=grey_max, draft=True)
-
-    def enlarged(self, factor: float) -> "Preprocessing":
-        """Return the same framing in so many times as many pixels a side."""
-        resize = None if self.resize is None else round(factor * self.resize)
-        return replace(self, resize=resize, crop=round(factor * self.crop))
+        size, resize, pad = image_size or self.crop, self.resize, self.pad
+        if framing == "crop":
+            resize = round(size * (resize or self.crop) / self.crop)
+        elif framing or image_size:
+            resize, pad = None, framing == "pad" if framing else pad
+        return replace(self, resize=resize, crop=size, pad=pad, grey_max=grey_max, draft=True)
 
     def least(self, augment: Augment) -> int | None:
-        """Return how many pixels the sides of an image have to keep when it is decoded, `None` for all of them.
+        """Return how many pixels the sides of an image have to keep when it is decoded; `None`: all of them.
 
         Twice those that are needed; where augmentation cuts out a part, which is enlarged, four times.
         """
         return (2 if augment == "none" else 4) * (self.resize or self.crop) if self.draft else None
 
 
-class _Pad(torch.nn.Module):
-    """Fits a whole image into a square of `size` x `size`, between margins of one colour."""
-
-    def __init__(self, size: int, colour: tuple[int, ...], interpolation: InterpolationMode) -> None:
-        super().__init__()
-        self.size, self.colour = size, colour
-        self.method = Image.Resampling[interpolation.name]
-
-    def forward(self, image: Image.Image) -> Image.Image:
-        return ImageOps.pad(image, (self.size, self.size), self.method, self.colour)
-
-
 def make_framing(preprocessing: Preprocessing) -> v2.Compose:
     """Return the first half of the transform: from an RGB image to uint8, (3, crop, crop), not yet normalized."""
     crop, interpolation = preprocessing.crop, InterpolationMode(preprocessing.interpolation)
-    margins = [_Pad(crop, margin_colour(preprocessing), interpolation)] if preprocessing.pad else []
+    method, colour = Image.Resampling[interpolation.name], margin_colour(preprocessing)
+    pad = partial(ImageOps.pad, size=(crop, crop), method=method, color=colour)
     resize = v2.Resize(preprocessing.resize or (crop, crop), interpolation)
-    return v2.Compose([*margins, resize, v2.CenterCrop(crop), v2.ToImage()])
+    return v2.Compose([*[pad] * preprocessing.pad, resize, v2.CenterCrop(crop), v2.ToImage()])
 
 
 def margin_colour(preprocessing: Preprocessing) -> tuple[int, ...]:
@@ -112,25 +87,18 @@ def margin_colour(preprocessing: Preprocessing) -> tuple[int, ...]:
 def make_transform(preprocessing: Preprocessing, augment: Augment) -> v2.Compose:
     """Return the transform from an RGB image to a float32 tensor of shape (3, crop, crop).
 
-    Augmented images are framed as those of the test are, larger by `ENLARGED`, and cropped at random from there: so
-    both show the same parts of an image in the same proportions. `light` crops back to the size and mirrors half of
-    the images; `strong` takes crops from 35% of the area up, mirrors half, and adds TrivialAugment
-    (https://arxiv.org/abs/2103.10158) and random erasing.
+    Augmented images are framed as those of the test are, larger by `_ENLARGED`, and cropped at random from there: so
+    both show the same parts of an image in the same proportions. `strong` adds TrivialAugment
+    (https://arxiv.org/abs/2103.10158).
     """
     crop, interpolation = preprocessing.crop, InterpolationMode(preprocessing.interpolation)
     normalize = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(preprocessing.mean, preprocessing.std)]
     if augment == "none":
         return v2.Compose([make_framing(preprocessing), *normalize])
-    framing = make_framing(preprocessing.enlarged(ENLARGED))
+    resize = preprocessing.resize and round(_ENLARGED * preprocessing.resize)
+    framing = make_framing(replace(preprocessing, resize=resize, crop=round(_ENLARGED * crop)))
     if augment == "light":
         return v2.Compose([framing, v2.RandomCrop(crop), v2.RandomHorizontalFlip(), *normalize])
-    return v2.Compose(
-        [
-            framing,
-            v2.RandomResizedCrop(crop, (0.35, 1.0), interpolation=interpolation),
-            v2.RandomHorizontalFlip(),
-            v2.TrivialAugmentWide(interpolation=interpolation),
-            *normalize,
-            v2.RandomErasing(p=0.25),
-        ]
-    )
+    some = v2.RandomResizedCrop(crop, (0.35, 1.0), interpolation=interpolation)
+    changed = [some, v2.RandomHorizontalFlip(), v2.TrivialAugmentWide(interpolation=interpolation)]
+    return v2.Compose([framing, *changed, *normalize, v2.RandomErasing(p=0.25)])

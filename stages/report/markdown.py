@@ -6,8 +6,7 @@ from typing import Any
 from stages.common.format import number, percent, plural, points, points_range, signed
 from stages.common.params import Params, flatten
 from stages.images.division import CONFLICT
-from stages.images.index import PARTS
-from stages.images.summary import class_counts
+from stages.images.index import PARTS, class_counts
 from stages.scores.calibration import Calibrations, Estimate, describe_coverage
 from stages.scores.evaluation import Evaluation
 from stages.scores.suspects import Judged, Suspect, estimate_wrong_labels, find_inseparable

@@ -4,9 +4,8 @@ from collections.abc import Callable, Container
 from typing import Any
 
 from stages.common.format import number, p_value, percent, percent_range, plural, points, points_range, signed
-from stages.images.index import PARTS
+from stages.images.index import PARTS, class_counts
 from stages.images.near_duplicates import LOOKED_FOR, Leak
-from stages.images.summary import class_counts
 from stages.report.markdown import (
     bullets,
     cell,

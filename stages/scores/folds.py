@@ -146,10 +146,7 @@ def describe_folds(together: Together) -> str:
     """Put the result of all folds into lines, the verdict last."""
     what = f"{plural(len(together.runs), 'fold')}, each image tested once"
     return "\n".join(
-        [
-            *_accuracies(together, f"on all {together.images:,} images", ""),
-            f"{describe_gain(together.gain)} {what}.",
-        ]
+        [*_accuracies(together, f"on all {together.images:,} images", ""), f"{describe_gain(together.gain)} {what}."]
     )
 
 

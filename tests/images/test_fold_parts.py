@@ -2,10 +2,10 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
 
 import pytest
-from conftest import Project
+from conftest import Project, make_images
+from making import Refusal
 
 from stages.common.cli import StageError
 from stages.common.params import Split
@@ -86,39 +86,25 @@ def test_a_fold_is_chosen_in_the_parameters(project: Project) -> None:
     assert len(tested) == len(set(tested)) == 40
 
 
-def test_the_division_may_have_a_seed_of_its_own(project: Project) -> None:
-    def index(**settings: int | None) -> str:
-        project.set("seed", settings["seed"])
-        project.set("split.seed", settings.get("own"))
-        assert project.run("split") == 0
-        return project.path("data/index/test.csv").read_text()
-
-    assert index(seed=7, own=42) == index(seed=42) != index(seed=7)
-
-
-BAD: dict[str, tuple[dict[str, object], str]] = {
-    "fold": ({"split.folds": 5, "split.fold": 5}, "fold should be less than folds, 5, is 5"),
-    "one": ({"split.folds": 1}, "split.folds: "),
-    "all": ({"split.folds": 2, "split.val_size": 0.5}, "1 / folds + val_size should be less than 1"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"split.folds": 5, "split.fold": 5}, "fold should be less than folds, 5, is 5"),
+        ({"split.folds": 1}, "split.folds: "),
+        ({"split.folds": 2, "split.val_size": 0.5}, "1 / folds + val_size should be less than 1"),
+    ],
+)
 def test_folds_that_cannot_be_cut_are_refused(
-    kind: str, project: Project, refusal: Callable[[Project, str], str]
+    project: Project, refusal: Refusal, settings: dict[str, object], message: str
 ) -> None:
-    settings, message = BAD[kind]
     for key, value in settings.items():
         project.set(key, value)
     assert message in refusal(project, "split")
 
 
-def test_folds_of_a_split_that_is_given_are_refused(project: Project, refusal: Callable[[Project, str], str]) -> None:
-    project.path("images").rename(project.path("all"))
+def test_folds_of_a_split_that_is_given_are_refused(project: Project, refusal: Refusal) -> None:
     for part in ("train", "test"):
-        for name in ("cat", "dog"):
-            project.path(f"images/{part}/{name}").mkdir(parents=True)
-    for number, file in enumerate(sorted(project.path("all").rglob("*.png"))):
-        file.rename(project.path("images") / ("test" if number % 3 == 0 else "train") / file.parent.name / file.name)
+        make_images(project.path(f"given/{part}"), count=3)
+    project.set("data.path", "given")
     project.set("split.folds", 5)
     assert "split.folds: the test part is given" in refusal(project, "split")

@@ -3,10 +3,10 @@
 import csv
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import Project, make_images
+from making import Refusal, said
 
 from stages.images.index import Entry
 
@@ -54,15 +54,13 @@ def change(project: Project) -> None:
         (images / entry.path).rename(images / "cat" / f"moved {Path(entry.path).name}")
 
 
-def test_a_test_image_never_becomes_a_training_image_and_what_changed_is_said(
-    growing: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_test_image_never_becomes_a_training_image_and_what_changed_is_said(growing: Project) -> None:
     before = part_of(growing)
     change(growing)
-    assert growing.run("split") == 0
+    line = said(growing)
     after = part_of(growing)
-    assert {after[digest] for digest, part in before.items() if part == "test" and digest in after} == {"test"}
-    assert {after[digest] for digest, part in before.items() if part == "val" and digest in after} == {"val"}
+    for kept in ("test", "val"):
+        assert {after[digest] for digest, part in before.items() if part == kept and digest in after} == {kept}
     sizes = {
         name: [sum(entry.class_name == name for entry in entries) for entries in growing.parts().values()]
         for name in ("cat", "dog")
@@ -73,16 +71,16 @@ def test_a_test_image_never_becomes_a_training_image_and_what_changed_is_said(
     changes = growing.split_report()["changes"]
     assert {key: changes[key] for key in ("added", "gone", "relabelled")} == {"added": 30, "gone": 10, "relabelled": 2}
     assert changes["test_gone"] == 1
-    said = capsys.readouterr().out
-    assert "since the last committed index 30 images added, 10 gone, 2 relabelled; test part +" in said
+    assert "since the last committed index 30 images added, 10 gone, 2 relabelled; test part +" in line
 
     # The same once more, and when it is committed.
     first = growing.split_report()
-    for _ in range(2):
+    for committed in (False, True):
+        if committed:
+            commit(growing)
         assert growing.run("split") == 0
         assert growing.split_report() == first
         assert part_of(growing) == after
-        commit(growing) if _ == 0 else None
 
 
 def test_another_division_is_made_anew(growing: Project) -> None:
@@ -111,7 +109,7 @@ def write_corrections(project: Project, *rows: tuple[str, str]) -> None:
         csv.writer(file).writerows([("path", "label", "correction"), *((name, "?", to) for name, to in rows)])
 
 
-def test_corrected_labels_count_and_the_images_stay(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_corrected_labels_count_and_the_images_stay(project: Project) -> None:
     cats, dogs = (sorted(project.path(f"images/{name}").iterdir()) for name in ("cat", "dog"))
     copy = dogs[3].with_name("copy.png")
     copy.write_bytes(cats[3].read_bytes())
@@ -120,20 +118,19 @@ def test_corrected_labels_count_and_the_images_stay(project: Project, capsys: py
         (f"cat/{cats[0].name}", "dog"), (f"dog/{dogs[0].name}", "drop"), ("dog/copy.png", "drop"),
         (f"cat/{cats[1].name}", ""), ("cat/gone.png", "dog"),
     )  # fmt: skip
-    assert project.run("split") == 0
+    line = said(project)
     entries: dict[str, Entry] = {entry.path: entry for part in project.parts().values() for entry in part}
     assert entries[f"cat/{cats[0].name}"].class_name == "dog"
     assert entries[f"cat/{cats[1].name}"].class_name == "cat"
     assert f"cat/{cats[3].name}" in entries, "no longer in two classes"
     assert not {"dog/copy.png", f"dog/{dogs[0].name}"} & entries.keys()
-    said = capsys.readouterr().out
-    assert "1 label corrected, 2 images dropped by corrections.csv" in said
-    assert "1 row of corrections.csv without an image" in said
+    assert "1 label corrected, 2 images dropped by corrections.csv" in line
+    assert "1 row of corrections.csv without an image" in line
     assert cats[0].exists()
     assert dogs[0].exists()
 
 
-def test_what_cannot_be_corrected_is_refused(project: Project, refusal: Any) -> None:
+def test_what_cannot_be_corrected_is_refused(project: Project, refusal: Refusal) -> None:
     name = f"cat/{next(project.path('images/cat').iterdir()).name}"
     write_corrections(project, (name, "horse"))
     assert f"data.corrections: corrections.csv: {name} should be horse, which is no class" in refusal(project, "split")

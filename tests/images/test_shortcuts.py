@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Project
+from making import said
 from PIL import Image
 
 
@@ -40,49 +41,40 @@ def camera(name: str) -> Image.Exif:
     ],
 )
 def test_a_planted_shortcut_is_said(
-    project: Project, capsys: pytest.CaptureFixture[str], save: Callable[[Image.Image, Path, bool], None], fact: str
+    project: Project, save: Callable[[Image.Image, Path, bool], None], fact: str
 ) -> None:
     redraw(project, save)
-    assert project.run("split") == 0
-    line = capsys.readouterr().out.splitlines()[-1]
+    line = said(project)
     right = "97.50%" if fact == "mean brightness" else "100.00%"
     assert f"{fact} alone tells the classes apart ({right} right, 50.00% by always the same)" in line
     assert any(fact in note for note in project.split_report()["notes"])
 
 
-def test_a_class_of_many_that_is_stored_in_its_own_way_is_named(
-    project: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_class_of_many_that_is_stored_in_its_own_way_is_named(project: Project) -> None:
     for name in ("fox", "hen", "owl"):
         project.path(f"images/{name}").mkdir()
         for path in project.path("images/dog").iterdir():
             (project.path(f"images/{name}") / path.name).write_bytes(path.read_bytes())
     redraw(project, lambda image, path, cat: image.save(path.with_suffix(".bmp" if cat else ".png")))
-    assert project.run("split") == 0
-    assert "file format alone tells cat from the other classes" in capsys.readouterr().out
+    assert "file format alone tells cat from the other classes" in said(project)
 
 
-def test_images_that_are_stored_alike_have_no_shortcut(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_that_are_stored_alike_have_no_shortcut(project: Project) -> None:
     redraw(project, lambda image, path, _: image.save(path))
-    assert project.run("split") == 0
-    assert "alone tells" not in capsys.readouterr().out
+    assert "alone tells" not in said(project)
 
 
-def test_classes_of_the_same_images_in_two_forms_are_named(
-    project: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_classes_of_the_same_images_in_two_forms_are_named(project: Project) -> None:
     drawn = np.random.default_rng(0)
     for path in sorted(project.path("images/cat").iterdir()):
         top = drawn.integers(30, 255)
         image = Image.fromarray(drawn.integers(0, top, (40, 40, 3), dtype=np.uint8))
         image.save(path)
         image.resize((20, 20)).save(project.path("images/dog") / path.name)
-    assert project.run("split") == 0
-    said = "cat and dog hold 20 images of the same names that are as bright one by one: forms of the same images?"
-    assert said in capsys.readouterr().out
+    note = "cat and dog hold 20 images of the same names that are as bright one by one: forms of the same images?"
+    assert note in said(project)
     for number, path in enumerate(sorted(project.path("images/dog").iterdir())):
         path.rename(path.with_name(f"{(number + 7) % 20:03d}.x.png"))
     for path in project.path("images/dog").iterdir():
         path.rename(path.with_name(path.name.replace(".x", "")))
-    assert project.run("split") == 0
-    assert "of the same names" not in capsys.readouterr().out
+    assert "of the same names" not in said(project)
