@@ -47,8 +47,8 @@ MOST = 100_000
 _IMAGES_SEEN = 1_000_000
 # Passes over the images of a linear head: to compare, and to keep.
 _PASSES, _FINAL_PASSES = 100, 200
-# Logits of linear heads in work at one time.
-_MOST_VALUES = 2**25
+# Logits of linear heads in work at one time. Where those of all penalties are more, they are tried one by one.
+_MOST_VALUES = 2**22
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,30 @@ def search(
     chosen = torch.zeros(len(folds), dtype=torch.bool).index_fill(0, sampled, True)
     rows = [torch.where(chosen & (folds != fold))[0] for fold in range(FOLDS)]
     tried: list[tuple[Candidate, list[nn.Module]]] = []
-    at_once = max(1, _MOST_VALUES // (len(sampled) * FOLDS * data.outputs))
-    for first in range(0, len(PENALTIES), at_once):
-        penalties = PENALTIES[first : first + at_once]
+
+    def try_linear(*penalties: float) -> float:
+        """Try penalties at once; return the loss of the last."""
         each = [penalty for penalty in penalties for _ in range(FOLDS)]
         (heads,) = train_linear(data, rows * len(penalties), each, phase.label_smoothing, _PASSES, _PASSES)
         for number, penalty in enumerate(penalties):
             own = heads[FOLDS * number : FOLDS * (number + 1)]
             tried.append((_judge(Candidate(penalty, None), own, data, folds), own))
+        return tried[-1][0].loss
+
+    if len(PENALTIES) * FOLDS * len(sampled) * data.outputs <= _MOST_VALUES:
+        try_linear(*PENALTIES)
+    else:
+        # The loss falls to one side of the middle, and rises beyond its lowest point.
+        middle = len(PENALTIES) // 2
+        start = try_linear(PENALTIES[middle])
+        for side in (PENALTIES[middle + 1 :], PENALTIES[middle - 1 :: -1]):
+            lowest = start
+            for penalty in side:
+                if (loss := try_linear(penalty)) >= lowest:
+                    break
+                lowest = loss
+            if lowest < start:
+                break
     for rate in RATES:
         lr = rate * phase.lr
         *_, heads = train_hidden(data, rows, hidden, phase.model_copy(update={"lr": lr}), seed)

@@ -13,12 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+
     from stages.images.index import Entry
     from stages.training.features import FrozenPrefix
 
@@ -28,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 CLASSES = 100
 # Rows in a file of activations: 64 MiB of what its backbone makes of an image of 224 px, float32.
 ROWS_A_FILE = 357
-BATCH = 64
+BATCH, FEATURES = 64, 1280
 # Blocks that fine-tuning trains: the tutorial's and the default.
 UNFREEZE = (3, 9)
 
@@ -154,6 +156,60 @@ def measure_near_duplicates(count: int, _: Path) -> Measured:
     return partial(find_pairs, [one.tobytes() for one in small])
 
 
+def measure_search(count: int, _: Path) -> Measured:
+    """Find the head on made-up features of 1,280 values, nine in ten images to train on."""
+    import torch
+
+    from stages.common.params import load_params
+    from stages.training.phase import Entries
+    from stages.training.search import find_head
+
+    entries = fake_entries(count)
+    middles = torch.randn(CLASSES, FEATURES, generator=torch.Generator().manual_seed(0))
+
+    def read(some: "list[Entry]") -> "Iterator[torch.Tensor]":
+        generator = torch.Generator().manual_seed(1)
+        for first in range(0, len(some), 1024):
+            labels = torch.tensor([entry.label for entry in some[first : first + 1024]])
+            yield 0.2 * middles[labels] + torch.randn(len(labels), FEATURES, generator=generator)
+
+    phase, parts = (
+        load_params(ROOT / "params.yaml").train_head,
+        Entries(entries[count // 10 :], entries[: count // 10], False),
+    )
+    return partial(find_head, read, parts, 500, phase, None, 0, torch.device("cpu"))
+
+
+def measure_evaluation(count: int, _: Path) -> Measured:
+    """Score both networks on a fifth of the images, with all intervals, and look for labels that may be wrong."""
+    import numpy as np
+
+    from stages.scores.calibration import measure_calibrations
+    from stages.scores.evaluation import evaluate, score_classes
+    from stages.scores.predictions import Predictions
+    from stages.scores.suspects import estimate_wrong_labels, find_suspects
+
+    chance, tested = np.random.default_rng(0), fake_entries(count // 5)
+    labels = np.array([entry.label for entry in tested])
+    both = []
+    for sure in (4.0, 5.0):
+        logits = chance.normal(size=(len(labels), CLASSES))
+        logits[np.arange(len(labels)), labels] += sure
+        both.append(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True))
+    names = sorted({entry.class_name for entry in tested})
+    predictions = Predictions([entry.path for entry in tested], labels, names, *both)
+
+    def score() -> None:
+        split: dict[str, list[str]] = {"rejected": [], "notes": []}
+        classes = score_classes(predictions)
+        evaluate(predictions, None, classes, split, [], copies=0, identical=False, watched=False)
+        measure_calibrations(predictions, (1.1, 1.2), ("", ""), (labels, both[1]))
+        find_suspects(predictions.paths, labels, both[1], names)
+        estimate_wrong_labels(labels, both[1])
+
+    return score
+
+
 # Title, what prepares it, what makes ready for it in the same process and returns what is timed.
 MEASUREMENTS: dict[str, tuple[str, Callable[[int, Path], None] | None, Callable[[int, Path], Measured]]] = {
     "imports": ("imports", None, measure_imports),
@@ -163,6 +219,8 @@ MEASUREMENTS: dict[str, tuple[str, Callable[[int, Path], None] | None, Callable[
     "finding": ("finding kept activations", prepare_store, measure_finding),
     "epoch": ("reading their rows, one epoch (tiny rows)", prepare_store, measure_epoch),
     "near": ("search for near-duplicates", None, measure_near_duplicates),
+    "search": ("search for the head, 1,280 features", None, measure_search),
+    "evaluation": ("scores of a fifth of them, 100 classes", None, measure_evaluation),
 }
 
 

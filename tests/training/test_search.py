@@ -16,6 +16,7 @@ from stages.common.params import TrainHead, load_params
 from stages.images.index import Entry
 from stages.network.checkpoint import load_checkpoint
 from stages.scores.suspects import find_suspects
+from stages.training import search
 from stages.training.phase import Entries
 from stages.training.search import (
     FOLDS,
@@ -69,6 +70,14 @@ def rings(count: int = 1600) -> tuple[Tensor, Tensor]:
 
 def test_where_classes_are_parted_by_lines_a_linear_head_is_found() -> None:
     assert find(*lines()).candidates[0].lr is None
+
+
+def test_with_many_classes_penalties_are_tried_one_by_one_up_to_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    every = find(*lines()).candidates
+    monkeypatch.setattr(search, "_MOST_VALUES", 0)
+    some = find(*lines()).candidates
+    assert some[0] == every[0]
+    assert 3 <= sum(one.penalty is not None for one in some) < len(search.PENALTIES)
 
 
 def test_where_no_line_parts_the_classes_a_hidden_layer_is_found() -> None:
