@@ -104,7 +104,7 @@ def test_folds_that_cannot_be_cut_are_refused(
 
 def test_folds_of_a_split_that_is_given_are_refused(project: Project, refusal: Refusal) -> None:
     for part in ("train", "test"):
-        make_images(project.path(f"given/{part}"), count=3)
+        make_images(project.path(f"given/{part}"), count=3, size=20 + len(part))  # other images in each
     project.set("data.path", "given")
     project.set("split.folds", 5)
     assert "split.folds: the test part is given" in refusal(project, "split")

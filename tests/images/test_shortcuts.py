@@ -34,10 +34,7 @@ def camera(name: str) -> Image.Exif:
         (lambda image, path, cat: (image.convert("L") if cat else image).save(path), "colour mode"),
         (lambda image, path, cat: image.save(path, exif=camera("A" if cat else "B")), "camera (EXIF)"),
         (lambda image, path, cat: image.resize((256, 200) if cat else (200, 256)).save(path), "size"),
-        (
-            lambda image, path, cat: image.point(lambda value: value // (2 if cat else 1)).save(path),
-            "mean brightness",
-        ),
+        (lambda image, path, cat: image.point(lambda value: value // (2 if cat else 1)).save(path), "mean brightness"),
     ],
 )
 def test_a_planted_shortcut_is_said(

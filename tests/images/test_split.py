@@ -108,14 +108,9 @@ def test_copies_share_a_part_and_those_in_two_classes_are_all_rejected(project: 
     assert not {"cat/000.png", "dog/stray.png"} & part.keys()
 
 
-def test_a_folder_that_links_to_one_above_is_left_out(project: Project) -> None:
-    (project.path("images/cat") / "up").symlink_to("..")
-    assert project.run("split") == 0
-    assert rejected_of(project) == {"cat/up": "a link that loops"}
-    assert len(part_by(project, "path")) == 40
-
-
-def test_images_that_may_not_be_read_are_left_out(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_may_not_be_read_large_files_and_links_to_above_are_left_out(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Root may read everything, so the refusal is the file system's in name only.
     read_bytes = Path.read_bytes
 
@@ -125,15 +120,18 @@ def test_images_that_may_not_be_read_are_left_out(project: Project, monkeypatch:
         return read_bytes(path)
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    assert project.run("split") == 0
-    assert rejected_of(project) == {"cat/000.png": "permission denied", "dog/000.png": "permission denied"}
-
-
-def test_files_above_the_size_limit_are_left_out(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "MAX_BYTES", 10_000)
     Image.effect_noise((200, 200), 90).save(project.path("images/cat/huge.png"))
+    project.path("images/cat/up").symlink_to("..")
+    project.set("split.rejected_limit", 0.1)
     assert project.run("split") == 0
-    assert rejected_of(project) == {"cat/huge.png": "larger than 10000 bytes"}
+    assert rejected_of(project) == {
+        "cat/000.png": "permission denied",
+        "cat/huge.png": "larger than 10000 bytes",
+        "cat/up": "a link that loops",
+        "dog/000.png": "permission denied",
+    }
+    assert len(part_by(project, "path")) == 38
 
 
 def test_worker_processes_report_the_same(project: Project) -> None:
