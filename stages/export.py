@@ -7,14 +7,13 @@ from pathlib import Path
 
 import torch
 
-from stages.common.cli import StageError, run
+from stages.common.cli import StageError, require_packages, run
 from stages.common.device import make_deterministic
 from stages.common.files import read_record, replaced_files, sha256_of, write_json, write_text
 from stages.common.machine import resolve_workers, reuse_freed_memory
 from stages.common.params import flatten, load_params
 from stages.deploy.card import compose_card
 from stages.deploy.classifier import TorchNetwork, require_same
-from stages.deploy.extras import require_packages
 from stages.deploy.onnx import OnnxNetwork, write_onnx
 from stages.images.index import count_once, read_index, read_summary
 from stages.network.backbones import cut_into_blocks, names_in_torchvision, stock_shapes

@@ -3,10 +3,9 @@
 import argparse
 from pathlib import Path
 
-from stages.common.cli import StageError, run
+from stages.common.cli import StageError, require_packages, run
 from stages.common.files import read_table
 from stages.common.params import load_params
-from stages.deploy.extras import require_packages
 from stages.scores.suspects import Suspect
 
 

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import torch
 
-from stages.common.cli import run
+from stages.common.cli import require_packages, run
 from stages.common.device import make_deterministic
 from stages.deploy.classifier import TorchNetwork
-from stages.deploy.extras import require_packages
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """How a stage script starts and how it fails."""
 
 import errno
+import importlib.util
 import json
 import os
 import re
@@ -101,6 +102,15 @@ def run(main: Callable[[], None]) -> NoReturn:
             raise
         _fail(describe(error))
     sys.exit(0)
+
+
+def require_packages(extra: str, *names: str) -> None:
+    """Refuse to go on without packages of an extra of `pyproject.toml`."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise StageError(
+            f"{extra} needs {' and '.join(missing)}: pip install --constraint constraints.txt --editable '.[{extra}]'"
+        )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -15,10 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stages.common.cli import StageError
+from stages.common.cli import StageError, require_packages
 from stages.common.compiler import load_compiler
 from stages.common.files import write_bytes
-from stages.deploy.extras import require_packages
 from stages.images.preprocessing import Preprocessing, make_framing, margin_colour
 from stages.network.checkpoint import Description
 from stages.network.network import Network
