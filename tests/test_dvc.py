@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +217,15 @@ class Repository:
         changes = (f"--set-param={key}={value}" for key, value in params.items())
         return self.ran("dvc", "exp", "run", *changes, *stages)
 
+    def run_changed(self, *stages: str, **params: object) -> list[str]:
+        """As an experiment would, in a third of the time."""
+        content = yaml.safe_load((self.folder / "params.yaml").read_text())
+        for key, value in params.items():
+            *sections, name = key.split(".")
+            reduce(dict.__getitem__, sections, content)[name] = value
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(content))
+        return self.ran("dvc", "repro", *stages)
+
 
 def count_numbers(value: Any) -> int:
     return sum(map(count_numbers, value.values())) if isinstance(value, dict) else isinstance(value, int | float)
@@ -317,11 +326,11 @@ def test_what_runs_again_when_what_changes(tmp_path: Path) -> None:
     untracked = {"device": "cpu", "workers": 1, "processes": 1, "cache.max_gigabytes": 1.5}
     assert repository.run_experiment(**untracked, **{"finetune.lr": 2e-05}) == ["finetune", "evaluate", "plot"]
     assert "lr: 2e-05" in (tmp_path / "params.yaml").read_text()
-    assert repository.run_experiment(**{"evaluate.batch_size": 7})[0] == "evaluate"
-    assert repository.run_experiment("finetune", **{"train_head.lr": 0.003}) == ["train_head", "finetune"]
-    assert repository.run_experiment("train_head", **{"split.test_size": 0.3}) == ["split", "build_model", "train_head"]
+    assert repository.run_changed(**{"evaluate.batch_size": 7})[0] == "evaluate"
+    assert repository.run_changed("finetune", **{"train_head.lr": 0.003}) == ["train_head", "finetune"]
+    assert repository.run_changed("train_head", **{"split.test_size": 0.3}) == ["split", "build_model", "train_head"]
     # What was trained before is brought back, not trained again.
-    assert repository.run_experiment("finetune", **{"split.test_size": 0.2}) == ["split", "build_model"]
+    assert repository.run_changed("finetune", **{"split.test_size": 0.2}) == ["split", "build_model"]
 
     write_weights(tmp_path / "weights.pth", seed=2)
     assert repository.ran("dvc", "repro", "build_model") == ["data/dvc.yaml:weights", "build_model"]
@@ -366,8 +375,8 @@ def test_the_weight_file_is_followed_and_never_touched(tmp_path: Path) -> None:
     weights, link = tmp_path / "weights.pth", tmp_path / "data" / "weights"
     first = weights.read_bytes()
 
-    def run_with(value: str) -> list[str]:
-        return repository.run_experiment("data/dvc.yaml:weights", **settings(**{"model.weights": value}))
+    def run_with(value: str | None) -> list[str]:
+        return repository.run_changed("data/dvc.yaml:weights", **settings(**{"model.weights": value}))
 
     assert run_with("weights.pth") == ["data/dvc.yaml:weights"]
     assert link.resolve() == weights
@@ -380,7 +389,7 @@ def test_the_weight_file_is_followed_and_never_touched(tmp_path: Path) -> None:
     second = weights.read_bytes()
     assert second != first
     assert run_with("weights.pth") == ["data/dvc.yaml:weights"]
-    assert run_with("null") == ["data/dvc.yaml:weights"]
+    assert run_with(None) == ["data/dvc.yaml:weights"]
     assert weights.read_bytes() == second
 
 
