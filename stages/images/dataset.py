@@ -17,7 +17,7 @@ from stages.common.commits import git
 from stages.common.files import read_csv
 from stages.common.format import enumerate_names, plural
 from stages.common.params import Given, Params
-from stages.images.collection import Collection, Sample, column_for, part_named, walk
+from stages.images.collection import Collection, Sample, column_for, extension, part_named, walk
 from stages.images.folders import read_folders
 
 # A correction beside the names of classes.
@@ -176,7 +176,6 @@ def _read_labels(root: Path, table: Path, given: Given) -> Collection:
     # The table itself is no file that was ignored.
     if found.ignored[kind := table.suffix.lower()] and root.resolve() in table.resolve().parents:
         found.ignored[kind] -= 1
-    found.ignored = +found.ignored
     files = _Files(root, there)
     labels = [cells["label"] for _, cells in lines]
     _require_single_labels(table, labels)
@@ -189,6 +188,9 @@ def _read_labels(root: Path, table: Path, given: Given) -> Collection:
         if part is None:
             raise StageError(f"{where}: split is {split!r}, should be train, val or test; or set split.given=ignore")
         rows[path].add(_Row(spelt[cells["label"]], part, cells.get("group", "")))
+    for path in rows.keys() - there:  # listed, though no image by its extension
+        found.ignored[extension(path)] -= os.path.lexists(root / path)
+    found.ignored = +found.ignored
     parts = [row.part for contents in rows.values() for row in contents]
     if any(parts) and not all(parts):
         raise StageError(
@@ -283,7 +285,8 @@ class _Files:
         if os.path.isabs(path):  # noqa: PTH117 (text of a table)
             path = os.path.relpath(path, root.absolute())
         slashes = path.replace("\\", "/")
-        candidates = [posixpath.normpath(one) for one in (path, slashes, slashes.removeprefix(f"{root.as_posix()}/"))]
+        whole = posixpath.normpath(slashes)
+        candidates = [posixpath.normpath(path), whole, whole.removeprefix(f"{root.as_posix()}/")]
         if candidates[0].split("/")[0] == "..":
             raise StageError(
                 f"{where}: {path} is not below data.path, {root}; set data.path to a folder that holds all"

@@ -73,7 +73,7 @@ def test_a_path_may_be_spelt_in_other_ways_and_data_path_be_a_link(project: Proj
     assert project.run("split") == 0
     paths = {one.path for entries in project.parts().values() for one in entries}
     assert {"img/ca\u0308.png", "img/c001.png", "img/c002"} <= paths
-    assert project.split_report()["left_out"] == {}
+    assert (project.split_report()["left_out"], project.split_report()["ignored"]) == ({}, {})
 
 
 def test_names_of_another_case_or_extension_are_found_or_nearly_found(project: Project) -> None:
@@ -118,6 +118,7 @@ TABLES = {
     "backslashes": (PLAIN.replace("/", "\\"), BOTH),
     "dots in front": (PLAIN.replace("\n", "\n.//"), BOTH),
     "the folder in front": (PLAIN.replace("\n", "\nimages/"), BOTH),
+    "the folder in front, with dots and two slashes": (PLAIN.replace("\n", "\n./images//"), BOTH),
     "other extensions": (PLAIN.replace(".png", ".JPG"), "24 paths of labels.csv found by another case or extension"),
     "no extensions": (PLAIN.replace(".png", ""), "24 paths of labels.csv found by another case or extension"),
     "empty lines": (PLAIN.replace("\n", "\n\n") + "\n,", BOTH),
