@@ -223,7 +223,7 @@ class Repository:
         for key, value in params.items():
             *sections, name = key.split(".")
             reduce(dict.__getitem__, sections, content)[name] = value
-        (self.folder / "params.yaml").write_text(yaml.safe_dump(content))
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
         return self.ran("dvc", "repro", *stages)
 
 
