@@ -62,16 +62,7 @@ class Queue:
     def run(self, options: dict[str, object], kill_after: list[float]) -> None:
         """Run an experiment, beginning again after each kill, and read its results."""
         changes = [word for key, value in options.items() for word in ("-S", f"{key}={value}")]
-        command = [
-            "dvc",
-            "exp",
-            "run",
-            "--no-run-cache",
-            *changes,
-            "-S",
-            f"cache.max_gigabytes={GIGABYTES}",
-            "evaluate",
-        ]
+        command = ["dvc", "exp", "run", *changes, "-S", f"cache.max_gigabytes={GIGABYTES}", "evaluate"]
         for seconds in [*kill_after, None]:
             process = subprocess.Popen(
                 command,
@@ -92,11 +83,10 @@ class Queue:
             if process.returncode:
                 raise SystemExit(f"{self.folder.name}: {' '.join(command)} failed:\n{output[-3000:]}")
             break
+        lock = yaml.safe_load((self.folder / "dvc.lock").read_text())
         self.results[json.dumps(options)] = {
             **{name: (self.folder / name).read_bytes() for name in RESULTS},
-            "checkpoint": yaml.safe_dump(
-                yaml.safe_load((self.folder / "dvc.lock").read_text())["stages"]["finetune"]["outs"]
-            ).encode(),
+            "checkpoint": json.dumps(lock["stages"]["finetune"]["outs"]).encode(),
         }
 
 
