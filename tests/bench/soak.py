@@ -2,7 +2,7 @@
 
 Two clones of this repository share a cache of activations. One runs its experiments undisturbed, one after the other;
 the other runs the same ones in another order, and is ended by SIGKILL at random moments, the stage with it; the same
-command then goes on. At the end all results have to be equal to the byte, none may be missing in `dvc exp show` and
+command then goes on, after `git checkout params.yaml` where DVC was killed while it wrote that. At the end all results have to be equal to the byte, none may be missing in `dvc exp show` and
 `python -m stages.compare`, no temporary file may be left, and the cache has to be below its limit.
 """
 
@@ -45,7 +45,7 @@ class Queue:
     """A clone in which experiments run one after the other."""
 
     def __init__(self, folder: Path, cache: Path) -> None:
-        self.folder, self.results, self.kills = folder, dict[str, dict[str, bytes]](), 0
+        self.folder, self.results, self.kills, self.restored = folder, dict[str, dict[str, bytes]](), 0, 0
         names = {
             f"GIT_{who}_{what}": "soak@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
         }
@@ -79,6 +79,10 @@ class Queue:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 self.kills += 1
+                # DVC writes it in place, and may have been killed just then.
+                if not isinstance(yaml.safe_load((self.folder / "params.yaml").read_text()), dict):
+                    self.call("git", "checkout", "params.yaml")
+                    self.restored += 1
                 continue
             if process.returncode:
                 raise SystemExit(f"{self.folder.name}: {' '.join(command)} failed:\n{output[-3000:]}")
@@ -135,6 +139,7 @@ def soak(folder: Path, count: int, kills: int) -> dict[str, Any]:
         "experiments": sum(len(queue.results) for queue in queues),
         "different results": len(results),
         "kills": other.kills,
+        "params.yaml brought back": other.restored,
         "minutes": round((time.monotonic() - started) / 60, 1),
         "cache, GB": round(size / 1e9, 3),
         "states left": len(states),
