@@ -2,8 +2,9 @@
 
 Two clones of this repository share a cache of activations. One runs its experiments undisturbed, one after the other;
 the other runs the same ones in another order, and is ended by SIGKILL at random moments, the stage with it; the same
-command then goes on, after `git checkout params.yaml` where DVC was killed while it wrote that. At the end all results have to be equal to the byte, none may be missing in `dvc exp show` and
-`python -m stages.compare`, no temporary file may be left, and the cache has to be below its limit.
+command then goes on, after `git checkout params.yaml` where DVC was killed while it wrote that. At the end all results
+have to be equal to the byte, none may be missing in `dvc exp show` and `python -m stages.compare`, no temporary file
+may be left, and the cache has to be below its limit.
 """
 
 import argparse
