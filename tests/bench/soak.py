@@ -80,7 +80,8 @@ class Queue:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 self.kills += 1
-                # DVC writes it in place, and may have been killed just then.
+                # What DVC writes in place or locks, and may have been killed at just then.
+                (self.folder / ".git" / "index.lock").unlink(missing_ok=True)
                 if not isinstance(yaml.safe_load((self.folder / "params.yaml").read_text()), dict):
                     self.call("git", "checkout", "params.yaml")
                     self.restored += 1
