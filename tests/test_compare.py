@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, call_dvc, own_git
 
 from stages.common.experiments import merge, parse
 
@@ -47,7 +46,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"evaluate": stage}}))
     for command in ("git init -q -b main", "dvc init -q", "dvc repro -q", "git add -A", "git commit -qm 1"):
-        call(folder, *command.split())
+        run(folder, *command.split())
     experiments = {
         "best": ("finetune.lr=1e-4",),
         "worst": ("finetune.lr=1e-3", "model.framing=pad"),
@@ -57,24 +56,26 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     for name, settings in experiments.items():
         options = [option for setting in settings for option in ("-S", setting)] + ["--queue"] * (name == "waiting")
-        call(folder, "dvc", "exp", "run", "-q", "-n", name, *options)
-        call(folder, "git", "checkout", "-q", ".")
+        run(folder, "dvc", "exp", "run", "-q", "-n", name, *options)
+        run(folder, "git", "checkout", "-q", ".")
     return folder
 
 
-def call(folder: Path, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    names = {f"GIT_{role}_{what}": "test@example.com" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    environment = {**os.environ, **names, "PYTHONPATH": str(ROOT), "DVC_NO_ANALYTICS": "1"}
-    start = ["git"] if program == "git" else [sys.executable, "-m", program]
-    finished = subprocess.run(
-        [*start, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=200
-    )
-    assert program == "stages.compare" or finished.returncode == 0, finished.stderr
-    return finished
+def run(folder: Path, program: str, *arguments: str) -> None:
+    """Run git or DVC; raises where it fails."""
+    if program == "git":
+        subprocess.run([program, *arguments], cwd=folder, env=own_git(), check=True)
+    else:
+        assert call_dvc(folder, own_git(), *arguments)[0] == 0
+
+
+def compare(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "stages.compare", *arguments]
+    return subprocess.run(command, cwd=folder, env=own_git(), capture_output=True, text=True, check=False, timeout=200)
 
 
 def test_the_lowest_validation_loss_comes_first_with_only_what_differs(repository: Path) -> None:
-    header, *rows, parts, warning, others = call(repository, "stages.compare").stdout.splitlines()
+    header, *rows, parts, warning, others = compare(repository).stdout.splitlines()
     cells = [row.split("  ")[0] for row in rows]
     assert cells[0] == "best"
     assert cells[-2:] == ["worst", "waiting"]
@@ -94,7 +95,7 @@ def test_the_lowest_validation_loss_comes_first_with_only_what_differs(repositor
 
 
 def test_csv_has_all_digits_and_a_column_for_each_parameter_that_differs(repository: Path) -> None:
-    rows = list(csv.DictReader(io.StringIO(call(repository, "stages.compare", "--csv").stdout)))
+    rows = list(csv.DictReader(io.StringIO(compare(repository, "--csv").stdout)))
     by_name = {row["experiment"]: row for row in rows}
     assert float(by_name["best"]["test accuracy"]) == 0.95 + 1e-4
     assert [key for key in rows[0] if "." in key or key == "seed"] == ["finetune.lr", "model.framing", "seed"]
@@ -118,16 +119,16 @@ def test_a_failed_experiment_is_listed_without_scores_and_the_same_result_once()
 
 
 def test_without_git_or_experiments_it_is_one_line(tmp_path: Path) -> None:
-    nowhere = call(tmp_path, "stages.compare")
+    nowhere = compare(tmp_path)
     assert (nowhere.returncode, nowhere.stderr.count("\n")) == (1, 1)
     assert "experiments need git with a commit" in nowhere.stderr
     for command in ("git init -q", "git commit -q --allow-empty -m 1"):
-        call(tmp_path, *command.split())
-    without_dvc = call(tmp_path, "stages.compare")
+        run(tmp_path, *command.split())
+    without_dvc = compare(tmp_path)
     assert (without_dvc.returncode, without_dvc.stderr.count("\n")) == (1, 1)
     assert "`dvc exp show` failed: you are not inside of a DVC repository" in without_dvc.stderr
-    call(tmp_path, "dvc", "init", "-q")
-    empty = call(tmp_path, "stages.compare")
+    run(tmp_path, "dvc", "init", "-q")
+    empty = compare(tmp_path)
     assert empty.stderr == (
         "error: no experiment here has a result or is queued; make one: dvc exp run -S finetune.lr=1e-4\n"
     )

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import ROOT, STAGES, Project, call_dvc, make_images
+from conftest import ROOT, STAGES, Project, call_dvc, make_images, own_git
 from PIL import Image
 
 from stages.common import params as parameters
@@ -169,11 +169,8 @@ class Repository:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        bin_folder = Path(sys.executable).parent
-        self.environment = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
-        self.environment |= {
-            f"GIT_{who}_{what}": "x@y" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
-        }
+        self.environment = own_git(PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        del self.environment["PYTHONPATH"]  # the copy's own stages run
         for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
             shutil.copy(ROOT / name, folder / name)
         shutil.copytree(ROOT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, make_images
+from conftest import ROOT, call_dvc, make_images, own_git
 
 from stages import folds as stages_folds
 from stages.common import experiments
@@ -61,21 +61,18 @@ def repository(tmp_path: Path) -> Path:
     }
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"evaluate": stage}}))
     for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["git", "add", "-A"], ["git", "commit", "-qm", "1"]):
-        start = [sys.executable, "-m", "dvc"] if command[0] == "dvc" else ["git"]
-        subprocess.run([*start, *command[1:]], cwd=folder, env=environment(), check=True)
+        if command[0] == "dvc":
+            assert call_dvc(folder, own_git(), *command[1:])[0] == 0
+        else:
+            subprocess.run(command, cwd=folder, env=own_git(), check=True)
     return folder
 
 
-def environment() -> dict[str, str]:
-    names = {f"GIT_{role}_{what}": "test@example.com" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    # As where the environment is not activated: neither `dvc` nor this `python` is in the path.
-    return {**os.environ, **names, "PATH": os.defpath, "PYTHONPATH": str(ROOT), "DVC_NO_ANALYTICS": "1"}
-
-
 def folds(repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stages.folds", *arguments]
+    # As where the environment is not activated: neither `dvc` nor this `python` is in the path.
+    command, environment = [sys.executable, "-m", "stages.folds", *arguments], own_git(PATH=os.defpath)
     return subprocess.run(
-        command, cwd=repository, env=environment(), capture_output=True, text=True, check=False, timeout=200
+        command, cwd=repository, env=environment, capture_output=True, text=True, check=False, timeout=200
     )
 
 

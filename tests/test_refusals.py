@@ -36,37 +36,53 @@ def snapshot(project: Project) -> dict[Path, bytes]:
 
 
 @pytest.fixture
-def split(project: Project) -> Project:
-    assert project.run("split") == 0
+def built(project: Project) -> Project:
+    project.build()
     return project
 
 
-@pytest.fixture
-def built(split: Project) -> Project:
-    assert split.run("build_model") == 0
-    return split
+@pytest.mark.parametrize(
+    ("key", "value", "stage", "message"),
+    [
+        ("data.path", "nowhere", "split", "data.path: nowhere does not exist"),
+        ("data.path", "params.yaml", "split", "data.path: params.yaml is not a folder"),
+        ("data.path", "empty", "split", "data.path: empty holds no folders"),
+        (
+            "model.arch",
+            "efficientnet_b",
+            "build_model",
+            "model.arch: 'efficientnet_b' is no classifier of torchvision's; did you mean efficientnet_b",
+        ),
+        (
+            "model.weights",
+            "IMAGENET1K_V3",
+            "build_model",
+            "model.weights: mobilenet_v3_small has no weights named 'IMAGENET1K_V3'; did you mean IMAGENET1K_V1",
+        ),
+        pytest.param(
+            "device",
+            "cuda",
+            "train_head",
+            "device: cuda is not on this machine",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA"),
+        ),
+    ],
+)
+def test_what_is_not_there_is_named_and_nothing_is_lost(
+    built: Project, refusal: Refusal, key: str, value: str, stage: str, message: str
+) -> None:
+    built.path("empty").mkdir()
+    before = snapshot(built)
+    built.set(key, value)
+    assert message in refusal(built, stage)
+    assert snapshot(built) == before
 
 
-def test_data_path_is_missing(split: Project, refusal: Refusal) -> None:
-    before = snapshot(split)
-    split.set("data.path", "nowhere")
-    assert "data.path: nowhere does not exist" in refusal(split, "split")
-    assert snapshot(split) == before
-
-
-def test_data_path_is_a_file(project: Project, refusal: Refusal) -> None:
-    project.set("data.path", "params.yaml")
-    assert "data.path: params.yaml is not a folder" in refusal(project, "split")
-
-
-def test_data_path_is_empty(project: Project, refusal: Refusal) -> None:
-    project.path("empty").mkdir()
-    project.set("data.path", "empty")
-    assert "data.path: empty holds no folders" in refusal(project, "split")
-
-
-def test_one_class_only(project: Project, refusal: Refusal) -> None:
-    shutil.rmtree(project.path("images/dog"))
+def test_a_class_folder_without_images_and_one_class_only(project: Project, refusal: Refusal) -> None:
+    project.path("images/owl").mkdir()
+    assert "data.path: no images in images/owl" in refusal(project, "split")
+    for name in ("dog", "owl"):
+        shutil.rmtree(project.path(f"images/{name}"))
     assert "data.path: images holds one class only (cat)" in refusal(project, "split")
 
 
@@ -82,11 +98,6 @@ def test_a_class_folder_that_may_not_be_listed(
 
     monkeypatch.setattr(os, "listdir", refuse)
     assert "data.path: images/dog: permission denied; make it readable" in refusal(project, "split")
-
-
-def test_a_class_folder_without_images(project: Project, refusal: Refusal) -> None:
-    project.path("images/owl").mkdir()
-    assert "data.path: no images in images/owl" in refusal(project, "split")
 
 
 @pytest.mark.parametrize(("count", "val_size"), [(2, 0.1), (1, 0)])
@@ -124,27 +135,8 @@ def test_unfreeze_beyond_the_network_is_refused_before_the_head_is_trained(built
     assert message in refusal(built, "finetune")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-def test_cuda_where_there_is_none(built: Project, refusal: Refusal) -> None:
-    built.set("device", "cuda")
-    assert "device: cuda is not on this machine" in refusal(built, "train_head")
-
-
-def test_an_unknown_architecture(split: Project, refusal: Refusal) -> None:
-    split.set("model.arch", "efficientnet_b")
-    assert "model.arch: 'efficientnet_b' is no classifier of torchvision's; did you mean efficientnet_b" in refusal(
-        split, "build_model"
-    )
-
-
-def test_an_unknown_weight_name(split: Project, refusal: Refusal) -> None:
-    split.set("model.weights", "IMAGENET1K_V3")
-    line = refusal(split, "build_model")
-    assert "model.weights: mobilenet_v3_small has no weights named 'IMAGENET1K_V3'; did you mean IMAGENET1K_V1" in line
-
-
 def test_weights_that_need_the_network_where_there_is_none(
-    split: Project, refusal: Refusal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    built: Project, refusal: Refusal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def no_network(*_: object, **__: object) -> None:
         raise OSError(errno.ENETUNREACH, "Network is unreachable")
@@ -152,14 +144,14 @@ def test_weights_that_need_the_network_where_there_is_none(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr("socket.socket.connect", no_network)
     monkeypatch.setattr("socket.getaddrinfo", no_network)
-    split.set("model.weights", "DEFAULT")
-    line = refusal(split, "build_model")
+    built.set("model.weights", "DEFAULT")
+    line = refusal(built, "build_model")
     assert "model.weights: cannot download DEFAULT from https://download.pytorch.org/models/mobilenet_v3_small" in line
     assert "give its path as model.weights" in line
 
 
 def test_named_weights_that_were_downloaded_before_are_used(
-    split: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    built: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from torchvision.models import MobileNet_V3_Small_Weights, mobilenet_v3_small
 
@@ -168,9 +160,9 @@ def test_named_weights_that_were_downloaded_before_are_used(
     file = Path(get_dir()) / "checkpoints" / Path(entry.url).name
     file.parent.mkdir(parents=True)
     torch.save(mobilenet_v3_small().state_dict(), file)
-    split.set("model.weights", "IMAGENET1K_V1")
-    split.set("model.image_size", None)
-    assert split.run("build_model") == 0
+    built.set("model.weights", "IMAGENET1K_V1")
+    built.set("model.image_size", None)
+    assert built.run("build_model") == 0
     assert "weights IMAGENET1K_V1, 224 px" in capsys.readouterr().out
 
 

@@ -44,7 +44,7 @@ def run_killed(project: Project, stage: str, module: str, attribute: str, last: 
         return project.run(stage)
 
     printed = project.path("printed")
-    assert run_forked(work, printed) == -signal.SIGKILL, printed.read_text()
+    assert run_forked(printed, work) == -signal.SIGKILL, printed.read_text()
 
 
 def outputs(project: Project, stage: str) -> dict[str, bytes]:
@@ -141,7 +141,7 @@ def test_a_state_that_the_disk_has_no_room_for_is_told_and_training_goes_on(buil
         setrlimit(RLIMIT_FSIZE, (9000, -1))
         return built.run("train_head")
 
-    run_forked(work, printed := built.path("printed"))
+    run_forked(printed := built.path("printed"), work)
     assert "a run that is stopped will start again, its state is not kept: " in printed.read_text()
     assert "Traceback" not in printed.read_text()
 
