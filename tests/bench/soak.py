@@ -81,7 +81,8 @@ class Queue:
                 process.wait()
                 self.kills += 1
                 # What DVC writes in place or locks, and may have been killed at just then.
-                (self.folder / ".git" / "index.lock").unlink(missing_ok=True)
+                for name in (".git/index.lock", ".dvc/tmp/rwlock"):
+                    (self.folder / name).unlink(missing_ok=True)
                 if not isinstance(yaml.safe_load((self.folder / "params.yaml").read_text()), dict):
                     self.call("git", "checkout", "params.yaml")
                     self.restored += 1
