@@ -24,39 +24,43 @@ def features_of(project: Project, part: str) -> torch.Tensor:
     return functional.normalize(maps.mean((2, 3)))
 
 
-def test_the_number_is_1_at_the_distance_that_flags_a_hundredth_of_the_validation_images(project: Project) -> None:
-    assert project.run("split", "build_model", "train_head", "finetune") == 0
+def measure(project: Project) -> Unlike:
+    assert project.run("finetune") == 0
     unlike = read_reference(project.checkpoint("finetuned"))
     assert unlike is not None
+    return unlike
+
+
+def test_the_number_is_1_at_the_distance_that_flags_a_hundredth_of_the_validation_images(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.build()
+    assert project.run("train_head") == 0
+    unlike = measure(project)
     train, val = features_of(project, "train"), features_of(project, "val")
     assert torch.allclose(unlike.nearest, train, atol=1e-4)
     distances = (1 - val @ train.T).min(1).values
     assert unlike.threshold == pytest.approx(float(distances.max()), rel=1e-2)  # of so few, the largest
     assert float(unlike(val).max()) == pytest.approx(1.0, rel=1e-2)
     before = project.path("data/checkpoints/reference.safetensors").read_bytes()
-    assert project.run("finetune") == 0
+    measure(project)
     assert project.path("data/checkpoints/reference.safetensors").read_bytes() == before
+    # Of many images, a sample is kept.
+    monkeypatch.setattr(reference, "MOST", 5)
+    assert len(measure(project).nearest) == 5
 
 
 def test_without_validation_images_each_training_image_is_measured_against_the_others(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project.set("split.val_size", 0)
-    assert project.run("split", "build_model", "train_head", "finetune") == 0
+    project.build()
+    assert project.run("train_head") == 0
+    unlike = measure(project)
     assert "1.0 from each of them against the others, as none are validation" in capsys.readouterr().out
-    unlike = read_reference(project.checkpoint("finetuned"))
-    assert unlike is not None
     train = features_of(project, "train")
     distances = (1 - train @ train.T).fill_diagonal_(2).min(1).values
     assert unlike.threshold == pytest.approx(float(distances.max()), rel=1e-2)
-
-
-def test_of_many_images_a_sample_is_kept(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference, "MOST", 5)
-    assert project.run("split", "build_model", "train_head", "finetune") == 0
-    unlike = read_reference(project.checkpoint("finetuned"))
-    assert unlike is not None
-    assert len(unlike.nearest) == 5
 
 
 def test_features_are_of_length_1_whatever_leaves_the_backbone() -> None:

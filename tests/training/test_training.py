@@ -80,42 +80,30 @@ def fit(trainer: Trainer, phase: Phase, **options: object) -> tuple[Fit, list[Ep
     return result, history
 
 
-@pytest.mark.parametrize(("select", "number"), [("best", 4), ("last", 6)])
-def test_the_selected_epochs_weights_are_kept(select: str, number: int) -> None:
-    trainer = Scripted(LOSSES)
-    result, history = fit(trainer, make_phase(select=select))
-    assert result.selected == history[number]
-    assert torch.equal(trainer.network.classifier[-1].weight, trainer.heads[number])
-    assert not torch.equal(trainer.heads[4], trainer.heads[6])
-
-
-@pytest.mark.parametrize(("keep_start", "select", "number"), [(True, "best", 0), (False, "best", 2), (True, "last", 3)])
-def test_the_start_is_kept_only_where_it_is_a_candidate_and_no_epoch_is_better(
-    keep_start: bool, select: str, number: int
+@pytest.mark.parametrize(
+    ("losses", "options", "keep_start", "selected", "last"),
+    [
+        (LOSSES, {}, False, 4, 6),
+        (LOSSES, {"select": "last"}, False, 6, 6),
+        (LOSSES, {"patience": 1}, False, 2, 3),
+        (LOSSES, {"patience": 2}, False, 4, 6),
+        (LOSSES, {"patience": 3}, True, 0, 3),  # counted from the start
+        ([0.9, 0.7, 0.8], {}, True, 0, 3),
+        ([0.9, 0.7, 0.8], {}, False, 2, 3),
+        ([0.9, 0.7, 0.8], {"select": "last"}, True, 3, 3),
+        ([START, START], {}, True, 0, 2),  # not replaced by what only equals it
+    ],
+)
+def test_the_weights_are_those_of_the_epoch_that_the_parameters_select(
+    losses: list[float], options: dict[str, object], keep_start: bool, selected: int, last: int
 ) -> None:
-    trainer = Scripted([0.9, 0.7, 0.8])
-    result, history = fit(trainer, make_phase(epochs=3, select=select), keep_start=keep_start)
-    assert result.selected.number == number
-    assert torch.equal(trainer.network.classifier[-1].weight, trainer.heads[number])
-    assert not torch.equal(trainer.heads[0], trainer.heads[2])
+    trainer = Scripted(losses)
+    result, history = fit(trainer, make_phase(epochs=len(losses), **options), keep_start=keep_start)
     assert history[0] == Epoch(0, None, None, START, 0.5)
-    assert [epoch.number for epoch in history] == [0, 1, 2, 3]
-
-
-def test_an_epoch_that_only_equals_the_start_does_not_replace_it() -> None:
-    result, _ = fit(Scripted([START, START]), make_phase(epochs=2), keep_start=True)
-    assert result.selected.number == 0
-
-
-@pytest.mark.parametrize(("patience", "epochs"), [(1, 3), (2, 6), (None, 6)])
-def test_patience_counts_the_epochs_without_a_lower_validation_loss(patience: int | None, epochs: int) -> None:
-    _, history = fit(Scripted(LOSSES), make_phase(patience=patience))
-    assert history[-1].number == epochs
-
-
-def test_patience_counts_from_the_start_where_that_is_a_candidate() -> None:
-    _, history = fit(Scripted(LOSSES), make_phase(patience=3), keep_start=True)
-    assert history[-1].number == 3
+    assert [epoch.number for epoch in history] == list(range(last + 1))
+    assert result.selected == history[selected]
+    assert torch.equal(trainer.network.classifier[-1].weight, trainer.heads[selected])
+    assert not torch.equal(trainer.heads[selected], trainer.heads[selected - 1])
 
 
 @pytest.mark.parametrize(
@@ -136,22 +124,19 @@ def test_a_loss_is_still_falling_when_the_epochs_end_before_the_patience(
     assert still_falling(epochs, 3, patience) is falling
 
 
-@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-def test_a_validation_loss_that_is_not_finite_ends_training_and_keeps_the_best_epoch(loss: float) -> None:
-    trainer = Scripted([0.9, 0.7, 0.8, loss])
-    result, history = fit(trainer, make_phase())
-    assert history[-1].number == 3
-    assert result.selected.number == 2
-    assert f"the validation loss after epoch 4 is {loss}" in result.failure
-    assert torch.equal(trainer.network.classifier[-1].weight, trainer.heads[2])
-
-
-def test_a_first_epoch_that_explodes_leaves_the_start_where_that_is_a_candidate() -> None:
-    trainer = Scripted([float("nan")])
-    result, history = fit(trainer, make_phase(), keep_start=True)
-    assert [epoch.number for epoch in history] == [result.selected.number] == [0]
-    assert "the validation loss after epoch 1 is nan" in result.failure
-    assert torch.equal(trainer.network.classifier[-1].weight, trainer.heads[0])
+@pytest.mark.parametrize(
+    ("losses", "keep_start", "selected"),
+    [([0.9, 0.7, 0.8, float("nan")], False, 2), ([0.9, 0.7, 0.8, float("inf")], False, 2), ([float("nan")], True, 0)],
+)
+def test_a_validation_loss_that_is_not_finite_ends_training_and_keeps_the_best_epoch(
+    losses: list[float], keep_start: bool, selected: int
+) -> None:
+    trainer = Scripted(losses)
+    result, history = fit(trainer, make_phase(), keep_start=keep_start)
+    assert history[-1].number == len(losses) - 1
+    assert result.selected.number == selected
+    assert f"the validation loss after epoch {len(losses)} is {losses[-1]}" in result.failure
+    assert torch.equal(trainer.network.classifier[-1].weight, trainer.heads[selected])
 
 
 def test_a_network_whose_loss_is_not_finite_from_the_start_is_refused() -> None:
