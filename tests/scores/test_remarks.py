@@ -29,11 +29,6 @@ def remarks(run: Predictions, split: dict[str, list[object]] = NOTHING, copies: 
     return find_remarks(score_classes(run), compare_balanced(run), split, copies)
 
 
-def test_equal_classes_that_are_all_predicted_need_no_remark() -> None:
-    counts = {"cat": 50, "dog": 60}
-    assert remarks(predictions(counts, counts, counts)) == []
-
-
 def test_unequal_classes_are_judged_by_balanced_accuracy() -> None:
     counts = {"good": 440, "flaw": 40}
     run = predictions(counts, {"good": 440, "flaw": 20}, {"good": 440, "flaw": 30})
@@ -43,6 +38,10 @@ def test_unequal_classes_are_judged_by_balanced_accuracy() -> None:
     # 10 of 40 fixed: half of the interval of a share of 0.25, by the normal approximation.
     half = 1.96 * np.sqrt(0.25 * 0.75 / 40) / 2
     assert (found.gain_low, found.gain_high) == pytest.approx((0.125 - half, 0.125 + half), abs=0.01)
+    # Of groups, each is one observation.
+    grouped = compare_balanced(run, np.arange(480) // 10)
+    assert grouped is not None
+    assert grouped.gain_low == pytest.approx(0)
     (line,) = remarks(run)
     assert line.startswith(
         "The classes are unequal, 440 test images to 40: look at the balanced accuracy, 75.00% before"
@@ -64,15 +63,6 @@ def test_a_class_of_which_each_image_is_fixed_or_broken_has_an_interval() -> Non
     assert found.gain_low < 0.3 < found.gain_high <= 0.5
 
 
-def test_balanced_accuracy_takes_groups_as_one_observation() -> None:
-    run = predictions({"good": 440, "flaw": 40}, {"good": 440, "flaw": 20}, {"good": 440, "flaw": 30})
-    alone, grouped = compare_balanced(run), compare_balanced(run, np.arange(480) // 10)
-    assert alone is not None
-    assert grouped is not None
-    assert grouped.gain_low == pytest.approx(0)
-    assert alone.gain_low > 0.05
-
-
 def test_rare_untested_and_never_predicted_classes_are_named() -> None:
     counts = {"cat": 40, "dog": 30, "owl": 19, "fox": 0}
     lines = remarks(predictions(counts, counts, {"cat": 40, "dog": 0, "owl": 5, "fox": 0}))
@@ -88,6 +78,7 @@ def test_rare_untested_and_never_predicted_classes_are_named() -> None:
 
 def test_what_was_left_out_is_said_where_the_scores_are() -> None:
     counts = {"cat": 50, "dog": 60}
+    assert remarks(predictions(counts, counts, counts)) == []
     split: dict[str, list[object]] = {"rejected": [{}, {}], "notes": ["5 images beside the class folders left out"]}
     assert remarks(predictions(counts, counts, counts), split, 3) == [
         "3 test images not counted: the bytes are those of another.",
