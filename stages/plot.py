@@ -55,12 +55,11 @@ def main() -> None:
     evaluation, classes = read_evaluation(metrics), read_table(metrics / "classes.csv", ClassScores, "evaluate")
     pairs = read_table(metrics / "near_duplicates.csv", Leak, "split")
     split = read_summary(metrics / "split.json")
-    histories = (metrics / "train_head", metrics / "finetune")
-    head, finetune = map(read_history, histories)
-    (selected_head, _), (selected_finetune, alpha) = map(read_kept, histories, (head, finetune))
-    selected = (selected_head, selected_finetune)
-    candidates = read_table(histories[0] / "candidates.csv", Candidate, "train_head")
-    line = read_table(histories[1] / "line.csv", Point, "finetune")
+    folders = (metrics / "train_head", metrics / "finetune")
+    histories = list(map(read_history, folders))
+    kept = list(map(read_kept, folders, histories))
+    candidates = read_table(folders[0] / "candidates.csv", Candidate, "train_head")
+    line = read_table(folders[1] / "line.csv", Point, "finetune")
 
     make_deterministic(params.seed)
     network, description = load_checkpoint(arguments.finetuned)
@@ -72,7 +71,7 @@ def main() -> None:
     by_path = {entry.path: entry for part in every.values() for entry in part}
     alike = [(by_path[one], by_path[other]) for one, other in split["near_duplicates"]]
     figures = {
-        "training": draw_training((head, finetune), selected, line, alpha),
+        "training": draw_training(histories, kept, line),
         "confusion": draw_confusion(drawn),
         "curves": draw_curves(drawn, evaluation.scores),
         "reliability": draw_reliability(drawn, calibrations),
@@ -90,7 +89,7 @@ def main() -> None:
             save_figure(metrics / "figures" / f"{name}.png", figure)
     write_curves(metrics / "curves", predictions)
     parts = count_parts(split)
-    training = describe_training((head, finetune), selected, params, candidates, line, alpha, parts["train"])
+    training = describe_training(histories, kept, params, candidates, line, parts["train"])
     judged = judge_all(predictions, arguments.out_of_fold)
     found = read_table(metrics / "suspects.csv", Suspect, "evaluate")
     suspects = describe_suspects(found, judged, split)

@@ -39,19 +39,20 @@ _EDGES = np.linspace(0, 1, BINS + 1)
 
 
 def draw_training(
-    histories: Sequence[Sequence[Epoch]], selected: Sequence[int], line: Sequence[Point] = (), alpha: float = 1.0
+    histories: Sequence[Sequence[Epoch]], kept: Sequence[tuple[int, float]], line: Sequence[Point] = ()
 ) -> Figure:
-    """Draw loss and accuracy of both phases on one axis of epochs, with a ring round the epoch `selected` of each.
+    """Draw loss and accuracy of both phases on one axis of epochs, with a ring round what was `kept` (`read_kept`).
 
-    Beside them the points of the `line` from start to end of fine-tuning, if there are any; that at `alpha` was kept.
+    Beside them the points of the `line` from start to end of fine-tuning, if there are any.
     """
+    (head_epoch, _), (finetune_epoch, alpha) = kept
     figure = new_figure(10.5 if line else 8, 6)
     grid = figure.subplots(2, 2 if line else 1, sharex="col", squeeze=False, width_ratios=(2.4, 1) if line else None)
     losses, accuracies = grid[:, 0]
     panels = ((losses, "loss", "train_loss", "val_loss"), (accuracies, "accuracy", "train_accuracy", "accuracy"))
     first, every = 0, [epoch for phase in histories for epoch in phase]
-    for phase, look, kept in zip(histories, LOOKS.values(), selected, strict=True):
-        ring = [epoch.number for epoch in phase].index(kept)
+    for phase, look, (number_kept, _) in zip(histories, LOOKS.values(), kept, strict=True):
+        ring = [epoch.number for epoch in phase].index(number_kept)
         for axes, name, training, validation in panels:
             for series, dashes, face in ((training, ":", "white"), (validation, "-", look.color)):
                 # A series may lack a value: epoch 0 has no training loss.
@@ -74,8 +75,8 @@ def draw_training(
     else:
         losses.set_ylim(0, 1.1 * max(both))
     accuracies.margins(y=0.1)
-    losses.set_title(f"head phase: epoch {selected[0]} kept ◯")
-    losses.set_title("fine-tuning" if 0 < alpha < 1 else f"fine-tuning: epoch {selected[1]} kept ◯", loc="right")
+    losses.set_title(f"head phase: epoch {head_epoch} kept ◯")
+    losses.set_title("fine-tuning" if 0 < alpha < 1 else f"fine-tuning: epoch {finetune_epoch} kept ◯", loc="right")
     use_percent(accuracies, "y")
     accuracies.set_xlabel("epoch of the phase")
     # The numbers begin again at the hand-over.

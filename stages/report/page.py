@@ -262,19 +262,18 @@ def describe_suspects(suspects: list[Suspect], judged: Judged, split: dict[str, 
 
 
 def describe_training(
-    histories: tuple[list[Epoch], list[Epoch]],
-    selected: tuple[int, int],
+    histories: list[list[Epoch]],
+    kept: list[tuple[int, float]],
     params: Params,
     candidates: list[Candidate],
     line: list[Point],
-    alpha: float,
     images: int,
 ) -> list[str]:
     """Say what each phase kept, why it ended, and what its loss counts.
 
-    `histories` and `selected`, the epoch kept, are of both phases; `candidates`: the heads tried, if any were, the kept
-    one first; `line`: the points between start and end of fine-tuning, if they were measured, and `alpha` of the one
-    kept; `images`: number of training images.
+    `histories` and `kept`, what `read_kept` returns, are of both phases; `candidates`: the heads tried, if any were,
+    the kept one first; `line`: the points between start and end of fine-tuning, if they were measured; `images`: number
+    of training images.
     """
     lines, weighted = [], "weighted " * (params.class_weights is not None)
     if candidates:
@@ -284,17 +283,16 @@ def describe_training(
             f"Head phase: of {len(candidates)} heads tried by folds, this one has the lowest {weighted}out-of-fold "
             f"log-loss: {kind} ({number(head.loss)}, accuracy {percent(head.accuracy)}); `candidates.csv` has all."
         )
-    for title, section, epochs, kept in zip(
-        ("Head phase", "Fine-tuning"), ("train_head", "finetune"), histories, selected, strict=True
-    ):
+    titles, sections = ("Head phase", "Fine-tuning"), ("train_head", "finetune")
+    for title, section, epochs, (epoch, alpha) in zip(titles, sections, histories, kept, strict=True):
         phase, last, is_head = getattr(params, section), epochs[-1].number, section == "train_head"
-        what, end, loss = f"epoch {kept} of {last}", "", {epoch.number: epoch.val_loss for epoch in epochs}[kept]
+        what, end, loss = f"epoch {epoch} of {last}", "", {one.number: one.val_loss for one in epochs}[epoch]
         if line and not is_head:
             what, end = f"{alpha:.0%} of the change", f" {number(line[-1].val_loss)} at the end,"
             loss = {point.alpha: point.val_loss for point in line}[alpha]
         start = number(epochs[0].val_loss)
         text = f"kept {what}; {weighted}validation loss {start} at the start,{end} {number(loss)} kept."
-        if not kept:
+        if not epoch:
             text = "kept epoch 0, the head checkpoint: no epoch lowered the validation loss."
         if is_head and candidates:  # the parameters may not be those of the head that was found
             pass

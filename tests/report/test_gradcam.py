@@ -13,7 +13,13 @@ from stages.report.gradcam import enlarge, find_block, grad_cam
 RED = torch.tensor([2.0, -2.0, 1.0])[:, None, None]
 
 
-SIZES = [pytest.param(*one.values, 299 if "inception_v3" in one.values else 224, marks=one.marks) for one in families()]
+# The four are built of the same blocks as others.
+ALIKE = {"googlenet", "mnasnet0_5", "mobilenet_v2", "regnet_y_400mf"}
+SIZES = [
+    pytest.param(arch, 299 if arch == "inception_v3" else 224, marks=pytest.mark.slow if arch in ALIKE else one.marks)
+    for one in families()
+    for arch in one.values
+]
 
 
 def quiet(count: int, size: int, generator: torch.Generator) -> Tensor:

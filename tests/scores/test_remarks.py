@@ -51,18 +51,6 @@ def test_unequal_classes_are_judged_by_balanced_accuracy() -> None:
     assert line.endswith("look at the balanced accuracy, 100.00%.")
 
 
-def test_a_class_of_which_each_image_is_fixed_or_broken_has_an_interval() -> None:
-    # 1 - 4/5 - 1/5 is below 0 in floats.
-    labels = np.repeat([0, 1], [60, 5])
-    before, after = labels.copy(), labels.copy()
-    before[60:64], after[64] = 0, 0
-    values = [np.eye(2)[guesses] * 0.8 + 0.1 for guesses in (before, after)]
-    found = compare_balanced(Predictions([""] * 65, labels, ["good", "flaw"], *values))
-    assert found is not None
-    assert found.gain == pytest.approx(0.3)
-    assert found.gain_low < 0.3 < found.gain_high <= 0.5
-
-
 def test_rare_untested_and_never_predicted_classes_are_named() -> None:
     counts = {"cat": 40, "dog": 30, "owl": 19, "fox": 0}
     lines = remarks(predictions(counts, counts, {"cat": 40, "dog": 0, "owl": 5, "fox": 0}))

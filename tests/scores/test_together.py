@@ -55,22 +55,6 @@ def test_folds_together_are_one_test_of_all_images() -> None:
     assert equal.verdict == equal.loss_verdict == "no evidence"
 
 
-@pytest.mark.slow
-def test_without_a_difference_the_interval_holds_zero_and_no_gain_is_claimed() -> None:
-    chance, holds, claims, loss_claims = np.random.default_rng(1), 0, 0, 0
-    for _ in range(200):
-        runs = {
-            f"{fold}": predictions(f"{fold}", chance.random(80) < 0.9, chance.random(80) < 0.9) for fold in range(5)
-        }
-        together = combine_folds(runs, 0.25)
-        holds += together.gain.accuracy_low <= 0 <= together.gain.accuracy_high
-        claims += together.gain.verdict != "no evidence"
-        loss_claims += together.gain.loss_verdict != "no evidence"
-    assert holds >= 190
-    assert claims <= 10
-    assert loss_claims <= 10
-
-
 def test_folds_that_differ_have_a_wider_interval_and_no_verdict() -> None:
     right = np.zeros(100, dtype=bool)
     after = [np.arange(100) < fixed for fixed in (30, 0, 0)]
