@@ -72,10 +72,8 @@ def main() -> None:
     ranks.leave()
     groups = number_groups(different)
     classes, split = score_classes(predictions), read_summary(metrics / "split.json")
-    leaks, copies = read_table(metrics / "near_duplicates.csv", Leak, "split"), len(test) - len(different)
-    evaluation = evaluate(
-        predictions, groups, classes, split, leaks, copies=copies, identical=identical, watched=not val
-    )
+    leaks = read_table(metrics / "near_duplicates.csv", Leak, "split")
+    evaluation = evaluate(predictions, groups, classes, split, leaks, identical)
     checkpoints = [sha256_of(path) for path in (arguments.head, arguments.finetuned)]
     set_trainable(finetuned, params.finetune.unfreeze)
     write_layers(metrics / "layers" / "finetune", finetuned, description.preprocessing.crop)

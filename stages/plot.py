@@ -21,11 +21,11 @@ from stages.report.figures import (
     draw_training,
 )
 from stages.report.galleries import Album, draw_alike, draw_changed, draw_confused, draw_wrong
-from stages.report.page import compose_report, count_parts, describe_probabilities, describe_suspects, describe_training
+from stages.report.page import compose_report, describe_probabilities, describe_suspects, describe_training
 from stages.report.style import save_figure
 from stages.scores.calibration import Calibrations
 from stages.scores.curves import write_curves
-from stages.scores.evaluation import ClassScores, describe, read_evaluation
+from stages.scores.evaluation import ClassScores, count_parts, describe, read_evaluation
 from stages.scores.predictions import read_predictions
 from stages.scores.suspects import Suspect, judge_all
 from stages.training.history import read_history, read_kept

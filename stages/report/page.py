@@ -9,7 +9,7 @@ from stages.images.index import PARTS, class_counts
 from stages.images.near_duplicates import LOOKED_FOR, Leak
 from stages.report.markdown import Write, bullets, cell, code, first, or_undefined, table
 from stages.scores.calibration import Calibrations, Estimate, describe_coverage
-from stages.scores.evaluation import ClassScores, Evaluation, describe_near_duplicates
+from stages.scores.evaluation import ClassScores, Evaluation, count_parts, describe_near_duplicates
 from stages.scores.folds import Together
 from stages.scores.suspects import Judged, Suspect, estimate_wrong_labels
 from stages.scores.verdict import describe_gain, describe_groups, loss_range
@@ -186,11 +186,6 @@ def _classes(classes: list[ClassScores], titles: dict[str, str]) -> str:
         rows.append([cell(scores.class_name), f"{scores.support:,}", *values])
     header = [title, "test images", *(f"{name}, {titles[model]}" for name, model in columns)]
     return table(header, first(rows, "classes.csv"))
-
-
-def count_parts(split: dict[str, Any]) -> dict[str, int]:
-    """Return the number of images of each part, from the content of `split.json`."""
-    return {part: sum(numbers[part] for numbers in class_counts(split).values()) for part in PARTS}
 
 
 def tabulate_counts(split: dict[str, Any]) -> str:

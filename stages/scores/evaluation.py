@@ -15,7 +15,7 @@ import numpy as np
 from stages.common.cli import run
 from stages.common.files import read_record, write_json, write_record
 from stages.common.format import enumerate_names, number, percent, percent_range, plural, points, points_range, signed
-from stages.images.index import Groups
+from stages.images.index import PARTS, Groups, class_counts
 from stages.images.near_duplicates import LOOKED_FOR, THRESHOLD, Leak
 from stages.scores.metrics import RESAMPLES, Scores, predicted_labels, resample_means, score
 from stages.scores.predictions import Predictions
@@ -89,10 +89,13 @@ def compare_balanced(predictions: Predictions, groups: Groups | None = None) -> 
     return BalancedGain(head, finetuned, finetuned - head, low, high)
 
 
-def find_remarks(
-    classes: Sequence[ClassScores], balanced: BalancedGain | None, split: dict[str, Any], copies: int
-) -> list[str]:
-    """Return lines for the console and the report; none where there is nothing to say."""
+def count_parts(split: dict[str, Any]) -> dict[str, int]:
+    """Return the number of images of each part, from the content of `split.json`."""
+    return {part: sum(numbers[part] for numbers in class_counts(split).values()) for part in PARTS}
+
+
+def find_remarks(classes: Sequence[ClassScores], balanced: BalancedGain | None, split: dict[str, Any]) -> list[str]:
+    """Return lines for the console and the report; none where there is nothing to say. `split`: `split.json`."""
     tested = [scores for scores in classes if scores.support]
     remarks = []
     if balanced is not None:
@@ -113,7 +116,7 @@ def find_remarks(
     ):
         if named:
             remarks.append(f"{what}: {enumerate_names([one.class_name for one in named], _MOST_NAMED)}.")
-    if copies:
+    if copies := count_parts(split)["test"] - sum(scores.support for scores in tested):
         remarks.append(f"{plural(copies, 'test image')} not counted: the bytes are those of another.")
     if rejected := len(split["rejected"]):
         remarks.append(f"{plural(rejected, 'file')} rejected by split: see split.json.")
@@ -185,20 +188,18 @@ def evaluate(
     classes: list[ClassScores],
     split: dict[str, Any],
     leaks: list[Leak],
-    *,
-    copies: int,
     identical: bool,
-    watched: bool,
 ) -> Evaluation:
-    """Return the result of the test; `split` is `split.json`, `copies` how many test images are not counted."""
-    labels, balanced = predictions.labels, compare_balanced(predictions, groups)
+    """Return the result of the test; `split` is `split.json`, `identical` as for `Gain`."""
+    labels, head, finetuned = predictions.labels, predictions.head, predictions.finetuned
+    watched, balanced = not count_parts(split)["val"], compare_balanced(predictions, groups)
     return Evaluation(
-        score(labels, predictions.head, groups),
-        score(labels, predictions.finetuned, groups),
-        compare(labels, predictions.head, predictions.finetuned, groups, identical=identical, watched=watched),
+        score(labels, head, groups),
+        score(labels, finetuned, groups),
+        compare(labels, head, finetuned, groups, identical=identical, watched=watched),
         count_near_duplicates(leaks, predictions, 1 - split.get("flat", 0.0)),
         balanced,
-        find_remarks(classes, balanced, split, copies),
+        find_remarks(classes, balanced, split),
     )
 
 

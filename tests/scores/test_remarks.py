@@ -26,7 +26,8 @@ def predictions(counts: dict[str, int], head: dict[str, int], finetuned: dict[st
 
 
 def remarks(run: Predictions, split: dict[str, list[object]] = NOTHING, copies: int = 0) -> list[str]:
-    return find_remarks(score_classes(run), compare_balanced(run), split, copies)
+    counts = {"train": 1, "val": 1, "test": len(run.labels) + copies}
+    return find_remarks(score_classes(run), compare_balanced(run), split | {"classes": {"all": counts}})
 
 
 def test_unequal_classes_are_judged_by_balanced_accuracy() -> None:
