@@ -72,18 +72,15 @@ def main() -> None:
     ranks.leave()
     groups = number_groups(different)
     classes, split = score_classes(predictions), read_summary(metrics / "split.json")
-    leaks, copies = read_table(metrics / "near_duplicates.csv", Leak, "split"), len(test) - len(different)
-    evaluation = evaluate(
-        predictions, groups, classes, split, leaks, copies=copies, identical=identical, watched=not val
-    )
+    leaks = read_table(metrics / "near_duplicates.csv", Leak, "split")
+    evaluation = evaluate(predictions, groups, classes, split, leaks, identical)
     checkpoints = [sha256_of(path) for path in (arguments.head, arguments.finetuned)]
     set_trainable(finetuned, params.finetune.unfreeze)
     write_layers(metrics / "layers" / "finetune", finetuned, description.preprocessing.crop)
     write_probabilities(arguments.probabilities, predictions)
     write_predictions(metrics / "predictions.csv", predictions)
     write_table(metrics / "classes.csv", ClassScores, classes)
-    judged = judge_all(predictions, arguments.out_of_fold)
-    suspects = find_suspects(judged.paths, judged.labels, judged.probabilities, predictions.classes)
+    suspects = find_suspects(*judge_all(predictions, arguments.out_of_fold), predictions.classes)
     write_table(metrics / "suspects.csv", Suspect, suspects)
     calibrations = measure_calibrations(predictions, temperatures, checkpoints, validation)
     write_record(metrics / "calibration.json", calibrations)

@@ -8,10 +8,7 @@ from stages.common.experiments import read_file, run_missing
 from stages.common.files import write_record, write_table, write_text
 from stages.common.params import load_params
 from stages.images.index import PARTS, class_counts, count_once, number_groups, read_index, read_summary
-from stages.report.figures import draw_runs
-from stages.report.galleries import draw_suspects
 from stages.report.page import compose_runs
-from stages.report.style import save_figure
 from stages.scores.folds import Together, combine_folds, combine_seeds, describe_folds, describe_seeds, join
 from stages.scores.predictions import Predictions, read_predictions
 from stages.scores.suspects import Suspect, estimate_wrong_labels, find_suspects
@@ -44,8 +41,6 @@ def main() -> None:
         wrong = estimate_wrong_labels(pooled.labels, pooled.finetuned)
         suspects = find_suspects(pooled.paths, pooled.labels, pooled.finetuned, pooled.classes)
         write_table(arguments.output / "suspects.csv", Suspect, suspects)
-        if suspects:
-            save_figure(arguments.output / "suspects.png", draw_suspects(suspects, Path(params.data.path)))
         print(f"about {wrong:.0f} of {len(pooled.paths):,} labels may be wrong: {arguments.output}/suspects.csv")
         page = compose_runs("folds", together, describe_folds(together), wrong, suspects)
     else:
@@ -58,7 +53,6 @@ def main() -> None:
         print(describe_seeds(together))
         page = compose_runs("seeds", together, describe_seeds(together), None, [])
     write_record(arguments.output.with_suffix(".json"), together)
-    save_figure(arguments.output / "gain.png", draw_runs("folds" if arguments.seeds is None else "seeds", together))
     write_text(arguments.output / "README.md", page)
     print(f"written to {arguments.output}.json and {arguments.output}/")
 

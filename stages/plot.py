@@ -8,18 +8,24 @@ from stages.common.cli import StageError, run
 from stages.common.device import make_deterministic
 from stages.common.files import read_record, read_table, write_text
 from stages.common.params import Section, load_params
-from stages.images.index import PARTS, class_counts, count_once, read_index, read_summary
+from stages.images.index import PARTS, count_once, read_index, read_summary
 from stages.images.near_duplicates import Leak
 from stages.network.checkpoint import load_checkpoint, require_classes
-from stages.report.figures import draw_numbers
-from stages.report.galleries import Album, draw_images
-from stages.report.markdown import describe_probabilities, describe_suspects, describe_training
-from stages.report.page import compose_report
-from stages.report.probability_figures import describe_losses
+from stages.report.figures import (
+    describe_losses,
+    draw_confusion,
+    draw_coverage,
+    draw_curves,
+    draw_losses,
+    draw_reliability,
+    draw_training,
+)
+from stages.report.galleries import Album, draw_alike, draw_changed, draw_confused, draw_wrong
+from stages.report.page import compose_report, describe_probabilities, describe_suspects, describe_training
 from stages.report.style import save_figure
 from stages.scores.calibration import Calibrations
 from stages.scores.curves import write_curves
-from stages.scores.evaluation import ClassScores, describe, read_evaluation
+from stages.scores.evaluation import ClassScores, count_parts, describe, read_evaluation
 from stages.scores.predictions import read_predictions
 from stages.scores.suspects import Suspect, judge_all
 from stages.training.history import read_history, read_kept
@@ -42,20 +48,18 @@ def main() -> None:
     arguments = parser.parse_args()
     params, metrics = load_params(arguments.params), arguments.metrics
     every = {part: read_index(arguments.index / f"{part}.csv") for part in PARTS}
-    test, predictions = every["test"], read_predictions(arguments.probabilities)
-    entries = count_once(test)
+    entries, predictions = count_once(every["test"]), read_predictions(arguments.probabilities)
     if [entry.path for entry in entries] != predictions.paths:
         problem = f"not the images of {arguments.index}; `dvc repro` makes both again"
         raise StageError(f"{arguments.probabilities}: {problem}")
     evaluation, classes = read_evaluation(metrics), read_table(metrics / "classes.csv", ClassScores, "evaluate")
     pairs = read_table(metrics / "near_duplicates.csv", Leak, "split")
     split = read_summary(metrics / "split.json")
-    histories = (metrics / "train_head", metrics / "finetune")
-    head, finetune = map(read_history, histories)
-    (selected_head, _), (selected_finetune, alpha) = map(read_kept, histories, (head, finetune))
-    selected = (selected_head, selected_finetune)
-    candidates = read_table(histories[0] / "candidates.csv", Candidate, "train_head")
-    line = read_table(histories[1] / "line.csv", Point, "finetune")
+    folders = (metrics / "train_head", metrics / "finetune")
+    histories = list(map(read_history, folders))
+    kept = list(map(read_kept, folders, histories))
+    candidates = read_table(folders[0] / "candidates.csv", Candidate, "train_head")
+    line = read_table(folders[1] / "line.csv", Point, "finetune")
 
     make_deterministic(params.seed)
     network, description = load_checkpoint(arguments.finetuned)
@@ -64,31 +68,37 @@ def main() -> None:
     calibrations = read_record(metrics / "calibration.json", Calibrations, "evaluate")
     identical = evaluation.gain.identical
     drawn = replace(predictions, identical=identical)
-    figures = draw_numbers(drawn, evaluation.scores, (head, finetune), selected, calibrations, (line, alpha))
     by_path = {entry.path: entry for part in every.values() for entry in part}
     alike = [(by_path[one], by_path[other]) for one, other in split["near_duplicates"]]
-    figures |= draw_images(drawn, album, network, alike)
-    captions = {"losses": describe_losses(drawn)}
+    figures = {
+        "training": draw_training(histories, kept, line),
+        "confusion": draw_confusion(drawn),
+        "curves": draw_curves(drawn, evaluation.scores),
+        "reliability": draw_reliability(drawn, calibrations),
+        "coverage": draw_coverage(drawn, calibrations),
+        "losses": draw_losses(drawn),
+        "wrong": draw_wrong(drawn, album, network),
+        "confused": draw_confused(drawn, album),
+        "changed": draw_changed(drawn, album),
+        "alike": draw_alike(alike, album),
+    }
+    missing = {name: figure for name, figure in figures.items() if isinstance(figure, str)}
     for name, figure in figures.items():
         (metrics / "figures" / f"{name}.png").unlink(missing_ok=True)
-        if isinstance(figure, str):
-            captions[name] = figure
-        else:
+        if not isinstance(figure, str):
             save_figure(metrics / "figures" / f"{name}.png", figure)
     write_curves(metrics / "curves", predictions)
-    parts = {part: sum(counts[part] for counts in class_counts(split).values()) for part in PARTS}
-    training = describe_training((head, finetune), selected, params, candidates, line, alpha, parts["train"])
-    copies = len(test) - len(entries)
+    parts = count_parts(split)
+    training = describe_training(histories, kept, params, candidates, line, parts["train"])
     judged = judge_all(predictions, arguments.out_of_fold)
     found = read_table(metrics / "suspects.csv", Suspect, "evaluate")
-    suspects = describe_suspects(found, judged, predictions.classes, split)
-    out_of_fold = len(judged.paths) - len(entries)
+    suspects = describe_suspects(found, judged, split)
+    out_of_fold = len(judged[0]) - len(entries)
     probabilities = describe_probabilities(calibrations, parts["val"], out_of_fold, identical)
     values = {name: getattr(params, name) for name in RECIPE}
     recipe = {name: value.model_dump() if isinstance(value, Section) else value for name, value in values.items()}
-    sentences = (suspects, probabilities, training)
-    drawn_names = [name for name, figure in figures.items() if not isinstance(figure, str)]
-    page = compose_report(evaluation, classes, copies, split, recipe, pairs, *sentences, captions, drawn_names)
+    sentences = (suspects, probabilities, training, describe_losses(drawn))
+    page = compose_report(evaluation, classes, split, recipe, pairs, *sentences, missing)
     write_text(metrics / "report.md", page)
     print(describe(evaluation))
     print(f"report in {metrics / 'report.md'}")

@@ -8,7 +8,7 @@ from typing import get_args
 from tqdm import tqdm
 
 from stages.common.cli import StageError, run
-from stages.common.device import make_deterministic, resolve_device
+from stages.common.device import make_deterministic
 from stages.common.format import plural
 from stages.common.machine import resolve_workers, reuse_freed_memory
 from stages.common.params import Precision
@@ -45,18 +45,13 @@ def main() -> None:
             raise StageError(f"{name}: should be 1 or more, is {value}")
     if not 0 <= arguments.reject <= 1:
         raise StageError(f"--reject: should be a probability from 0 to 1, is {arguments.reject:g}")
-
     if not (folder := Path(arguments.output).parent).is_dir():
         raise StageError(f"--output: there is no folder {folder}; make it first")
 
     paths, others = find_files(arguments.images)
     make_deterministic(0)
     reuse_freed_memory()
-    # "auto" may be a GPU, which is not for ONNX files.
-    device = (
-        "cpu" if arguments.device == "auto" and arguments.checkpoint.suffix.lower() == ".onnx" else arguments.device
-    )
-    classifier = open_classifier(arguments.checkpoint, resolve_device(device), arguments.precision)
+    classifier = open_classifier(arguments.checkpoint, arguments.device, arguments.precision)
     workers = resolve_workers("auto" if arguments.workers is None else arguments.workers)
     top, unreadable = None if arguments.all else arguments.top, 0
     with (
@@ -64,10 +59,9 @@ def main() -> None:
         tqdm(total=len(paths), desc="predicting", unit=" images", disable=None) as progress,
     ):
         for some in load(paths, classifier, arguments.batch_size, workers):
-            values, unlike = classifier.predict(some.images) if len(some.images) else ((), None)
-            predicted = iter(zip(values, [None] * len(values) if unlike is None else unlike.tolist(), strict=True))
+            answers = zip(*classifier.predict(some.images), strict=True) if len(some.images) else iter(())
             for path, problem in zip(some.paths, some.problems, strict=True):
-                write(path, *(next(predicted) if problem is None else (problem, None)))
+                write(path, *(next(answers) if problem is None else (problem, 0.0)))
                 unreadable += problem is not None
             progress.update(len(some.paths))
     left = f"; {plural(others, 'other file')} left out" if others else ""

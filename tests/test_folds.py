@@ -96,8 +96,6 @@ def test_folds_go_on_with_what_is_missing_and_end_in_one_answer(repository: Path
         assert len(list(csv.DictReader(file))) == 4
     page = (repository / "metrics/folds/README.md").read_text()
     assert finished.stdout.splitlines()[-3] in page
-    for name in ("gain.png", "suspects.png"):
-        assert (repository / "metrics/folds" / name).stat().st_size > 5000
     # The user's own files are as they were.
     status = subprocess.run(["git", "status", "--short"], cwd=repository, capture_output=True, text=True, check=True)
     assert status.stdout.split() == ["??", "metrics/"]

@@ -214,6 +214,10 @@ def test_copies_of_a_test_image_change_no_score_and_are_said_to_be_there(
         for original, copy in zip(np.repeat(np.array(entries[:2]), 5), copies, strict=True):
             shutil.copy(finished.path(f"images/{original.path}"), finished.path(f"images/{copy.path}"))
         write_index(test, sorted([*entries, *copies], key=lambda entry: entry.path))
+        split = finished.split_report()
+        for copy in copies:
+            split["classes"][copy.class_name]["test"] += 1
+        finished.path("metrics/split.json").write_text(json.dumps(split))
         capsys.readouterr()
         assert finished.run("evaluate", "plot") == 0
         assert "10 test images not counted: the bytes are those of another." in capsys.readouterr().out

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from stages.deploy.classifier import TorchNetwork
-from stages.deploy.web import answer, as_url, make_site, refuse
+from stages.deploy.web import answer, as_url, make_site
 from stages.images.decode import ImageError, decode_with_facts
 from stages.report.galleries import Pixels, as_pixels, lay_over
 from stages.report.gradcam import enlarge, find_block, grad_cam
@@ -33,20 +32,23 @@ def make_app(classifier: TorchNetwork, hosts: Sequence[str] | None, max_bytes: i
     preprocessing, crop = classifier.preprocessing, classifier.preprocessing.crop
     block = find_block(classifier.network, crop)
 
-    def explain(content: bytes) -> dict[str, Any]:
-        image = decode_with_facts(content, preprocessing.grey_max, preprocessing.least("none")).image
+    def explain(content: bytes) -> Response:
+        try:
+            image = decode_with_facts(content, preprocessing.grey_max, preprocessing.least("none")).image
+        except ImageError as error:
+            return answer(422, problem=str(error))
         images = classifier.transform(image)[None]
-        values, unlike = classifier.predict(images)
-        label = predicted_labels(values)
+        (values,), (unlike,) = classifier.predict(images)
+        label = predicted_labels(values[None])
         (seen,) = as_pixels(images, preprocessing)
         heat = None
         if block is not None:
             maps = grad_cam(classifier.network, images, torch.from_numpy(label), block)
             heat = _draw(lay_over(seen, enlarge(maps, crop).numpy()[0]))
-        order = sorted(range(len(values[0])), key=lambda other: (other != label[0], -values[0, other]))
-        shown = [{"name": classifier.classes[n], "probability": float(values[0, n])} for n in order[:_MOST_SHOWN]]
-        others, novelty = max(len(order) - _MOST_SHOWN, 0), None if unlike is None else float(unlike[0])
-        return {"classes": shown, "unlike": novelty, "others": others, "image": _draw(seen), "heat": heat}
+        order = sorted(range(len(values)), key=lambda other: (other != label[0], -values[other]))
+        shown = [{"name": classifier.classes[n], "probability": float(values[n])} for n in order[:_MOST_SHOWN]]
+        novelty, others = float(unlike) if classifier.tells_unlike else None, len(order) - len(shown)
+        return answer(classes=shown, unlike=novelty, others=others, image=_draw(seen), heat=heat)
 
     # One image at a time, in one thread: each thread of glibc's keeps the memory that it once had. Who has no slot yet
     # is not read.
@@ -60,15 +62,12 @@ def make_app(classifier: TorchNetwork, hosts: Sequence[str] | None, max_bytes: i
                     async for chunk in request.stream():
                         content += chunk
                         if len(content) > max_bytes:
-                            return refuse(f"larger than {max_bytes:,} bytes", 413)
+                            return answer(413, problem=f"larger than {max_bytes:,} bytes")
             except ClientDisconnect:
                 return Response(status_code=400)
             except TimeoutError:
-                return refuse(f"not here after {_PATIENCE} seconds", 408)
-            try:
-                return answer(await asyncio.get_running_loop().run_in_executor(worker, explain, bytes(content)))
-            except ImageError as error:
-                return refuse(str(error), 422)
+                return answer(408, problem=f"not here after {_PATIENCE} seconds")
+            return await asyncio.get_running_loop().run_in_executor(worker, explain, bytes(content))
 
     return make_site("app.html", [Route("/classify", classify, methods=["POST"])], hosts)
 

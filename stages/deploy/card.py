@@ -6,21 +6,20 @@ from typing import Any
 import yaml
 from torch import nn
 
-from stages.common.format import number, percent, percent_range
 from stages.deploy.onnx import describe_resize
-from stages.images.index import PARTS, class_counts
 from stages.images.preprocessing import Preprocessing, margin_colour
 from stages.network.backbones import cut_into_blocks, stock_options, stock_shapes
 from stages.network.checkpoint import Description
 from stages.network.network import Network, Standardize
-from stages.report.markdown import bullets, cell, code, describe_limits, table, tabulate_counts, tabulate_recipe
+from stages.report.markdown import bullets, cell, code
+from stages.report.page import describe_limits, tabulate_counts, tabulate_recipe, tabulate_scores
 from stages.scores.evaluation import Evaluation
 from stages.scores.metrics import Scores
 from stages.scores.verdict import describe_gain
 
 _UNLIKE = (
-    " `unlike`, the second output of `model.onnx`, tells: above 1.0, an image is farther from the training "
-    "images than 99% of the validation images."
+    " `unlike`, the second output of `model.onnx`, tells: above 1.0, an image is farther from the training images "
+    "than 99% of the validation images."
 )
 _PRINT_UNLIKE = 'print(f"unlike: {unlike[0][0]:.4f} (above 1: farther from the training images than 99% of others)")\n'
 _STANDARDIZE = """\
@@ -53,9 +52,7 @@ def compose_card(
     `compared`: how the exported file and the checkpoint agree; `tested`: number of test images, copies counted once;
     `tells_unlike`: the exported file says how unlike the training images an image is.
     """
-    counts = class_counts(split)
-    parts = {part: sum(numbers[part] for numbers in counts.values()) for part in PARTS}
-    limits = describe_limits(evaluation, parts | {"test": tested}, parts["test"] - tested)
+    limits = describe_limits(evaluation, split, tested)
     limits.append("Every image gets one of the classes, also one that shows none of them." + _UNLIKE * tells_unlike)
     if recipe.get("model.weights"):
         recipe = recipe | {"model.weights": Path(recipe["model.weights"]).name}  # not where it is on this machine
@@ -68,11 +65,11 @@ def compose_card(
 
 # {description.arch}, fine-tuned on {cell(data)}
 
-An image classifier for {len(counts):,} classes. It started from {weights}; a new head was trained, {told}
+An image classifier for {len(description.classes):,} classes. It started from {weights}; a new head was trained, {told}
 
 ## Scores
 
-{_scores(evaluation)}
+{tabulate_scores(evaluation)}
 {verdict}
 `model.onnx` was {compared}.
 
@@ -107,8 +104,8 @@ With safetensors and torchvision:
 
 
 def _head(description: Description, data: str, scores: Scores) -> str:
-    metrics = [{"type": "accuracy", "value": round(scores.accuracy, 4)}]
-    metrics.append({"type": "log-loss", "value": round(scores.loss, 4)})
+    values = {"accuracy": scores.accuracy, "log-loss": scores.loss}
+    metrics = [{"type": name, "value": round(value, 4)} for name, value in values.items()]
     task = {"type": "image-classification"}
     result = {"task": task, "dataset": {"name": data, "type": "imagefolder"}, "metrics": metrics}
     head = {
@@ -120,18 +117,6 @@ def _head(description: Description, data: str, scores: Scores) -> str:
     }
     text = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
     return f"---\n# The license is yours to choose: it depends on the images and on the weights.\n{text}---"
-
-
-def _scores(evaluation: Evaluation) -> str:
-    models = list(evaluation.scores.values())
-    rows = [
-        ["accuracy", *(percent(scores.accuracy) for scores in models)],
-        ["95% interval", *(percent_range(scores.accuracy_low, scores.accuracy_high) for scores in models)],
-        ["balanced accuracy", *(percent(scores.balanced_accuracy) for scores in models)],
-        ["log-loss", *(number(scores.loss) for scores in models)],
-        ["expected calibration error", *(percent(scores.ece) for scores in models)],
-    ]
-    return table(["on the test images", *["before fine-tuning", "this model"][-len(models) :]], rows)
 
 
 def onnx_program(preprocessing: Preprocessing, tells_unlike: bool = False) -> str:

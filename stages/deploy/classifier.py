@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from stages.common.cli import StageError, stop_if_interrupted
+from stages.common.device import resolve_device
 from stages.common.format import percent, plural
 from stages.common.params import Precision
 from stages.deploy.onnx import Answer, OnnxNetwork
@@ -31,17 +32,12 @@ _BATCH = 64
 TOLERANCE, _UNLIKE_TOLERANCE = 1e-4, 1e-3
 
 
-class _Both(nn.Module):
+class _Both(nn.Sequential):
     """A classifier whose outputs come after the features."""
-
-    def __init__(self, classifier: nn.Module) -> None:
-        super().__init__()
-        self.classifier, self.features = classifier, Features()
 
     def forward(self, activations: Tensor) -> Tensor:
         # The classifier last: it may begin with a layer that works in place.
-        features = self.features(activations)
-        return torch.cat([features, self.classifier(activations)], dim=1)
+        return torch.cat([Features()(activations), self[0](activations)], dim=1)
 
 
 class TorchNetwork:
@@ -54,7 +50,7 @@ class TorchNetwork:
         self.unlike = read_reference(path)
         self.tells_unlike = self.unlike is not None
         self._temperature, self._outputs = description.temperature, outputs_for(len(self.classes))
-        joined = Network(network.backbone, nn.Sequential(_Both(network.classifier)))
+        joined = Network(network.backbone, _Both(network.classifier))
         set_trainable(joined, 0)
         self._trainer = Trainer(joined, device, precision)
 
@@ -67,21 +63,22 @@ class TorchNetwork:
     def predict(self, images: Tensor) -> Answer:
         """Do what `OnnxNetwork.predict` does, with images that `transform` made."""
         values, features = self.look(images)
-        return values.numpy(), None if self.unlike is None else self.unlike(features).double().numpy()
+        unlike = torch.full((len(values),), torch.nan) if self.unlike is None else self.unlike(features)
+        return values.numpy(), unlike.double().numpy()
 
 
 Classifier = TorchNetwork | OnnxNetwork
 
 
-def open_classifier(path: Path, device: torch.device, precision: Precision) -> Classifier:
+def open_classifier(path: Path, device: str, precision: Precision) -> Classifier:
     """Load a checkpoint (`.safetensors`) or an exported network (`.onnx`); a StageError where it cannot be used."""
     if path.suffix.lower() == ".onnx":
-        if device.type != "cpu" or precision != "float32":
+        if device not in ("auto", "cpu") or precision != "float32":
             raise StageError(f"{path}: computed on the CPU in float32; leave out --device and --precision")
         return OnnxNetwork(path)
     if path.suffix.lower() != ".safetensors":
         raise StageError(f"{path}: should end in .safetensors (a checkpoint) or .onnx")
-    return TorchNetwork(path, device, precision)
+    return TorchNetwork(path, resolve_device(device), precision)
 
 
 def find_files(given: list[Path]) -> tuple[list[str], int]:
@@ -90,24 +87,17 @@ def find_files(given: list[Path]) -> tuple[list[str], int]:
     Raises:
         StageError: one is not there, or a folder cannot be listed or holds no images.
     """
-    paths: list[str] = []
-    others = 0
+    paths, found = [], Collection()
     for path in given:
         if not path.exists():
             raise StageError(f"{path}: no such file or folder")
-        if not path.is_dir():
-            paths.append(str(path))
-            continue
-        found = Collection()
-        inside = [str(path / name) for name in walk(path, "", found)]
-        if found.rejected:
-            folder, problem = next(iter(found.rejected.items()))
+        inside = list(walk(path, "", found)) if path.is_dir() else [""]
+        for folder, problem in found.rejected.items():
             raise StageError(f"{path / folder}: {problem}; make it readable or leave it out")
         if not inside:
             raise StageError(f"{path}: no images in this folder")
-        paths += inside
-        others += sum(file.is_file() for file in path.rglob("*")) - len(inside)
-    return paths, others
+        paths += [str(path / name) for name in inside]
+    return paths, found.ignored.total()
 
 
 @dataclass(frozen=True)
@@ -119,24 +109,22 @@ class Loaded:
     images: Tensor
 
 
-class _Files(Dataset[tuple[Tensor | None, str | None]]):
-    """Each image, transformed, or why it cannot be read."""
+class _Files(Dataset[tuple[str, Tensor | str]]):
+    """The path of each image, and the image, transformed, or why it cannot be read."""
 
     def __init__(self, paths: list[str], classifier: Classifier) -> None:
         # Not the network, which would go to each decoding process.
-        self.paths, self.transform = paths, classifier.transform
-        self.grey_max, self.least = classifier.preprocessing.grey_max, classifier.preprocessing.least("none")
+        self.paths, self.transform, self.preprocessing = paths, classifier.transform, classifier.preprocessing
 
-    def __getitem__(self, position: int) -> tuple[Tensor | None, str | None]:
+    def __getitem__(self, position: int) -> tuple[str, Tensor | str]:
+        path, preprocessing = self.paths[position], self.preprocessing
         try:
-            content = read_image(Path(self.paths[position]))
-            return self.transform(decode_with_facts(content, self.grey_max, self.least).image), None
-        except FileNotFoundError:
-            return None, "no such file"
+            content, least = read_image(Path(path)), preprocessing.least("none")
+            return path, self.transform(decode_with_facts(content, preprocessing.grey_max, least).image)
         except OSError as error:
-            return None, reason(error)
+            return path, "no such file" if isinstance(error, FileNotFoundError) else reason(error)
         except ImageError as error:
-            return None, str(error)
+            return path, str(error)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -144,23 +132,22 @@ class _Files(Dataset[tuple[Tensor | None, str | None]]):
 
 def load(paths: list[str], classifier: Classifier, batch_size: int, workers: int) -> Iterator[Loaded]:
     """Yield images as a network takes them, in batches, in the order of `paths`; `workers`: decoding processes."""
-    loader: DataLoader[tuple[Tensor | None, str | None]] = DataLoader(
+    loader: DataLoader[tuple[str, Tensor | str]] = DataLoader(
         _Files(paths, classifier),
         batch_size,
         num_workers=workers,
         collate_fn=_collate,
         worker_init_fn=leave_interrupts_to_the_main_process,
     )
-    first = 0
-    for images, problems in loaded(loader):
+    for some in loaded(loader):
         stop_if_interrupted()
-        yield Loaded(paths[first : first + len(problems)], problems, images)
-        first += len(problems)
+        yield some
 
 
-def _collate(items: list[tuple[Tensor | None, str | None]]) -> tuple[Tensor, list[str | None]]:
-    images = [image for image, _ in items if image is not None]
-    return torch.stack(images) if images else torch.empty(0), [problem for _, problem in items]
+def _collate(items: list[tuple[str, Tensor | str]]) -> Loaded:
+    images = [image for _, image in items if isinstance(image, Tensor)]
+    problems = [image if isinstance(image, str) else None for _, image in items]
+    return Loaded([path for path, _ in items], problems, torch.stack(images) if images else torch.empty(0))
 
 
 def require_same(original: Classifier, exported: Classifier, root: Path, test: list[Entry], workers: int) -> str:
@@ -171,29 +158,26 @@ def require_same(original: Classifier, exported: Classifier, root: Path, test: l
     """
     paths, answers = [str(root / entry.path) for entry in test], []
     for network in (original, exported):
-        batches = []
-        parts = load(paths, network, _BATCH, workers)
+        batches, parts = [], load(paths, network, _BATCH, workers)
         for some in tqdm(parts, total=-(-len(paths) // _BATCH), desc="comparing", unit=" batches", disable=None):
             for path, problem in zip(some.paths, some.problems, strict=True):
                 if problem is not None:
                     raise StageError(f"{path}: {problem}; bring it back, or run `dvc repro`")
-            values, unlike = network.predict(some.images)
-            batches.append((values, np.zeros(len(values)) if unlike is None else unlike))
+            batches.append(network.predict(some.images))
         answers.append([np.concatenate(part) for part in zip(*batches, strict=True)])
     (before, unlike_before), (after, unlike_after) = answers
-    compared, same = compare(np.array([entry.label for entry in test]), before, after)
-    if not same:
-        raise StageError(f"not exported, for it would be another network: {compared}")
-    if np.abs(unlike_before - unlike_after).max() > _UNLIKE_TOLERANCE:
+    compared = compare(np.array([entry.label for entry in test]), before, after)
+    if np.abs(unlike_before - unlike_after).max() > _UNLIKE_TOLERANCE:  # never where it is not known
         raise StageError("not exported, for `unlike` of the test images would be another number")
     return compared
 
 
-def compare(labels: Labels, original: Probabilities, exported: Probabilities) -> tuple[str, bool]:
-    """Say in a line how two networks' probabilities differ, and whether these may be the same network.
+def compare(labels: Labels, original: Probabilities, exported: Probabilities) -> str:
+    """Say in a line how two networks' probabilities differ.
 
-    Then no probability differs by more than rounding makes, and the only predictions that changed are between classes
-    that the original takes for equally probable: ties.
+    Raises:
+        StageError: it is another network: a probability differs by more than rounding makes, or a prediction changed
+            that is no tie, between classes that the original takes for equally probable.
     """
     before, after = predicted_labels(original), predicted_labels(exported)
     changed = np.flatnonzero(before != after)
@@ -205,4 +189,6 @@ def compare(labels: Labels, original: Probabilities, exported: Probabilities) ->
         f"probability {largest:.1e}, {plural(len(changed), 'prediction')} changed{told}, accuracy "
         f"{percent((before == labels).mean())} and {percent((after == labels).mean())}"
     )
-    return line, largest <= TOLERANCE and len(changed) == ties
+    if not (largest <= TOLERANCE and len(changed) == ties):
+        raise StageError(f"not exported, for it would be another network: {line}")
+    return line

@@ -24,8 +24,8 @@ from stages.network.network import Network
 from stages.network.objective import probabilities
 from stages.training.reference import Features, Unlike
 
-# Probabilities, (n, classes), and how unlike the training images, (n,), where that is known.
-Answer = tuple[NDArray[np.float64], NDArray[np.float64] | None]
+# Probabilities, (n, classes), and how unlike the training images, (n,); NaN where that is not known.
+Answer = tuple[NDArray[np.float64], NDArray[np.float64]]
 _PROJECT = "dvc-finetune"
 # The first with all operators that are needed, and so the one that the most runtimes have.
 _OPSET = 18
@@ -60,7 +60,8 @@ def write_onnx(
     Raises:
         StageError: the network is too large for one file.
     """
-    size = description.preprocessing.crop
+    preprocessing = description.preprocessing
+    size = preprocessing.crop
     if (needed := sum(tensor.nbytes for tensor in network.state_dict().values())) > _MOST_BYTES:
         raise StageError(f"{path}: the network has {needed / 1e9:.1f} GB, an ONNX file at most 2.1; use a smaller one")
     model = _FromBytes(network, description, unlike).eval()
@@ -87,7 +88,6 @@ def write_onnx(
         del part.metadata_props[:]
         part.ClearField("doc_string")
     del exported.metadata_props[:]
-    preprocessing = description.preprocessing
     metadata = {
         "project": _PROJECT,
         "arch": description.arch,
@@ -148,6 +148,6 @@ class OnnxNetwork:
 
     def predict(self, images: Tensor) -> Answer:
         """Return what `Answer` says of images, (n, 3, size, size), that `transform` made."""
-        feed = {"images": images.numpy()}
-        values, *unlike = (np.asarray(one, np.float64) for one in self._session.run(None, feed))
-        return values, unlike[0] if unlike else None
+        outputs = self._session.run(None, {"images": images.numpy()})
+        values, unlike, *_ = (np.asarray(one, np.float64) for one in (*outputs, np.full(len(images), np.nan)))
+        return values, unlike

@@ -14,7 +14,7 @@ from stages.common.cli import StageError
 from stages.scores.metrics import Probabilities, predicted_labels
 
 # Writes one image's row: its path, and its probabilities, (classes,), or why it cannot be read; how unlike it is.
-Row = Callable[[str, Probabilities | str, float | None], None]
+Row = Callable[[str, Probabilities | str, float], None]
 
 
 @contextmanager
@@ -35,33 +35,30 @@ def open_table(
         sys.stdout.reconfigure(errors="surrogateescape", newline="")  # type: ignore[union-attr]
     shown = len(classes) if top is None else min(top, len(classes))
     following = [f"{name}_{place}" for place in range(2, shown + 1) for name in ("prediction", "probability")]
-    columns = [*["unlike"] * tells_unlike, *(classes if top is None else following)]
-    path, errors = Path(output), "surrogateescape"
-    with (
-        nullcontext(sys.stdout)
-        if output == "-"
-        else path.open("w", encoding="utf-8", errors=errors, newline="") as file
-    ):
+    more = [*["unlike"] * tells_unlike, *(classes if top is None else following)]
+    columns = ["path", "prediction", "probability", *more, "problem"]
+    encoding: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+    with nullcontext(sys.stdout) if output == "-" else Path(output).open("w", **encoding) as file:
         writer = csv.writer(file, lineterminator="\n")
         if ending == ".csv":
-            writer.writerow(["path", "prediction", "probability", *columns, "problem"])
+            writer.writerow(columns)
 
-        def write(path: str, answer: Probabilities | str, unlike: float | None) -> None:
+        def write(path: str, answer: Probabilities | str, unlike: float) -> None:
             if isinstance(answer, str):
-                cells: list[Any] = ["", "", *[""] * len(columns), answer]
                 record: dict[str, Any] = {"problem": answer}
+                cells: list[Any] = [*[""] * (len(columns) - 2), answer]
             else:
                 # The label that the scores would count, which on a tie need not be the first of the most probable.
                 label, values = int(predicted_labels(answer[None])[0]), answer.tolist()
                 order = [label, *(other for other in np.argsort(-answer, kind="stable").tolist() if other != label)]
-                rejected = reject > 0 and (values[label] < reject or (unlike or 0) > 1)
+                rejected = reject > 0 and (values[label] < reject or unlike > 1)
                 names = [""] * len(classes) if rejected else classes
-                novelty = {} if unlike is None else {"unlike": unlike}
+                record = {"prediction": names[label], "probability": values[label]}
+                if tells_unlike:
+                    record["unlike"] = float(unlike)
                 pairs = [cell for other in order[1:shown] for cell in (names[other], values[other])]
-                more = values if top is None else pairs
-                cells = [names[label], values[label], *novelty.values(), *more, ""]
-                every = {classes[other]: values[other] for other in order[:shown]}
-                record = {"prediction": names[label], "probability": values[label], **novelty, "probabilities": every}
+                cells = [*record.values(), *(values if top is None else pairs), ""]
+                record["probabilities"] = {classes[other]: values[other] for other in order[:shown]}
             if ending == ".csv":
                 writer.writerow([path, *cells])
             else:

@@ -16,6 +16,7 @@ from stages.network.initial import build_initial
 from stages.network.network import cut
 from stages.network.objective import probabilities, weigh_classes
 from stages.report.style import GREY, LOOKS, new_figure, use_log_axis, use_percent
+from stages.scores.evaluation import align
 from stages.scores.metrics import score
 from stages.training.batches import READ_AT_ONCE, read_all
 from stages.training.features import BATCH, FrozenPrefix, keep
@@ -90,21 +91,12 @@ def measure_speed(prefix: FrozenPrefix) -> float:
 
 def list_backbones(tried: list[Tried]) -> list[str]:
     """Return the lines of a table, in the order given, and below it what was wrong with the others."""
-    rows = [["", "network", "accuracy", "95% interval", "log-loss", "images/s", "MB"]]
-    done = [one for one in tried if not one.problem]
-    for place, one in enumerate(done, start=1):
+    rows = [["   network", "accuracy", "95% interval", "log-loss", "images/s", "MB"]]
+    for place, one in enumerate((one for one in tried if not one.problem), start=1):
         interval = percent_range(one.accuracy_low, one.accuracy_high)
         speed, size = f"{one.images_per_second:,.0f}", f"{one.megabytes:,.0f}"
-        rows.append([f"{place}", one.network, percent(one.accuracy), interval, number(one.loss), speed, size])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if column > 1 else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return [*lines, *(f"{one.network}: {one.problem}" for one in tried if one.problem)]
+        rows.append([f"{place:<2} {one.network}", percent(one.accuracy), interval, number(one.loss), speed, size])
+    return [*align(rows), *(f"{one.network}: {one.problem}" for one in tried if one.problem)]
 
 
 def draw_backbones(tried: list[Tried]) -> Figure:

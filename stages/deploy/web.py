@@ -52,14 +52,9 @@ def make_site(page: str, routes: Sequence[Route], hosts: Sequence[str] | None) -
     return Starlette(routes=[Route("/", show_page), *routes], middleware=middleware)
 
 
-def answer(content: dict[str, Any], status: int = 200) -> Response:
-    """Answer with JSON in ASCII, which also has names of files that are not UTF-8."""
+def answer(status: int = 200, **content: Any) -> Response:  # noqa: ANN401 (any JSON value)
+    """Answer with JSON in ASCII, which also has names of files that are not UTF-8; `problem`: what is wrong."""
     return Response(json.dumps(content, allow_nan=False), status, _HEADERS, "application/json")
-
-
-def refuse(problem: str, status: int) -> Response:
-    """Answer with what is wrong, in words."""
-    return answer({"problem": problem}, status)
 
 
 def as_url(image: Image.Image, kind: str, **options: int) -> str:
@@ -102,13 +97,12 @@ def measure_progress(suspects: Sequence[Suspect], table: Path) -> dict[str, int]
 
     Raises what `read_corrections` does, but the table may be absent.
     """
-    corrections = read_corrections(table) if table.exists() else {}
-    decided = [one for one in suspects if one.path in corrections]
-    dropped = sum(corrections[one.path] == DROP for one in decided)
-    kept = sum(corrections[one.path] == one.label != DROP for one in decided)
-    following = next((number for number, one in enumerate(suspects) if one.path not in corrections), len(suspects))
-    corrected = len(decided) - kept - dropped
-    return {"suspects": len(suspects), "kept": kept, "corrected": corrected, "dropped": dropped, "next": following}
+    given = read_corrections(table) if table.exists() else {}
+    decisions = [given.get(one.path) for one in suspects]
+    kept = sum(decision == one.label != DROP for decision, one in zip(decisions, suspects, strict=True))
+    dropped, total = decisions.count(DROP), len(suspects)
+    counts = {"kept": kept, "corrected": total - decisions.count(None) - kept - dropped, "dropped": dropped}
+    return {"suspects": total, **counts, "next": [*decisions, None].index(None)}
 
 
 def write_correction(table: Path, name: str, correction: str) -> None:
@@ -118,11 +112,11 @@ def write_correction(table: Path, name: str, correction: str) -> None:
         read_corrections(table)
         header, rows = read_csv(table)
     path, place = header.index("path"), header.index("correction")
-    if all(row[path] != name for row in rows):
-        rows.append([name if column == path else "" for column in range(len(header))])
-    for row in rows:
-        if row[path] == name:
-            row[place] = correction
+    if not (own := [row for row in rows if row[path] == name]):
+        own = [[name if column == path else "" for column in range(len(header))]]
+        rows += own
+    for row in own:
+        row[place] = correction
     write_csv(table, header, rows)
 
 
@@ -134,34 +128,30 @@ def make_review(suspects: Sequence[Suspect], root: Path, grey_max: int | None, t
     # Pages from elsewhere cannot read it, and one of an earlier start, with other numbers, has another.
     token = secrets.token_hex()
 
-    def report() -> Response:
-        command = f"dvc exp run -S data.corrections={shlex.quote(str(table))}"
-        return answer({**measure_progress(suspects, table), "token": token, "command": command})
-
     async def show_progress(_: Request) -> Response:
-        return report()
+        command = f"dvc exp run -S data.corrections={shlex.quote(str(table))}"
+        return answer(**measure_progress(suspects, table), token=token, command=command)
 
     def show(request: Request) -> Response:
-        number = request.path_params["number"]
-        if number >= len(suspects):
-            return refuse("no such number", 404)
+        if (number := request.path_params["number"]) >= len(suspects):
+            return answer(404, problem="no such number")
         one = suspects[number]
-        corrections = read_corrections(table) if table.exists() else {}
-        return answer({**asdict(one), **_draw(root / one.path, grey_max), "correction": corrections.get(one.path)})
+        correction = (read_corrections(table) if table.exists() else {}).get(one.path)
+        return answer(**asdict(one) | {"correction": correction}, **_draw(root / one.path, grey_max))
 
     # On the event loop: one decision at a time reads and writes the table.
     async def decide(request: Request) -> Response:
         if request.headers.get("x-token") != token:
-            return refuse("the server has been started again since; reload this page", 403)
+            return answer(403, problem="the server has been started again since; reload this page")
         number, decision = request.path_params["number"], request.path_params["decision"]
         if number >= len(suspects) or decision not in ("keep", "suggestion", "drop"):
-            return refuse("no such number or decision", 404)
+            return answer(404, problem="no such number or decision")
         one = suspects[number]
         write_correction(table, one.path, {"keep": one.label, "suggestion": one.suggestion, "drop": DROP}[decision])
-        return report()
+        return await show_progress(request)
 
     def explain(_: Request, error: Exception) -> Response:
-        return refuse(describe(error) if isinstance(error, OSError) else str(error), 500)
+        return answer(500, problem=describe(error) if isinstance(error, OSError) else str(error))
 
     routes = [
         Route("/progress", show_progress),
@@ -174,7 +164,7 @@ def make_review(suspects: Sequence[Suspect], root: Path, grey_max: int | None, t
     return site
 
 
-def _draw(path: Path, grey_max: int | None) -> dict[str, str]:
+def _draw(path: Path, grey_max: int | None) -> dict[str, Any]:
     try:
         image = decode(read_image(path), grey_max, least=_MOST_PIXELS)
     except (OSError, ImageError) as error:

@@ -1,4 +1,4 @@
-"""The figures of numbers: histories, confusion, curves, several runs; and all of one run together."""
+"""The figures of numbers: histories, confusion, curves, and what a probability is worth."""
 
 import math
 from collections.abc import Sequence
@@ -9,63 +9,50 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from stages.common.format import number, percent, plural
-from stages.report.probability_figures import draw_coverage, draw_losses, draw_reliability
-from stages.report.style import GREY, LOOKS, new_figure, short_names, use_log_axis, use_percent
-from stages.scores.calibration import Calibrations
-from stages.scores.curves import Curve, counted_classes, precision_recall_curves, roc_curves
-from stages.scores.folds import Together
-from stages.scores.metrics import Scores, predicted_labels
-from stages.scores.predictions import Predictions, find_confused
+from stages.common.format import number, percent, plural, probability
+from stages.report.style import GREY, LOOKS, count_on_log_axis, new_figure, short_names, use_log_axis, use_percent, wrap
+from stages.scores.calibration import MOST_WRONG, Calibrations, risk_curve, without_temperature
+from stages.scores.curves import GRID, Curves, counted_classes, precision_recall_curves, roc_curves
+from stages.scores.metrics import CALIBRATION_BINS as BINS
+from stages.scores.metrics import (
+    Floats,
+    Scores,
+    confidence_bins,
+    expected_calibration_error,
+    predicted_labels,
+    wilson_interval,
+)
+from stages.scores.predictions import Predictions, find_confused, image_losses
 from stages.training.history import Epoch
 from stages.training.line import Point
 
-# More classes than these: no numbers in the cells of a confusion matrix, not every class in it.
-_CLASSES_WITH_NUMBERS = 12
-_CLASSES_SHOWN = 40
+# More classes than these: no numbers in the cells of a confusion matrix, no names beside it.
+_CLASSES_WITH_NUMBERS, _CLASSES_WITH_NAMES = 12, 40
 _LOG_RANGE = 30
 # Where both areas are above this, the corner of the curves is enlarged, this wide.
 _ZOOM_FROM, _ZOOM = 0.95, 0.15
-
-
-def draw_numbers(
-    predictions: Predictions,
-    scores: dict[str, Scores],
-    histories: tuple[Sequence[Epoch], Sequence[Epoch]],
-    selected: tuple[int, int],
-    calibrations: Calibrations,
-    line: tuple[Sequence[Point], float],
-) -> dict[str, Figure | str]:
-    """Draw the figures by name, or say why there is none; `histories` and `selected` are of both phases."""
-    return {
-        "training": draw_training(*histories, selected, *line),
-        "confusion": draw_confusion(predictions),
-        "curves": draw_curves(predictions, scores),
-        "reliability": draw_reliability(predictions, calibrations),
-        "coverage": draw_coverage(predictions, calibrations),
-        "losses": draw_losses(predictions),
-    }
+# Below this loss, nats, an image counts as certain; it keeps the axis short.
+_LEAST = 1e-8
+_EDGES = np.linspace(0, 1, BINS + 1)
 
 
 def draw_training(
-    head: Sequence[Epoch],
-    finetune: Sequence[Epoch],
-    selected: tuple[int, int],
-    line: Sequence[Point] = (),
-    alpha: float = 1.0,
+    histories: Sequence[Sequence[Epoch]], kept: Sequence[tuple[int, float]], line: Sequence[Point] = ()
 ) -> Figure:
-    """Draw loss and accuracy of both phases on one axis of epochs, with a ring round the epoch `selected` of each.
+    """Draw loss and accuracy of both phases on one axis of epochs, with a ring round what was `kept` (`read_kept`).
 
-    Beside them the points of the `line` from start to end of fine-tuning, if there are any; that at `alpha` was kept.
+    Beside them the points of the `line` from start to end of fine-tuning, if there are any.
     """
+    (head_epoch, _), (finetune_epoch, alpha) = kept
     figure = new_figure(10.5 if line else 8, 6)
     grid = figure.subplots(2, 2 if line else 1, sharex="col", squeeze=False, width_ratios=(2.4, 1) if line else None)
     losses, accuracies = grid[:, 0]
     panels = ((losses, "loss", "train_loss", "val_loss"), (accuracies, "accuracy", "train_accuracy", "accuracy"))
-    first = 0
-    for phase, look, kept in zip((head, finetune), LOOKS.values(), selected, strict=True):
-        ring = [epoch.number for epoch in phase].index(kept)
+    first, every = 0, [epoch for phase in histories for epoch in phase]
+    for phase, look, (number_kept, _) in zip(histories, LOOKS.values(), kept, strict=True):
+        ring = [epoch.number for epoch in phase].index(number_kept)
         for axes, name, training, validation in panels:
             for series, dashes, face in ((training, ":", "white"), (validation, "-", look.color)):
                 # A series may lack a value: epoch 0 has no training loss.
@@ -74,28 +61,28 @@ def draw_training(
                 marker = {"marker": look.marker, "markersize": 5 if len(phase) <= 30 else 3, "markerfacecolor": face}
                 axes.plot(range(first, first + len(phase)), values, dashes, color=look.color, label=label, **marker)
             # What lies within the line is no epoch.
-            if phase is head or alpha in (0, 1):
+            if not first or alpha in (0, 1):
                 _ring(axes, first + ring, getattr(phase[ring], validation))
             axes.set_ylabel(name)
         first += len(phase)
+    handover = len(histories[0])
     for axes in (losses, accuracies):
         axes.set_xlim(-0.6, first - 0.4)
-        axes.axvline(len(head) - 0.5, color="black", linewidth=1)
-    both = [loss for epoch in (*head, *finetune) for loss in (epoch.train_loss, epoch.val_loss) if loss is not None]
+        axes.axvline(handover - 0.5, color="black", linewidth=1)
+    both = [loss for epoch in every for loss in (epoch.train_loss, epoch.val_loss) if loss is not None]
     if 0 < _LOG_RANGE * min(both) < max(both):
         use_log_axis(losses, "y")
     else:
         losses.set_ylim(0, 1.1 * max(both))
     accuracies.margins(y=0.1)
-    losses.set_title(f"head phase: epoch {selected[0]} kept ◯")
-    losses.set_title("fine-tuning" if 0 < alpha < 1 else f"fine-tuning: epoch {selected[1]} kept ◯", loc="right")
+    losses.set_title(f"head phase: epoch {head_epoch} kept ◯")
+    losses.set_title("fine-tuning" if 0 < alpha < 1 else f"fine-tuning: epoch {finetune_epoch} kept ◯", loc="right")
     use_percent(accuracies, "y")
     accuracies.set_xlabel("epoch of the phase")
     # The numbers begin again at the hand-over.
-    every = [epoch.number for epoch in (*head, *finetune)]
-    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, len(every)) if step * 20 >= len(every))
-    places = [*range(0, len(head), step), *range(len(head), len(every), step)]
-    accuracies.set_xticks(places, [str(every[place]) for place in places])
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, first) if step * 20 >= first)
+    places = [*range(0, handover, step), *range(handover, first, step)]
+    accuracies.set_xticks(places, [str(every[place].number) for place in places])
     if line:
         _draw_line(grid[0, 1], grid[1, 1], line, alpha)
     figure.legend(*losses.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
@@ -105,10 +92,9 @@ def draw_training(
 def _draw_line(losses: Axes, accuracies: Axes, line: Sequence[Point], alpha: float) -> None:
     look = LOOKS["finetuned"]
     for axes, name in ((losses, "val_loss"), (accuracies, "accuracy")):
-        known = [point for point in line if math.isfinite(getattr(point, name))]
-        values = [getattr(point, name) for point in known]
-        axes.plot([point.alpha for point in known], values, color=look.color, marker=look.marker, markersize=5)
-        _ring(axes, alpha, next(value for point, value in zip(known, values, strict=True) if point.alpha == alpha))
+        known = {point.alpha: value for point in line if math.isfinite(value := getattr(point, name))}
+        axes.plot(list(known), list(known.values()), color=look.color, marker=look.marker, markersize=5)
+        _ring(axes, alpha, known[alpha])
         axes.margins(x=0.1, y=0.15)
     losses.set_title(f"on the line: {alpha:.0%} kept ◯")
     accuracies.set_xlabel("part of the change kept")
@@ -122,30 +108,22 @@ def _ring(axes: Axes, place: float, height: float) -> None:
 def draw_confusion(predictions: Predictions) -> Figure:
     """Draw each checkpoint's confusion matrix: rows are true classes, columns predictions, shades fractions of a row.
 
-    With many classes the most frequent confusions are written out below, and with very many only the 40 are drawn that
-    have a part in most mistakes, of whichever checkpoint; a last column has what was taken for any of the others.
+    With many classes the most frequent confusions are written out below; with very many, rows and columns are labels.
     """
     from sklearn.metrics import confusion_matrix
 
     classes = len(predictions.classes)
-    few = classes <= _CLASSES_WITH_NUMBERS
-    drawn = _most_mistaken(predictions, _CLASSES_SHOWN)
-    note = f"drawn: the {len(drawn)} of {classes:,} classes with most mistakes\n" if len(drawn) < classes else ""
-    all_names = short_names(predictions.classes, 22)
-    names = [all_names[label] for label in drawn]
+    few, names = classes <= _CLASSES_WITH_NUMBERS, short_names(predictions.classes, 22)
     # Room for a line of text a class.
-    panel = max(5 if classes <= 3 else 6.2 if few else 7, 2.5 + 0.16 * len(drawn))
+    panel = max(5 if classes <= 3 else 6.2 if few else 7, 2.5 + 0.16 * min(classes, _CLASSES_WITH_NAMES))
     figure = new_figure(1 + max(5, panel - 2) * len(predictions.models), panel)
     panels = figure.subplots(1, len(predictions.models), squeeze=False)[0]
     for axes, (model, probabilities) in zip(panels, predictions.models.items(), strict=True):
         predicted = predicted_labels(probabilities)
         counts = confusion_matrix(predictions.labels, predicted, labels=range(classes))
         totals = counts.sum(axis=1, keepdims=True)
-        shown = counts[np.ix_(drawn, drawn)]
-        if note:
-            shown = np.column_stack([shown, totals[drawn] - shown.sum(axis=1, keepdims=True)])
-        empty = np.broadcast_to(totals[drawn] == 0, shown.shape)
-        shares = np.ma.masked_array(shown / np.maximum(totals[drawn], 1), mask=empty)
+        empty = np.broadcast_to(totals == 0, counts.shape)
+        shares = np.ma.masked_array(counts / np.maximum(totals, 1), mask=empty)
         colors = colormaps["Blues"].with_extremes(bad="#e8e8e8")
         # The root lets single mistakes show beside a full diagonal.
         image = axes.imshow(shares, cmap=colors, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
@@ -159,25 +137,16 @@ def draw_confusion(predictions: Predictions) -> Figure:
                 size, color = 13 if classes <= 3 else 9 if classes <= 8 else 7, "white" if dark else "black"
                 axes.text(column, row, f"{count:,}", ha="center", va="center", size=size, color=color)
         else:
-            axes.set_xlabel(f"predicted\n\n{note}{_most_confused(predictions, model, all_names)}", size=8)
-        columns = names + ["others"] * bool(note)
-        letters = 9 if len(names) <= 10 else 6.5
-        axes.set_xticks(range(len(columns)), columns, size=letters)
-        axes.tick_params("x", rotation=0 if len(names) * max(map(len, names)) <= 48 else 90)
-        axes.set_yticks(range(len(names)), names, size=letters)
+            axes.set_xlabel(f"predicted\n\n{_most_confused(predictions, model, names)}", size=8)
+        if classes <= _CLASSES_WITH_NAMES:
+            letters = 9 if classes <= 10 else 6.5
+            axes.set_xticks(range(classes), names, size=letters)
+            axes.tick_params("x", rotation=0 if classes * max(map(len, names)) <= 48 else 90)
+            axes.set_yticks(range(classes), names, size=letters)
     bar = figure.colorbar(image, ax=panels, shrink=0.7, aspect=30, label="fraction of the true class's images")
     use_percent(bar.ax, "y")
     bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 1])
     return figure
-
-
-def _most_mistaken(predictions: Predictions, most: int) -> list[int]:
-    """Return, in order, the labels of at most so many classes: those most often mistaken or guessed wrongly."""
-    mistakes = np.zeros(len(predictions.classes), dtype=np.int64)
-    for model in predictions.models:
-        for true, guess, found in find_confused(predictions, model):
-            mistakes[[true, guess]] += len(found)
-    return sorted(np.argsort(-mistakes, kind="stable")[:most].tolist())
 
 
 def _most_confused(predictions: Predictions, model: str, names: list[str]) -> str:
@@ -191,8 +160,7 @@ def _most_confused(predictions: Predictions, model: str, names: list[str]) -> st
 def draw_curves(predictions: Predictions, scores: dict[str, Scores]) -> Figure | str:
     """Draw ROC and precision-recall of each checkpoint, their areas, as in `scores`, in the legends."""
     counted, names = counted_classes(predictions), short_names(predictions.classes, 30)
-    roc, precision_recall = roc_curves(predictions), precision_recall_curves(predictions)
-    if roc is None or precision_recall is None:
+    if not counted:
         return "There are no curves: they need test images of two classes."
     figure = new_figure(10, 6)
     left, right = figure.subplots(1, 2)
@@ -200,16 +168,16 @@ def draw_curves(predictions: Predictions, scores: dict[str, Scores]) -> Figure |
     if len(predictions.classes) == 2:
         title = f"positive: {names[1]}"
     share = float(np.mean([np.mean(predictions.labels == label) for label in counted]))
-    for axes, curve, name, area, key in (
-        (left, roc, "ROC", "area", "auroc"),
-        (right, precision_recall, "Precision-recall", "average precision", "average_precision"),
+    for axes, curves, name, area, key in (
+        (left, roc_curves(predictions), "ROC", "area", "auroc"),
+        (right, precision_recall_curves(predictions), "Precision-recall", "average precision", "average_precision"),
     ):
         areas = {model: getattr(scores[model], key) for model in predictions.models}
         for model, value in areas.items():
             label = f"{LOOKS[model].title}, {area} {'undefined' if value is None else number(value)}"
-            _draw_curve(axes, curve, model, label=label, clip_on=False)
+            _draw_curve(axes, curves, model, label=label, clip_on=False)
         if all((value or 0) > _ZOOM_FROM for value in areas.values()):
-            _enlarge_corner(axes, curve, corner=0.0 if axes is left else 1.0)
+            _enlarge_corner(axes, curves, corner=0.0 if axes is left else 1.0)
         if axes is left:
             axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":", label="chance")
         else:
@@ -222,42 +190,169 @@ def draw_curves(predictions: Predictions, scores: dict[str, Scores]) -> Figure |
     return figure
 
 
-def _draw_curve(axes: Axes, curve: Curve, model: str, **more: Any) -> None:  # noqa: ANN401 (of matplotlib)
+def _draw_curve(axes: Axes, curves: Curves, model: str, **more: Any) -> None:  # noqa: ANN401 (of matplotlib)
     look = LOOKS[model]
-    axes.plot(curve.x, curve.y[model], look.line, color=look.color, linewidth=2.2, zorder=look.layer, **more)
+    axes.plot(GRID, curves[model], look.line, color=look.color, linewidth=2.2, zorder=look.layer, **more)
 
 
-def _enlarge_corner(axes: Axes, curve: Curve, corner: float) -> None:
+def _enlarge_corner(axes: Axes, curves: Curves, corner: float) -> None:
     """Show a good curve's corner, at x = 0 or 1 and y = 1, once more: all that differs is there."""
     shown = (-0.005, _ZOOM) if corner == 0 else (1 - _ZOOM, 1.005)
     inset = axes.inset_axes((0.3, 0.32, 0.55, 0.55))
-    for model in curve.y:
-        _draw_curve(inset, curve, model)
+    for model in curves:
+        _draw_curve(inset, curves, model)
     inset.tick_params(labelsize=7)
     inset.set(xticks=np.arange(0, 1.01, 0.05), yticks=np.arange(0, 1.01, 0.05), xlim=shown, ylim=(1 - _ZOOM, 1.005))
     inset.spines[["top", "right"]].set_visible(True)
     axes.indicate_inset_zoom(inset, edgecolor="black")
 
 
-def draw_runs(kind: str, together: Together) -> Figure:
-    """Draw both accuracies of each of several runs, `folds` or `seeds`, and the gain of each with that of all."""
-    names = [run.name for run in together.runs]
-    figure = new_figure(9, 1.6 + 0.32 * len(names))
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    rows = np.arange(len(names))
-    heads, finetuned = ([getattr(run, model) for run in together.runs] for model in ("head", "finetuned"))
-    left.hlines(rows, heads, finetuned, color=GREY, linewidth=1)
-    left.plot(heads, rows, "o", mfc="white", mec="black", label="head phase")
-    left.plot(finetuned, rows, "o", color="black", label="fine-tuned")
-    left.set(yticks=[*rows, len(names)], yticklabels=[*names, "together"], ylim=(len(names) + 0.6, -0.6))
-    left.set_xlabel("accuracy on the test images")
-    left.xaxis.set_major_formatter(lambda value, _: percent(value))
-    left.locator_params(axis="x", nbins=5)
-    left.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
-    right.axvline(0, color=GREY, linewidth=1)
-    right.plot([100 * run.gain for run in together.runs], rows, "o", color="black")
-    gain = together.gain
-    low, middle, high = (100 * value for value in (gain.accuracy_low, gain.accuracy, gain.accuracy_high))
-    right.errorbar([middle], [len(names)], xerr=[[middle - low], [high - middle]], fmt="D", color="black", capsize=3)
-    right.set(xlabel=f"gain, points; together: {'95% interval' if kind == 'folds' else 'mean and range'}")
+def draw_reliability(predictions: Predictions, calibrations: Calibrations) -> Figure:
+    """Draw accuracy over the top probability, in 15 bins, and how many images each has, without and with temperatures.
+
+    Where a checkpoint's probabilities are right, its points lie on the diagonal (Guo et al. 2017,
+    https://arxiv.org/abs/1706.04599). Bars are Wilson's 95% interval: a bin of three images says little.
+    """
+    temperatures = calibrations.temperatures
+    plain = {model: without_temperature(values, temperatures[model]) for model, values in predictions.models.items()}
+    titles = ", ".join(f"{LOOKS[model].title} {temperatures[model]:.2f}" for model in plain)
+    sides = [("Without temperature", plain), (f"With temperature: {titles}", predictions.models)]
+    if set(temperatures.values()) == {1.0}:
+        sides = [("Does a probability mean what it says?", plain)]
+    figure = new_figure(2.2 + 4.8 * len(sides), 6.6)
+    panels = figure.subplots(2, len(sides), sharex=True, sharey="row", height_ratios=(3, 1.2), squeeze=False)
+    for (upper, lower), (title, models) in zip(panels.T, sides, strict=True):
+        offsets = (-0.011, 0.011) if len(models) > 1 else (0.0,)
+        for offset, (model, values) in zip(offsets, models.items(), strict=True):
+            right = predicted_labels(values) == predictions.labels
+            _draw_bins(upper, lower, values.max(axis=1), right, model, offset)
+        upper.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=":", label="perfectly calibrated")
+        upper.set_title(title)
+        upper.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.01))
+        lower.set_xlabel("probability of the predicted class")
+        use_percent(lower, "x")
+    upper, lower = panels[:, 0]
+    lowest = float(_EDGES[np.searchsorted(_EDGES, 1 / len(predictions.classes), "right") - 1])
+    upper.set(ylabel="fraction right", ylim=(-0.03, 1.03), xlim=(lowest - 0.01, 1.01))
+    use_percent(upper, "y")
+    lower.set_ylabel("test images")
+    count_on_log_axis(lower, most=8 * len(predictions.labels))
     return figure
+
+
+def _draw_bins(upper: Axes, lower: Axes, top: Floats, right: NDArray[np.bool_], model: str, offset: float) -> None:
+    """Draw each filled bin's fraction right over its mean probability, and below how many images it has."""
+    look, bins = LOOKS[model], confidence_bins(top)
+    counts = np.bincount(bins, minlength=BINS)
+    places, rates, errors = [], [], []
+    for own in (bins == place for place in np.flatnonzero(counts)):
+        rate, (low, high) = right[own].mean(), wilson_interval(int(right[own].sum()), int(own.sum()))
+        places.append(top[own].mean())
+        rates.append(rate)
+        errors.append((max(rate - low, 0), max(high - rate, 0)))
+    label = f"{look.title}, calibration error {percent(expected_calibration_error(right, top))}"
+    how: dict[str, Any] = {"fmt": look.marker, "color": look.color, "markersize": look.marker_size, "label": label}
+    upper.errorbar(places, rates, np.array(errors).T, zorder=5 - look.layer, elinewidth=1.2, capsize=3, **how)
+    color, hatch = (look.color, None) if model == "finetuned" else ("white", "/////")
+    middles = (_EDGES[:-1] + _EDGES[1:]) / 2 + offset
+    bars = lower.bar(middles, counts, 0.022, color=color, hatch=hatch, edgecolor=look.color)
+    lower.bar_label(bars, [f"{count:,}" if count else "" for count in counts], fontsize=6, rotation=90, padding=2)
+
+
+def draw_coverage(predictions: Predictions, calibrations: Calibrations) -> Figure:
+    """Draw how many mistakes are left when the least sure images are left to a person; ring: by `calibrations`."""
+    figure = new_figure(8, 4.2)
+    axes = figure.subplots()
+    highest = 2 * MOST_WRONG
+    for model, values in predictions.models.items():
+        look = LOOKS[model]
+        _, answered, wrong = risk_curve(predictions.labels, values)
+        # One early mistake is half of two answers: that spike would flatten all else.
+        highest = max(highest, 1.1 * float(wrong[answered > 0.1].max(initial=0)))
+        # The surest image is where the axis begins.
+        answered, wrong = np.append(0, answered), np.append(wrong[0], wrong)
+        axes.plot(answered, wrong, look.line, color=look.color, linewidth=2, zorder=look.layer, label=look.title)
+    axes.axhline(MOST_WRONG, color=GREY, linewidth=1, linestyle=":", label=f"{MOST_WRONG:.0%} of the answers")
+    coverage = calibrations.coverage
+    if coverage.answered:
+        place = (1 - coverage.left, coverage.mistakes / coverage.answered)
+        label = f"{probability(coverage.left)} left to a person, by validation"
+        axes.plot(*place, "o", markersize=12, fillstyle="none", color="black", clip_on=False, zorder=5, label=label)
+    axes.set(xlim=(0, 1.005), ylim=(0, highest))
+    axes.set(xlabel="share of the test images that is answered", ylabel="wrong among the answers")
+    axes.set_title("Error rate against share answered, most confident first")
+    use_percent(axes, "xy")
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
+    return figure
+
+
+def draw_losses(predictions: Predictions) -> Figure:
+    """Draw how the images' log-losses are distributed, and which share of their sum the highest ones have."""
+    losses = {model: image_losses(predictions.labels, values) for model, values in predictions.models.items()}
+    figure = new_figure(10, 5.6 if len(losses) > 1 else 3.6)
+    grid = figure.add_gridspec(len(losses), 2, width_ratios=(1.6, 1))
+    upper = figure.add_subplot(grid[0, 0])
+    panels = [upper, *(figure.add_subplot(grid[row, 0], sharex=upper, sharey=upper) for row in range(1, len(losses)))]
+    lowest, highest = (function(list(losses.values())) for function in (np.min, np.max))
+    low, high = np.floor(np.log10(max(lowest, _LEAST))), np.ceil(np.log10(max(highest, 1)))
+    bins, tallest = np.logspace(low, high, int(high - low) * 5 + 1).tolist(), 1.0
+    side, count = figure.add_subplot(grid[:, 1]), len(predictions.labels)
+    for axes, (model, values) in zip(panels, losses.items(), strict=True):
+        look, mean = LOOKS[model], float(values.mean())
+        heights, *_ = axes.hist(np.maximum(values, _LEAST), bins, color=look.color, edgecolor="white", linewidth=0.5)
+        tallest = max(tallest, float(np.max(heights)))
+        axes.axvline(max(mean, _LEAST), color="black", linestyle="--", linewidth=1.6, label=f"mean {mean:.3g}")
+        if len(predictions.classes) == 2:
+            axes.axvline(np.log(2), color="black", linewidth=1, linestyle=":", label="wrong beyond (probability 50%)")
+        axes.set_ylabel("test images")
+        axes.set_title(f"{look.title}: distribution of the losses")
+        axes.legend(fontsize=8, loc="upper left", handlelength=1.6)
+        axes.tick_params(labelbottom=axes is panels[-1])
+        shares = np.cumsum(np.sort(values)[::-1]) / (values.sum() or 1)
+        marker = look.marker if count < 20 else None
+        (line,) = side.plot(np.arange(1, count + 1), shares, look.line, marker=marker, color=look.color, linewidth=2.2)
+        line.set(zorder=look.layer, label=look.title)
+    # A decade for the legend, and half of one for the numbers of the tallest bar.
+    count_on_log_axis(upper, most=30 * tallest)
+    use_log_axis(upper, "x")
+    clipped = f"; leftmost: {_LEAST:g} or less" if lowest < _LEAST else ""
+    panels[-1].set_xlabel(f"log-loss of an image, nats{clipped}")
+    side.set_title("Share of the loss in the highest-loss images")
+    use_log_axis(side, "x")
+    side.set(xlabel="number of highest-loss images", ylabel="share of the total loss", ylim=(0, 1.02))
+    side.set_xlim(0.9, 1.1 * max(count, 2))
+    use_percent(side, "y")
+    side.legend(loc="lower right", fontsize=8)
+    figure.supxlabel(wrap(describe_losses(predictions), 9.6, 9), x=0.01, ha="left", size=9)
+    return figure
+
+
+def describe_losses(predictions: Predictions) -> str:
+    """Say in lines which images have most of the loss, and whether it rose though accuracy did not fall."""
+    lines, losses, mistakes = [], [], []
+    for model, probabilities in predictions.models.items():
+        title, values = LOOKS[model].title.capitalize(), image_losses(predictions.labels, probabilities)
+        wrong = predicted_labels(probabilities) != predictions.labels
+        losses.append(values)
+        mistakes.append(wrong)
+        count, total = max(1, round(len(values) / 100)), float(values.sum())
+        if total < _LEAST * len(values):
+            lines.append(f"{title}: the mean loss is below {_LEAST:g}.")
+            continue
+        share = probability(float(np.sort(values)[::-1][:count].sum()) / total)
+        worst = "worst image carries" if count == 1 else f"worst 1% ({count} images) carry"
+        part = f"the {plural(int(wrong.sum()), 'mistake')} {probability(float(values[wrong].sum()) / total)}"
+        part = part if wrong.any() else "there are no mistakes"
+        lines.append(f"{title}: the {worst} {share} of the total loss of {plural(len(values), 'image')}; {part}.")
+    if predictions.identical:
+        return "\n".join(lines)
+    (before, after), (wrong_before, wrong) = losses, mistakes
+    by_mistakes, by_others = (float((after - before)[chosen].sum()) / len(wrong) for chosen in (wrong, ~wrong))
+    lines.append(
+        f"Mean loss {before.mean():.4g} → {after.mean():.4g}, accuracy {percent(1 - wrong_before.mean())} → "
+        f"{percent(1 - wrong.mean())}. To the change in mean loss the fine-tuned network's mistakes add "
+        f"{by_mistakes:+.2g}, all other images {by_others:+.2g}."
+    )
+    if after.mean() > before.mean() and wrong.sum() <= wrong_before.sum():
+        lines.append("So the loss rose although no more images are wrong.")
+    return "\n".join(lines)

@@ -1,21 +1,18 @@
-"""The figures of images: what the fine-tuned network gets wrong, what fine-tuning changed, labels believed least."""
+"""The figures of images: what the fine-tuned network gets wrong, what fine-tuning changed, near-duplicates."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from stages.common.format import percent, plural, probability
+from stages.common.format import plural, probability
 from stages.images.batches import read_entry
-from stages.images.decode import ImageError, decode, read_image
 from stages.images.index import Entry
 from stages.images.preprocessing import Preprocessing, make_transform
 from stages.network.network import Network
@@ -23,7 +20,6 @@ from stages.report.gradcam import enlarge, find_block, grad_cam
 from stages.report.style import GREY, new_figure, short_names, shorten, shorten_path, wrap
 from stages.scores.metrics import predicted_labels
 from stages.scores.predictions import Predictions, find_changed, find_confused, find_wrong
-from stages.scores.suspects import Suspect
 
 Pixels = NDArray[np.float32]
 
@@ -32,7 +28,6 @@ _MOST_WRONG = 9
 _MOST_PAIRS, _MOST_OF_A_PAIR = 4, 5  # of classes that are confused, and images of each
 _MOST_CHANGED = 10  # fixed ones, and as many broken ones
 _MOST_ALIKE = 8  # pairs
-_MOST_SUSPECTS = 20
 
 
 @dataclass(frozen=True)
@@ -43,15 +38,15 @@ class Album:
     entries: list[Entry]
     preprocessing: Preprocessing
 
-    def load(self, positions: Sequence[int]) -> torch.Tensor:
-        """Return these images preprocessed, (n, 3, crop, crop); raises what `read_entry` does."""
+    def load(self, entries: Iterable[Entry]) -> torch.Tensor:
+        """Return images preprocessed, (n, 3, crop, crop); raises what `read_entry` does."""
         transform, grey_max = make_transform(self.preprocessing, "none"), self.preprocessing.grey_max
-        entries, least = [self.entries[position] for position in positions], self.preprocessing.least("none")
+        least = self.preprocessing.least("none")
         return torch.stack([transform(read_entry(self.root, entry, grey_max, least)) for entry in entries])
 
     def show(self, positions: Sequence[int]) -> Pixels:
-        """Return these images as they look to the network, (n, crop, crop, 3) in [0, 1]."""
-        return as_pixels(self.load(positions), self.preprocessing)
+        """Return its images as they look to the network, (n, crop, crop, 3) in [0, 1]."""
+        return as_pixels(self.load(self.entries[position] for position in positions), self.preprocessing)
 
 
 def as_pixels(images: torch.Tensor, preprocessing: Preprocessing) -> Pixels:
@@ -61,30 +56,17 @@ def as_pixels(images: torch.Tensor, preprocessing: Preprocessing) -> Pixels:
     return seen
 
 
-def draw_images(
-    predictions: Predictions, album: Album, network: Network, alike: list[tuple[Entry, Entry]]
-) -> dict[str, Figure | str]:
-    """Draw the figures of a run by name, or say why there is none.
-
-    `album` has the test images, in the order of `predictions`; `network` is the fine-tuned one, on the CPU; `alike` are
-    pairs of images of any part that are nearly the same, the least so last.
-    """
-    return {
-        "wrong": draw_wrong(predictions, album, network),
-        "confused": draw_confused(predictions, album),
-        "changed": draw_changed(predictions, album),
-        "alike": draw_alike(alike, album),
-    }
-
-
 def draw_wrong(predictions: Predictions, album: Album, network: Network) -> Figure | str:
-    """Draw the fine-tuned network's mistakes, the most confident first, with Grad-CAM toward what it predicted."""
+    """Draw the fine-tuned network's mistakes, the most confident first, with Grad-CAM toward what it predicted.
+
+    `album` has the images of `predictions`, in that order; `network` is the fine-tuned one, on the CPU.
+    """
     wrong, total = find_wrong(predictions), plural(len(predictions.labels), "image")
     if not wrong:
         return f"The fine-tuned network makes no mistakes on {total}."
     positions = wrong[:_MOST_WRONG]
     predicted = predicted_labels(predictions.finetuned)[positions]
-    images = album.load(positions)
+    images = album.load(album.entries[position] for position in positions)
     pixels, block = as_pixels(images, album.preprocessing), find_block(network, images.shape[-1])
     note = "Without Grad-CAM: at this size of the images, no block has maps of 7 x 7 values."
     if block is not None:
@@ -149,7 +131,7 @@ def draw_changed(predictions: Predictions, album: Album) -> Figure | str:
 
 
 def draw_alike(pairs: list[tuple[Entry, Entry]], album: Album) -> Figure | str:
-    """Draw the pairs that are least nearly the same, side by side: the first to be wrong."""
+    """Draw the pairs that are least nearly the same, which are the last, side by side: the first to be wrong."""
     if not pairs:
         return "No two images are nearly the same."
     shown = pairs[: -_MOST_ALIKE - 1 : -1]
@@ -160,42 +142,21 @@ def draw_alike(pairs: list[tuple[Entry, Entry]], album: Album) -> Figure | str:
         (f"pair {number // 2 + 1}: {shorten(entry.class_name, 20)}", shorten_path(entry.path, 32))
         for number, entry in enumerate(entries)
     ]
-    pixels = replace(album, entries=entries).show(range(len(entries)))
+    pixels = as_pixels(album.load(entries), album.preprocessing)
     return draw_sheet([(title, "", len(entries))], pixels, captions, 4)
-
-
-def draw_suspects(suspects: list[Suspect], root: Path) -> Figure:
-    """Draw images whose labels are believed least, from the folder that their paths are relative to."""
-    images: list[NDArray[Any] | None] = []
-    captions = []
-    for one in suspects[:_MOST_SUSPECTS]:
-        try:
-            image = decode(read_image(root / one.path))
-            image.thumbnail((400, 400))
-            images.append(np.asarray(image))
-        except (OSError, ImageError):
-            images.append(None)
-        says = f"{shorten(one.suggestion, 14)}, {percent(one.suggestion_probability)}"
-        captions.append((f"label: {shorten(one.label, 18)}", f"suggested: {says}", shorten_path(one.path, 26)))
-    title = f"The {plural(len(images), 'label')} that the networks believe least"
-    return draw_sheet([(title, "", len(images))], images, captions, 5)
 
 
 def draw_sheet(
     sections: Sequence[tuple[str, str, int]],
-    images: Iterable[NDArray[Any] | None],
+    images: Iterable[Pixels],
     captions: Sequence[tuple[str, ...]],
     columns: int,
     ratio: float = 1,
 ) -> Figure:
     """Draw sections of images under titles, and lines under each image: the first in bold, the last, its path, small.
 
-    Args:
-        sections: each a title, a note below it or "", and its number of images.
-        images: of all sections; `None`: it is no longer there.
-        captions: as many lines for each.
-        columns: images a row.
-        ratio: width of an image over its height.
+    A section is a title, a note below it or "", and its number of images; `images` are those of all sections;
+    `captions`: as many lines for each; `columns`: images a row; `ratio`: width of an image over its height.
     """
     width = (_WIDTH - _MARGIN) / columns - _MARGIN
     image_height = width / ratio
@@ -205,7 +166,7 @@ def draw_sheet(
     rows = [-(-count // columns) for *_, count in sections]
     height = _MARGIN + sum(heads) + sum(rows) * step
     figure, top, left = new_figure(_WIDTH, height, layout=None), height - _MARGIN, _MARGIN / _WIDTH
-    left_to_draw = iter(zip(images, captions, strict=True))
+    left_to_draw = zip(images, captions, strict=True)
     for (title, note), head, (*_, count), row_count in zip(titles, heads, sections, rows, strict=True):
         figure.text(left, top / height, title, size=11, weight="bold", va="top")
         if note:
@@ -216,21 +177,13 @@ def draw_sheet(
             y = top - (number // columns) * step - image_height
             axes = figure.add_axes((x / _WIDTH, y / height, width / _WIDTH, image_height / height))
             axes.set_axis_off()
-            if image is None:
-                axes.text(0.5, 0.5, "gone", ha="center", va="center", transform=axes.transAxes)
-            else:
-                axes.imshow(image)
-            _write_caption(axes, lines)
+            axes.imshow(image)
+            looks = [("bold", 7.8, "black"), *[("normal", 7.8, "black")] * (len(lines) - 2), ("normal", 6.5, GREY)]
+            for place, (line, (weight, size, color)) in enumerate(zip(lines, looks, strict=True)):
+                text = axes.annotate(line, (0, 0), (0, -3 - 10.8 * place), "axes fraction", "offset points", va="top")
+                text.set(size=size, weight=weight, color=color, annotation_clip=False)
         top -= row_count * step
     return figure
-
-
-def _write_caption(axes: Axes, lines: tuple[str, ...]) -> None:
-    for number, line in enumerate(lines):
-        last = number == len(lines) - 1
-        text = axes.annotate(line, (0, 0), (0, -3 - 10.8 * number), "axes fraction", "offset points", va="top")
-        text.set(size=6.5 if last else 7.8, weight="normal" if number else "bold", color=GREY if last else "black")
-        text.set_annotation_clip(False)
 
 
 def lay_over(pixels: Pixels, heat: NDArray[np.float32]) -> Pixels:

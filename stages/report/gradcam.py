@@ -17,22 +17,18 @@ _LEAST = 7
 def find_block(network: Network, size: int) -> int | None:
     """Return the number of the last block whose maps have 7 x 7 values or more, `None` if there is none."""
     features, found = torch.empty(1, 3, size, size, device="meta"), None
+    # The last two blocks of a network of tokens are its last layer of attention, behind which only the class token
+    # counts, and a LayerNorm.
+    with_maps = len(network.backbone) - 2 * isinstance(network.classifier[0], ClassToken)
     with torch.no_grad():
-        for number, block in enumerate(list(copy.deepcopy(network.backbone).to("meta").eval())[: _last(network) + 1]):
+        for number, block in enumerate(copy.deepcopy(network.backbone[:with_maps]).to("meta").eval()):
             features = block(features)
             if _as_maps(features).shape[-1] >= _LEAST:
                 found = number
     return found
 
 
-def _last(network: Network) -> int:
-    """Return the number of the last block with maps."""
-    # The last two blocks of a network of tokens are its last layer of attention, behind which only the class token
-    # counts, and a LayerNorm.
-    return len(network.backbone) - (3 if isinstance(network.classifier[0], ClassToken) else 1)
-
-
-def grad_cam(network: Network, images: Tensor, classes: Tensor, block: int | None = None) -> Tensor:
+def grad_cam(network: Network, images: Tensor, classes: Tensor, block: int) -> Tensor:
     """Return heat maps, (n, rows, columns) in [0, 1]: 1 where the evidence for the class is strongest in its image.
 
     The maps that leave a block, each channel weighted by the mean gradient of the class's logit with respect to it;
@@ -40,9 +36,8 @@ def grad_cam(network: Network, images: Tensor, classes: Tensor, block: int | Non
     nothing speaks for the class.
 
     `network` is in evaluation mode, on the CPU; `images` are preprocessed, (n, 3, height, width). Of one output, class
-    1 is what raises the logit, 0 what lowers it. `block` is what `find_block` returns; `None`: the last that has maps.
+    1 is what raises the logit, 0 what lowers it. `block` is what `find_block` returns.
     """
-    block = _last(network) if block is None else block
     with torch.no_grad():
         found = network.backbone[: block + 1](images)
     with torch.enable_grad():

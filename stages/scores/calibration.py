@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stages.common.format import percent_range, plural, probability
 from stages.scores.metrics import (
@@ -47,21 +46,22 @@ class Coverage:
     wrong_high: float = 1.0
 
 
-def risk_curve(labels: Labels, probabilities: Probabilities) -> tuple[Floats, Floats]:
-    """Return the shares of images that are answered, ascending, and of these the shares that are wrong, (m,) each.
+def risk_curve(labels: Labels, probabilities: Probabilities) -> tuple[Floats, Floats, Floats]:
+    """Return each distinct highest probability of `probabilities`, (n, classes), descending, and two shares, (m,) each.
 
-    One for each distinct highest probability of `probabilities`, (n, classes): images with that or more are answered.
+    That of the images which have it or more, the answered ones; and of these, that of the wrong ones.
     """
-    wrong, _, last = _ordered(labels, probabilities)
-    answered = np.arange(1, len(wrong) + 1)
-    return answered[last] / len(wrong), (np.cumsum(wrong) / answered)[last]
+    confidence = probabilities.max(axis=1)
+    order = np.argsort(-confidence, kind="stable")
+    wrong, answered = np.cumsum((predicted_labels(probabilities) != labels)[order]), np.arange(1, len(order) + 1)
+    last = np.append(np.diff(confidence[order]) < 0, True)
+    return confidence[order][last], answered[last] / len(order), (wrong / answered)[last]
 
 
 def choose_threshold(labels: Labels, probabilities: Probabilities) -> float | None:
     """Return the lowest probability from which at most 1% of the answers are wrong, `None` if there is none."""
-    wrong, confidence, last = _ordered(labels, probabilities)
-    good = np.flatnonzero(last & (np.cumsum(wrong) <= MOST_WRONG * np.arange(1, len(wrong) + 1)))
-    return float(confidence[good[-1]]) if len(good) else None
+    confidence, _, wrong = risk_curve(labels, probabilities)
+    return min(confidence[wrong <= MOST_WRONG].tolist(), default=None)
 
 
 def measure_coverage(
@@ -76,14 +76,6 @@ def measure_coverage(
     left = wilson_interval(count - answered, count)
     wrong = wilson_interval(mistakes, answered) if answered else (0.0, 1.0)
     return Coverage(threshold, validation, 1 - answered / count, *left, answered, mistakes, *wrong)
-
-
-def _ordered(labels: Labels, probabilities: Probabilities) -> tuple[NDArray[np.bool_], Floats, NDArray[np.bool_]]:
-    """Return, the surest image first: whether it is wrong, how sure, and whether the next one is less sure."""
-    confidence = probabilities.max(axis=1)
-    order = np.argsort(-confidence, kind="stable")
-    last = np.append(np.diff(confidence[order]) < 0, True)
-    return (predicted_labels(probabilities) != labels)[order], confidence[order], last
 
 
 def describe_coverage(coverage: Coverage) -> str:
@@ -126,9 +118,9 @@ class Quality:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A checkpoint's `temperature`, and its probabilities `before` and `after` the logits were divided by it.
+    """A checkpoint's SHA-256 and `temperature`, and its probabilities without (`before`) and with it (`after`).
 
-    `change`: after minus before, on the same resampled images; `checkpoint`: SHA-256 of the file.
+    `change`: after minus before, on the same resampled images.
     """
 
     checkpoint: str
@@ -160,20 +152,17 @@ def measure_calibrations(
 ) -> Calibrations:
     """Measure both checkpoints, from probabilities that their `temperatures` are in.
 
-    `checkpoints`: the SHA-256 of both files; `validation`: labels, (n,), and the fine-tuned checkpoint's probabilities,
-    (n, classes), of validation images.
+    `checkpoints`: the SHA-256 of both; `validation`: labels, (n,), and probabilities, (n, classes).
     """
-    head, finetuned = (
-        measure_calibration(predictions.labels, *of_one)
-        for of_one in zip(predictions.models.values(), temperatures, checkpoints, strict=True)
-    )
+    both = zip(predictions.models.values(), temperatures, checkpoints, strict=True)
+    head, finetuned = (measure_calibration(predictions.labels, *of_one) for of_one in both)
     threshold = choose_threshold(*validation) if len(validation[0]) else None
     coverage = measure_coverage(predictions.labels, predictions.finetuned, threshold, len(validation[0]))
     return Calibrations(head, finetuned, coverage)
 
 
 def measure_calibration(
-    labels: Labels, probabilities: Probabilities, temperature: float, checkpoint: str = ""
+    labels: Labels, probabilities: Probabilities, temperature: float, checkpoint: str
 ) -> Calibration:
     """Measure what a temperature changed, from probabilities (n, classes) that it is in."""
     sides = [without_temperature(probabilities, temperature), probabilities]
@@ -181,8 +170,8 @@ def measure_calibration(
     before, after = (np.stack([image_losses(labels, p), squared_errors(labels, p)], axis=1) for p in sides)
     every = np.concatenate([before, after, after - before], axis=1)
     drawn = np.concatenate([counts @ every for counts in draw_counts(len(labels), np.random.default_rng(0))])
-    rows = np.concatenate([every.mean(axis=0)[None], np.percentile(drawn / len(labels), [2.5, 97.5], axis=0)])
-    estimates = [Estimate(*column) for column in rows.T.tolist()]
+    bounds = np.percentile(drawn / len(labels), [2.5, 97.5], axis=0)
+    estimates = [Estimate(*column) for column in np.vstack([every.mean(axis=0), bounds]).T.tolist()]
     first, second = (expected_calibration_error(predicted_labels(p) == labels, p.max(axis=1)) for p in sides)
     losses, briers, errors = estimates[::2], estimates[1::2], (first, second, second - first)
     return Calibration(checkpoint, temperature, *map(Quality, losses, briers, errors))

@@ -15,7 +15,7 @@ import numpy as np
 from stages.common.cli import run
 from stages.common.files import read_record, write_json, write_record
 from stages.common.format import enumerate_names, number, percent, percent_range, plural, points, points_range, signed
-from stages.images.index import Groups
+from stages.images.index import PARTS, Groups, class_counts
 from stages.images.near_duplicates import LOOKED_FOR, THRESHOLD, Leak
 from stages.scores.metrics import RESAMPLES, Scores, predicted_labels, resample_means, score
 from stages.scores.predictions import Predictions
@@ -47,19 +47,14 @@ def score_classes(predictions: Predictions) -> list[ClassScores]:
     """Return the scores of every class, in the order of their labels."""
     from sklearn.metrics import precision_recall_fscore_support
 
-    scores = []
-    for probabilities in predictions.models.values():
-        precision, recall, _, support = precision_recall_fscore_support(
-            predictions.labels,
-            predicted_labels(probabilities),
-            labels=np.arange(len(predictions.classes)),
-            zero_division=np.nan,
-        )
-        scores += [precision.tolist(), recall.tolist()]
-    return [
-        ClassScores(label, name, count, *(None if math.isnan(value) else value for value in values))
-        for label, (name, count, *values) in enumerate(zip(predictions.classes, support.tolist(), *scores, strict=True))
-    ]
+    scores, every = [], range(len(predictions.classes))
+    for values in predictions.models.values():
+        scores += precision_recall_fscore_support(
+            predictions.labels, predicted_labels(values), labels=every, zero_division=np.nan
+        )[:2]
+    columns = ([None if math.isnan(value) else value for value in column.tolist()] for column in scores)
+    support = np.bincount(predictions.labels, minlength=len(every)).tolist()
+    return list(map(ClassScores, every, predictions.classes, support, *columns))
 
 
 @dataclass(frozen=True)
@@ -82,23 +77,25 @@ def compare_balanced(predictions: Predictions, groups: Groups | None = None) -> 
     tested = np.flatnonzero(counts)
     if counts[tested].max() <= _UNEQUAL * counts[tested].min():
         return None
-    right = [predicted_labels(values) == predictions.labels for values in predictions.models.values()]
+    right = np.stack([predicted_labels(values) == predictions.labels for values in predictions.models.values()])
     changes = np.subtract(right[1], right[0], dtype=np.float64)
-    chance, gains = np.random.default_rng(0), np.zeros(RESAMPLES)
+    chance, gains, recalls = np.random.default_rng(0), np.zeros(RESAMPLES), []
     for label in tested:
         own = predictions.labels == label
         gains += resample_means(changes[own], None if groups is None else groups[own], chance) / len(tested)
-    head, finetuned = (
-        float(np.mean([values[predictions.labels == label].mean() for label in tested])) for values in right
-    )
+        recalls.append(right[:, own].mean(axis=1))
+    head, finetuned = (float(np.mean(own)) for own in zip(*recalls, strict=True))
     low, high = np.percentile(gains, [2.5, 97.5]).tolist()
     return BalancedGain(head, finetuned, finetuned - head, low, high)
 
 
-def find_remarks(
-    classes: Sequence[ClassScores], balanced: BalancedGain | None, split: dict[str, Any], copies: int
-) -> list[str]:
-    """Return lines for the console and the report; none where there is nothing to say."""
+def count_parts(split: dict[str, Any]) -> dict[str, int]:
+    """Return the number of images of each part, from the content of `split.json`."""
+    return {part: sum(numbers[part] for numbers in class_counts(split).values()) for part in PARTS}
+
+
+def find_remarks(classes: Sequence[ClassScores], balanced: BalancedGain | None, split: dict[str, Any]) -> list[str]:
+    """Return lines for the console and the report; none where there is nothing to say. `split`: `split.json`."""
     tested = [scores for scores in classes if scores.support]
     remarks = []
     if balanced is not None:
@@ -112,15 +109,14 @@ def find_remarks(
         remarks.append(
             f"The classes are unequal, {most:,} test images to {least:,}: look at the balanced accuracy, {values}."
         )
-    if never := [scores.class_name for scores in tested if scores.finetuned_precision is None]:
-        remarks.append(f"Never predicted by the fine-tuned network: {enumerate_names(never, _MOST_NAMED)}.")
-    if few := [scores.class_name for scores in tested if scores.support < _FEW]:
-        remarks.append(
-            f"Fewer than {_FEW} test images, which say little of a class: {enumerate_names(few, _MOST_NAMED)}."
-        )
-    if untested := [scores.class_name for scores in classes if not scores.support]:
-        remarks.append(f"Without test images: {enumerate_names(untested, _MOST_NAMED)}.")
-    if copies:
+    for what, named in (
+        ("Never predicted by the fine-tuned network", [one for one in tested if one.finetuned_precision is None]),
+        (f"Fewer than {_FEW} test images, which say little of a class", [one for one in tested if one.support < _FEW]),
+        ("Without test images", [one for one in classes if not one.support]),
+    ):
+        if named:
+            remarks.append(f"{what}: {enumerate_names([one.class_name for one in named], _MOST_NAMED)}.")
+    if copies := count_parts(split)["test"] - sum(scores.support for scores in tested):
         remarks.append(f"{plural(copies, 'test image')} not counted: the bytes are those of another.")
     if rejected := len(split["rejected"]):
         remarks.append(f"{plural(rejected, 'file')} rejected by split: see split.json.")
@@ -147,15 +143,20 @@ def count_near_duplicates(leaks: list[Leak], predictions: Predictions, compared:
     """Count the pairs, and score the models on the test images that are in none; `compared` is only kept."""
     paired = {leak.test for leak in leaks}
     left = np.array([path not in paired for path in predictions.paths])
-    head, finetuned = (
-        float((predicted_labels(probabilities) == predictions.labels)[left].mean()) if left.any() else None
-        for probabilities in (predictions.head, predictions.finetuned)
-    )
+    rights = [(predicted_labels(values) == predictions.labels)[left] for values in predictions.models.values()]
+    head, finetuned = (float(right.mean()) if left.any() else None for right in rights)
     return NearDuplicates(THRESHOLD, len(leaks), len(paired), head, finetuned, compared)
 
 
-def describe_none(found: NearDuplicates) -> str:
-    """Say that there is no pair, as far as was looked."""
+def describe_near_duplicates(found: NearDuplicates, count: int) -> str:
+    """Put the result into one line; `count` is the number of all test images."""
+    if found.pairs:
+        verb = "is" if found.test_images == 1 else "are"
+        line = f"{found.test_images} of {count} test images {verb} nearly the same as a training or validation image"
+        if found.head_accuracy is None or found.finetuned_accuracy is None:
+            return f"{line}."
+        accuracies = f"head {percent(found.head_accuracy)}, fine-tuned {percent(found.finetuned_accuracy)}"
+        return f"{line}; without them: {accuracies}."
     flat = f"{percent(1 - found.compared)} of all images have too little contrast"
     if found.compared < 0.5:
         return f"Whether test images are nearly the same as others is not known: {flat} to be compared."
@@ -163,24 +164,9 @@ def describe_none(found: NearDuplicates) -> str:
     return f"No test image was found to be nearly the same as a training or validation image. {limits}"
 
 
-def describe_near_duplicates(found: NearDuplicates, count: int) -> str:
-    """Put the result into one line; `count` is the number of all test images."""
-    if not found.pairs:
-        return describe_none(found)
-    verb = "is" if found.test_images == 1 else "are"
-    line = f"{found.test_images} of {count} test images {verb} nearly the same as a training or validation image"
-    if found.head_accuracy is None or found.finetuned_accuracy is None:
-        return f"{line}."
-    accuracies = f"head {percent(found.head_accuracy)}, fine-tuned {percent(found.finetuned_accuracy)}"
-    return f"{line}; without them: {accuracies}."
-
-
 @dataclass(frozen=True)
 class Evaluation:
-    """The content of `scores.json`.
-
-    `balanced` is `None` where the classes are not very unequal; `remarks` are sentences.
-    """
+    """The content of `scores.json`; `balanced` is `None` where the classes are not very unequal."""
 
     head: Scores
     finetuned: Scores
@@ -202,20 +188,18 @@ def evaluate(
     classes: list[ClassScores],
     split: dict[str, Any],
     leaks: list[Leak],
-    *,
-    copies: int,
     identical: bool,
-    watched: bool,
 ) -> Evaluation:
-    """Return the result of the test; `split` is `split.json`, the last three as for `find_remarks` and `compare`."""
-    labels, balanced = predictions.labels, compare_balanced(predictions, groups)
+    """Return the result of the test; `split` is `split.json`, `identical` as for `Gain`."""
+    labels, head, finetuned = predictions.labels, predictions.head, predictions.finetuned
+    watched, balanced = not count_parts(split)["val"], compare_balanced(predictions, groups)
     return Evaluation(
-        score(labels, predictions.head, groups),
-        score(labels, predictions.finetuned, groups),
-        compare(labels, predictions.head, predictions.finetuned, groups, identical=identical, watched=watched),
+        score(labels, head, groups),
+        score(labels, finetuned, groups),
+        compare(labels, head, finetuned, groups, identical=identical, watched=watched),
         count_near_duplicates(leaks, predictions, 1 - split.get("flat", 0.0)),
         balanced,
-        find_remarks(classes, balanced, split, copies),
+        find_remarks(classes, balanced, split),
     )
 
 
@@ -250,12 +234,14 @@ def describe(evaluation: Evaluation) -> str:
     if not gain.identical:
         interval = points_range(gain.accuracy_low, gain.accuracy_high)
         rows.append(("gain", points(gain.accuracy), interval, signed(gain.loss)))
-    name_width, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
-    lines = [
-        "  ".join([name.ljust(name_width), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))])
-        for name, *cells in rows
-    ]
-    return "\n".join([*lines, describe_gain(gain), *evaluation.remarks])
+    return "\n".join([*align(rows), describe_gain(gain), *evaluation.remarks])
+
+
+def align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows of cells as lines, the first column to the left, the others to the right."""
+    columns = [[cell.rjust(max(map(len, cells))) for cell in cells] for cells in zip(*rows, strict=True)]
+    columns[0] = [cell.ljust(len(columns[0][0])) for cell, *_ in rows]
+    return ["  ".join(line) for line in zip(*columns, strict=True)]
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ https://doi.org/10.1111/j.1467-9868.2007.00593.x).
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,24 +69,20 @@ def score(labels: Labels, probabilities: Probabilities, groups: Groups | None = 
     _, recall, f1, _ = precision_recall_fscore_support(labels, predicted, labels=numbers, zero_division=np.nan)
     low, high = widen(wilson_interval(int(right.sum()), len(labels)), right.astype(np.float64), groups, 0.0)
     ranked = [(labels == label, probabilities[:, label]) for label in (numbers[1:] if len(numbers) == 2 else numbers)]
-    ranked = [(positive, values) for positive, values in ranked if positive.any()]
+    precisions = [float(average_precision_score(*one)) for one in ranked if one[0].any()]
+    areas = [float(roc_auc_score(*one)) for one in ranked if one[0].any() and not one[0].all()]
     return Scores(
         accuracy=float(right.mean()),
         accuracy_low=low,
         accuracy_high=high,
         balanced_accuracy=float(np.nanmean(recall)),
         loss=float(log_loss(labels, probabilities, labels=numbers)),
-        auroc=_mean_if_any(roc_auc_score(*one) for one in ranked if not one[0].all()),
-        average_precision=_mean_if_any(average_precision_score(*one) for one in ranked),
+        auroc=sum(areas) / len(areas) if areas else None,
+        average_precision=sum(precisions) / len(precisions) if precisions else None,
         f1_macro=float(np.nanmean(f1)),
         brier=float(squared_errors(labels, probabilities).mean()),
         ece=expected_calibration_error(right, probabilities.max(axis=1)),
     )
-
-
-def _mean_if_any(values: Iterable[float]) -> float | None:
-    defined = [float(value) for value in values if not math.isnan(value)]
-    return sum(defined) / len(defined) if defined else None
 
 
 def wilson_interval(successes: int, count: int) -> tuple[float, float]:

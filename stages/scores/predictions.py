@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -18,8 +19,6 @@ from stages.scores.metrics import Floats, Labels, Probabilities, predicted_label
 
 # With more, the table for git does not have every probability: 300 classes and 15,000 images would make it 195 MB.
 MOST_CLASSES = 20
-
-_MODELS = ("head", "finetuned")
 
 Positions = list[int]
 
@@ -52,8 +51,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     and `MODEL_true_probability` instead; the rest is in what `write_probabilities` writes.
     """
     names, columns, every = ["path", "label"], [], np.arange(len(predictions.labels))
-    for model in _MODELS:
-        values: Probabilities = getattr(predictions, model)
+    for model, values in predictions.models.items():
         if len(predictions.classes) <= MOST_CLASSES:
             names += [f"{model}.{name}" for name in predictions.classes]
             columns += values.T.tolist()
@@ -74,13 +72,18 @@ def write_probabilities(path: Path, predictions: Predictions) -> None:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read what `write_probabilities` wrote; raises StageError where it is something else."""
+    """Read what `write_probabilities` wrote; raises what `read_archive` does."""
+    paths, labels, classes, *both = read_archive(path, "paths", "labels", "classes", "head", "finetuned")
+    return Predictions(paths.tolist(), labels, classes.tolist(), *both)
+
+
+def read_archive(path: Path, *names: str) -> list[NDArray[Any]]:
+    """Return arrays of a NumPy archive of predictions; raises StageError where it is something else."""
     try:
         with np.load(path, allow_pickle=False) as content:
-            paths, classes = content["paths"].tolist(), content["classes"].tolist()
-            return Predictions(paths, content["labels"], classes, content["head"], content["finetuned"])
+            return [content[name] for name in names]
     except (BadZipFile, ValueError, KeyError, EOFError, AttributeError) as error:
-        raise StageError(f"{path}: not predictions ({error}); `dvc repro evaluate` writes it again") from error
+        raise StageError(f"{path}: not predictions ({error}); `dvc repro` writes it again") from error
 
 
 def image_losses(labels: Labels, probabilities: Probabilities) -> Floats:
@@ -134,8 +137,7 @@ def _ordered(chosen: NDArray[np.bool_], values: Floats) -> Positions:
 def compare_with_committed(table: Path, predictions: Predictions) -> str | None:
     """Return a sentence on the fine-tuned network's accuracy against that of the last committed result.
 
-    Both count by the labels of now: a label that was corrected is no merit of the network. `None` where there is no
-    such result, none of the same images, or no difference.
+    Both count by the labels of now. `None` where there is no such result, none of the same images, or no difference.
     """
     labels, classes = dict(zip(predictions.paths, predictions.labels.tolist(), strict=True)), predictions.classes
     now = dict(zip(predictions.paths, predicted_labels(predictions.finetuned).tolist(), strict=True))

@@ -78,6 +78,7 @@ def compare(
     if identical:
         low = high = 0.0
     p = None if watched else mcnemar_p(sum_groups(changes, groups).astype(np.int64))
+    seen: Verdict = "no evidence" if p is None or p >= 1 - CONFIDENCE else "better" if fixed > broken else "worse"
     return Gain(
         accuracy=(fixed - broken) / len(labels),
         accuracy_low=low,
@@ -88,21 +89,16 @@ def compare(
         fixed=fixed,
         broken=broken,
         mcnemar_p=p,
-        verdict=None if p is None else judge(fixed - broken if p < 1 - CONFIDENCE else 0),
+        verdict=None if watched else seen,
         loss_verdict=None if watched else judge_loss(of_loss),
         groups=None if groups is None else len(np.unique(groups)),
         identical=identical,
     )
 
 
-def judge(evidence: float) -> Verdict:
-    """Return the verdict for evidence that is above 0 where it speaks for fine-tuning, and 0 where there is none."""
-    return "better" if evidence > 0 else "worse" if evidence < 0 else "no evidence"
-
-
 def judge_loss(bounds: tuple[float, float] | None) -> Verdict:
     """Return the verdict for the interval of the gain in log-loss."""
-    return "no evidence" if bounds is None or bounds[0] <= 0 <= bounds[1] else judge(-bounds[0])
+    return "no evidence" if bounds is None or bounds[0] <= 0 <= bounds[1] else "worse" if bounds[0] > 0 else "better"
 
 
 def mcnemar_p(changes: NDArray[np.int64]) -> float:

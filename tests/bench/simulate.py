@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -200,9 +200,9 @@ def measure_evaluation(count: int, _: Path) -> Measured:
     predictions = Predictions([entry.path for entry in tested], labels, names, *both)
 
     def score() -> None:
-        split: dict[str, list[str]] = {"rejected": [], "notes": []}
-        classes = score_classes(predictions)
-        evaluate(predictions, None, classes, split, [], copies=0, identical=False, watched=False)
+        counts = {"train": count, "val": count, "test": len(labels)}
+        split: dict[str, Any] = {"rejected": [], "notes": [], "classes": {"all": counts}}
+        evaluate(predictions, None, score_classes(predictions), split, [], identical=False)
         measure_calibrations(predictions, (1.1, 1.2), ("", ""), (labels, both[1]))
         find_suspects(predictions.paths, labels, both[1], names)
         estimate_wrong_labels(labels, both[1])

@@ -12,17 +12,14 @@ import pytest
 import torch
 from conftest import ROOT, Project, call_script, make_images
 from PIL import Image
+from small import save_random
 
 from stages import suggest
+from stages.common.files import write_csv
 from stages.deploy import suggestions
 from stages.deploy.classifier import Loaded
 from stages.deploy.suggestions import Pool, choose, collect_pool, uncertainty
 from stages.images.index import PARTS, read_index
-from stages.images.preprocessing import Preprocessing
-from stages.network.backbones import stock_model
-from stages.network.checkpoint import Description, save_checkpoint
-from stages.network.network import build_network
-from stages.training.reference import Unlike, write_reference
 
 
 def pool_of(features: list[list[float]], surety: list[float]) -> Pool:
@@ -32,12 +29,6 @@ def pool_of(features: list[list[float]], surety: list[float]) -> Pool:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     paths = np.array([str(number) for number in range(len(first))], dtype=object)
     return Pool(paths, np.stack([first, 1 - first], axis=1), vectors, np.zeros_like(first))
-
-
-def test_each_crowd_of_uncertain_images_is_asked_about_before_any_twice() -> None:
-    crowds = [[1.0, 0.02 * n, 0, 0] for n in range(6)] + [[0, 1.0, 0.02 * n, 0] for n in range(4)]
-    chosen = choose(pool_of(crowds, [0.5] * 10), np.eye(4, dtype=np.float32)[3:], 3)
-    assert chosen[0] < 6 <= chosen[1]
 
 
 def test_choosing_is_the_greedy_choice_of_the_stated_sum() -> None:
@@ -72,12 +63,7 @@ def project(tmp_path: Path) -> Project:
     """Labelled images, unlabelled ones in another folder, and a network that knows the classes."""
     make_images(tmp_path / "images", classes=("cat", "dog"), count=12)
     project = Project(tmp_path)
-    torch.manual_seed(0)
-    network = build_network(stock_model("mobilenet_v3_small", 64), "pooled", 8, 1, 64).eval()
-    description = Description("mobilenet_v3_small", "pooled", 8, ("cat", "dog"), Preprocessing(crop=64), None, None)
-    save_checkpoint(project.checkpoint("finetuned"), network, description)
-    reference = project.checkpoint("finetuned").with_name("reference.safetensors")
-    write_reference(reference, Unlike(torch.eye(576)[:3], 0.5), project.checkpoint("finetuned"))
+    save_random(project.checkpoint("finetuned"), ("cat", "dog"))
     pool = tmp_path / "images" / "unlabelled" / "deeper"
     pool.mkdir(parents=True)
     for seed in range(5):
@@ -114,10 +100,7 @@ def test_the_filled_in_table_is_the_grown_data_set(
     assert Image.open(table.with_suffix(".png")).size[0] > 500
 
     filled = [row | {"label": row["label"] or "dog"} for row in rows]
-    with table.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(filled)
+    write_csv(table, rows[0], [row.values() for row in filled])
     project.set("data.labels", str(table))
     assert project.run("split") == 0
     assert "may be a split" not in capsys.readouterr().out
@@ -137,24 +120,17 @@ def test_images_that_no_table_of_the_data_set_can_name_are_listed_alone(
     assert [Path(row["path"]).is_file() for row in rows] == [True, True]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "problem"),
-    [
+def test_what_cannot_be_suggested_is_said_in_one_line(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, problem in (
         (["images", "--count", "0"], "--count: should be 1 or more, is 0"),
         (["images", "--output", "list.txt"], "--output: list.txt should end in .csv"),
         (["images/cat"], "no image here is new: 12 files"),
         (["nowhere"], "nowhere: no such file or folder"),
-    ],
-)
-def test_what_cannot_be_suggested_is_said_in_one_line(
-    project: Project,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    problem: str,
-) -> None:
-    assert ask(project, monkeypatch, *arguments) == 1
-    assert problem in capsys.readouterr().err.splitlines()[-1]
+    ):
+        assert ask(project, monkeypatch, *arguments) == 1
+        assert problem in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.slow

@@ -26,12 +26,8 @@ def predictions(counts: dict[str, int], head: dict[str, int], finetuned: dict[st
 
 
 def remarks(run: Predictions, split: dict[str, list[object]] = NOTHING, copies: int = 0) -> list[str]:
-    return find_remarks(score_classes(run), compare_balanced(run), split, copies)
-
-
-def test_equal_classes_that_are_all_predicted_need_no_remark() -> None:
-    counts = {"cat": 50, "dog": 60}
-    assert remarks(predictions(counts, counts, counts)) == []
+    counts = {"train": 1, "val": 1, "test": len(run.labels) + copies}
+    return find_remarks(score_classes(run), compare_balanced(run), split | {"classes": {"all": counts}})
 
 
 def test_unequal_classes_are_judged_by_balanced_accuracy() -> None:
@@ -43,6 +39,10 @@ def test_unequal_classes_are_judged_by_balanced_accuracy() -> None:
     # 10 of 40 fixed: half of the interval of a share of 0.25, by the normal approximation.
     half = 1.96 * np.sqrt(0.25 * 0.75 / 40) / 2
     assert (found.gain_low, found.gain_high) == pytest.approx((0.125 - half, 0.125 + half), abs=0.01)
+    # Of groups, each is one observation.
+    grouped = compare_balanced(run, np.arange(480) // 10)
+    assert grouped is not None
+    assert grouped.gain_low == pytest.approx(0)
     (line,) = remarks(run)
     assert line.startswith(
         "The classes are unequal, 440 test images to 40: look at the balanced accuracy, 75.00% before"
@@ -50,27 +50,6 @@ def test_unequal_classes_are_judged_by_balanced_accuracy() -> None:
     assert compare_balanced(predictions({"good": 400, "flaw": 40}, counts, counts)) is None
     (line,) = remarks(predictions(counts, counts, counts))
     assert line.endswith("look at the balanced accuracy, 100.00%.")
-
-
-def test_a_class_of_which_each_image_is_fixed_or_broken_has_an_interval() -> None:
-    # 1 - 4/5 - 1/5 is below 0 in floats.
-    labels = np.repeat([0, 1], [60, 5])
-    before, after = labels.copy(), labels.copy()
-    before[60:64], after[64] = 0, 0
-    values = [np.eye(2)[guesses] * 0.8 + 0.1 for guesses in (before, after)]
-    found = compare_balanced(Predictions([""] * 65, labels, ["good", "flaw"], *values))
-    assert found is not None
-    assert found.gain == pytest.approx(0.3)
-    assert found.gain_low < 0.3 < found.gain_high <= 0.5
-
-
-def test_balanced_accuracy_takes_groups_as_one_observation() -> None:
-    run = predictions({"good": 440, "flaw": 40}, {"good": 440, "flaw": 20}, {"good": 440, "flaw": 30})
-    alone, grouped = compare_balanced(run), compare_balanced(run, np.arange(480) // 10)
-    assert alone is not None
-    assert grouped is not None
-    assert grouped.gain_low == pytest.approx(0)
-    assert alone.gain_low > 0.05
 
 
 def test_rare_untested_and_never_predicted_classes_are_named() -> None:
@@ -88,6 +67,7 @@ def test_rare_untested_and_never_predicted_classes_are_named() -> None:
 
 def test_what_was_left_out_is_said_where_the_scores_are() -> None:
     counts = {"cat": 50, "dog": 60}
+    assert remarks(predictions(counts, counts, counts)) == []
     split: dict[str, list[object]] = {"rejected": [{}, {}], "notes": ["5 images beside the class folders left out"]}
     assert remarks(predictions(counts, counts, counts), split, 3) == [
         "3 test images not counted: the bytes are those of another.",

@@ -23,7 +23,13 @@ from sklearn.metrics import (
 from stages.images.index import Entry, number_groups
 from stages.scores import evaluation, metrics, verdict
 from stages.scores.evaluation import ClassScores, NearDuplicates, score_classes
-from stages.scores.predictions import Predictions, read_predictions, write_predictions, write_probabilities
+from stages.scores.predictions import (
+    Predictions,
+    image_losses,
+    read_predictions,
+    write_predictions,
+    write_probabilities,
+)
 
 NAMES = ("ant", "bee", "cat", "dog")
 
@@ -77,6 +83,7 @@ def test_scores_are_scikit_learns(classes: int) -> None:
     }
     for name, value in expected.items():
         assert getattr(scores, name) == pytest.approx(value, abs=1e-12), name
+    assert image_losses(labels, values).mean() == pytest.approx(scores.loss, abs=1e-12)
     for label, of_class in enumerate(scores_of_classes(labels, values)):
         hits = int(((predicted == label) & (labels == label)).sum())
         assert (of_class.label, of_class.class_name, of_class.support) == (label, NAMES[label], (labels == label).sum())
@@ -111,8 +118,7 @@ def test_the_paired_interval_is_the_published_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("both", "fixed", "broken", "count"),
-    [(380, 8, 3, 400), (0, 3, 2, 5), (1, 0, 0, 1), (0, 0, 0, 1), (0, 1, 0, 1), (400, 0, 0, 400), (0, 400, 0, 400)],
+    ("both", "fixed", "broken", "count"), [(380, 8, 3, 400), (0, 3, 2, 5), (0, 1, 0, 1), (400, 0, 0, 400)]
 )
 def test_the_paired_interval_holds_the_difference_and_turns_round_with_the_models(
     both: int, fixed: int, broken: int, count: int
@@ -125,15 +131,7 @@ def test_the_paired_interval_holds_the_difference_and_turns_round_with_the_model
 
 
 @pytest.mark.parametrize(
-    ("fixed", "broken", "expected"),
-    [
-        (0, 0, "no evidence"),
-        (5, 0, "no evidence"),
-        (6, 0, "better"),
-        (0, 6, "worse"),
-        (13, 3, "better"),
-        (9, 9, "no evidence"),
-    ],
+    ("fixed", "broken", "expected"), [(5, 0, "no evidence"), (6, 0, "better"), (0, 6, "worse"), (13, 3, "better")]
 )
 def test_the_verdict_is_that_of_mcnemars_exact_test(fixed: int, broken: int, expected: str) -> None:
     labels = np.arange(40) % 2
@@ -189,11 +187,9 @@ def test_probabilities_can_be_better_where_accuracy_is_no_evidence() -> None:
     assert (few.loss_low, few.loss_high, few.loss_verdict) == (None, None, "no evidence")
 
 
-@pytest.mark.parametrize("count", [8, pytest.param(30, marks=pytest.mark.slow)])
-def test_without_a_difference_the_interval_of_the_log_loss_holds_0_in_95_percent_of_cases(count: int) -> None:
-    chance, labels = np.random.default_rng(0), np.zeros(count, dtype=np.int64)
-    gains = [verdict.compare(labels, *(of_losses(chance.exponential(0.5, count)) for _ in range(2)))
-             for _ in range(300)]  # fmt: skip
+def test_without_a_difference_the_interval_of_the_log_loss_holds_0_in_95_percent_of_cases() -> None:
+    chance, labels = np.random.default_rng(0), np.zeros(8, dtype=np.int64)
+    gains = [verdict.compare(labels, *(of_losses(chance.exponential(0.5, 8)) for _ in range(2))) for _ in range(300)]
     # Less three standard deviations.
     assert np.mean([gain.loss_verdict == "no evidence" for gain in gains]) > 0.95 - 3 * math.sqrt(0.05 * 0.95 / 300)
 
@@ -234,23 +230,16 @@ def test_images_in_no_group_are_groups_of_their_own() -> None:
     assert number_groups([entries[1], entries[4]]) is None
 
 
-@pytest.mark.parametrize("images", [3, 100_000, 3_000_000])
-def test_however_many_images_few_resamples_are_in_memory_at_once(images: int) -> None:
-    counts = next(metrics.draw_counts(images, np.random.default_rng(0)))
-    assert counts.size <= max(2_000_000, images)
-    assert set(counts.sum(axis=1)) == {images}
+def test_however_many_images_few_resamples_are_in_memory_at_once() -> None:
+    for images in (3, 100_000, 3_000_000):
+        counts = next(metrics.draw_counts(images, np.random.default_rng(0)))
+        assert counts.size <= max(2_000_000, images)
+        assert set(counts.sum(axis=1)) == {images}
 
 
-def test_shuffled_labels_score_as_chance() -> None:
-    labels = np.arange(4000) % 2
-    values = make_model(labels, 2, 3.0, 4)
-    assert metrics.score(labels, values).accuracy > 0.95
-    shuffled = np.random.default_rng(5).permutation(labels)
-    scores = metrics.score(shuffled, values)
-    # Four standard deviations of chance.
-    assert scores.accuracy == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(4000))
-    assert scores.auroc == pytest.approx(0.5, abs=4 / math.sqrt(12 * 1000))
-    assert scores.accuracy_low < 0.5 < scores.accuracy_high
+def test_the_loss_of_an_image_keeps_the_digits_of_certainty() -> None:
+    losses = image_losses(np.array([0, 1, 1]), np.array([[1.0, 1e-20], [1.0, 0.0], [0.0, 1.0]]))
+    assert losses == pytest.approx([1e-20, -np.log(np.finfo(float).eps), 0], rel=1e-9)
 
 
 def test_what_is_undefined_is_null_and_never_zero_or_nan() -> None:
@@ -269,6 +258,8 @@ def test_what_is_undefined_is_null_and_never_zero_or_nan() -> None:
     assert scores.balanced_accuracy == pytest.approx((0.5 + 0) / 2)
     assert scores.f1_macro == pytest.approx((0.5 + 0 + 0) / 3)
     assert scores.auroc == pytest.approx(np.mean([roc_auc_score([1, 1, 0], [1, 0, 1]), 0.5]))
+    scores = metrics.score(np.array([0, 0]), certain([0, 1], 2))
+    assert (scores.auroc, scores.average_precision) == (None, None)
 
 
 @pytest.mark.parametrize("classes", [2, 4])
@@ -287,44 +278,7 @@ def test_a_single_image_can_be_scored(classes: int, right: bool) -> None:
     assert gain.verdict == "no evidence"
 
 
-def test_without_an_image_of_class_one_two_classes_have_no_ranking_scores() -> None:
-    scores = metrics.score(np.array([0, 0]), certain([0, 1], 2))
-    assert scores.auroc is None
-    assert scores.average_precision is None
-
-
-@pytest.mark.parametrize("classes", [2, 4])
-def test_perfect_and_useless_models_are_scored(classes: int) -> None:
-    labels = np.arange(4 * classes) % classes
-    perfect = metrics.score(labels, certain(list(labels), classes))
-    for name in ("accuracy", "accuracy_high", "balanced_accuracy", "auroc", "average_precision", "f1_macro"):
-        assert getattr(perfect, name) == pytest.approx(1), name
-    for name in ("loss", "brier", "ece"):
-        assert getattr(perfect, name) == pytest.approx(0, abs=1e-12), name
-    assert perfect.accuracy_low < 1
-    useless = metrics.score(labels, np.full((len(labels), classes), 1 / classes))
-    assert useless.accuracy == pytest.approx(1 / classes)
-    assert useless.auroc == pytest.approx(0.5)
-    assert useless.loss == pytest.approx(math.log(classes))
-    wrong = metrics.score(labels, certain(list((labels + 1) % classes), classes))
-    assert wrong.accuracy == wrong.accuracy_low == wrong.f1_macro == 0
-    assert math.isfinite(wrong.loss)
-    assert wrong.ece == pytest.approx(1)
-
-
-GAIN = verdict.Gain(
-    accuracy=0.025,
-    accuracy_low=0.009,
-    accuracy_high=0.0476,
-    loss=-0.01,
-    loss_low=-0.02,
-    loss_high=0.001,
-    fixed=13,
-    broken=3,
-    mcnemar_p=0.0213,
-    verdict="better",
-    loss_verdict="no evidence",
-)
+GAIN = verdict.Gain(0.025, 0.009, 0.0476, -0.01, -0.02, 0.001, 13, 3, 0.0213, "better", "no evidence")
 
 
 @pytest.mark.parametrize(
@@ -336,16 +290,9 @@ GAIN = verdict.Gain(
             "probabilities: no evidence, log-loss -0.0100 (-0.0200 to +0.0010).",
         ),
         (
-            {"verdict": "worse", "accuracy": -0.1, "accuracy_low": -0.15, "accuracy_high": -0.05, "mcnemar_p": 1e-7,
-             "loss_verdict": "better", "loss_high": -0.005, "groups": 40},
-            "Accuracy: worse, -10.00 points (95% interval -15.00 to -5.00, p < 0.001; 13 images fixed, 3 broken); "
-            "probabilities: better, log-loss -0.0100 (-0.0200 to -0.0050); by 40 whole groups.",
-        ),
-        (
-            {"verdict": "no evidence", "accuracy": -0.00001, "fixed": 1, "broken": 1, "mcnemar_p": 1.0,
-             "loss_low": None, "loss_high": None},
-            "Accuracy: no evidence, +0.00 points (95% interval +0.90 to +4.76, p = 1.000; 1 image fixed, 1 broken); "
-            "probabilities: no evidence, log-loss -0.0100 (no interval of fewer than 6 images).",
+            {"verdict": "worse", "accuracy": -0.00001, "fixed": 1, "mcnemar_p": 1e-7, "groups": 40, "loss_low": None},
+            "Accuracy: worse, +0.00 points (95% interval +0.90 to +4.76, p < 0.001; 1 image fixed, 3 broken); "
+            "probabilities: no evidence, log-loss -0.0100 (no interval of fewer than 6 groups); by 40 whole groups.",
         ),
         (
             {"verdict": None, "loss_verdict": None, "mcnemar_p": None},
@@ -363,7 +310,7 @@ def test_the_verdict_is_put_into_one_plain_sentence(changes: dict[str, object], 
     assert verdict.describe_gain(replace(GAIN, **changes)) == expected
 
 
-@pytest.mark.parametrize("classes", [2, 20, 21, 300])
+@pytest.mark.parametrize("classes", [20, 21])
 def test_predictions_are_read_as_they_were_written_however_many_classes(classes: int, tmp_path: Path) -> None:
     labels = np.arange(50) % classes
     written = Predictions(
@@ -387,14 +334,10 @@ def test_predictions_are_read_as_they_were_written_however_many_classes(classes:
         assert np.array_equal(getattr(read, name), getattr(written, name)), name
 
 
-def made_up_evaluation() -> evaluation.Evaluation:
+def test_the_table_is_aligned_and_the_verdict_stands_below_and_one_network_has_one_line() -> None:
     labels = np.arange(20) % 2
     scores = metrics.score(labels, make_model(labels, 2, 1.0, 6))
-    return evaluation.Evaluation(scores, scores, GAIN, NearDuplicates(0.9, 0, 0, 0.5, None))
-
-
-def test_the_table_is_aligned_and_the_verdict_stands_below() -> None:
-    result = made_up_evaluation()
+    result = evaluation.Evaluation(scores, scores, GAIN, NearDuplicates(0.9, 0, 0, 0.5, None))
     *lines, last = evaluation.describe(result).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert [line.split("  ")[0] for line in lines[1:]] == ["head", "fine-tuned", "gain"]
@@ -402,11 +345,7 @@ def test_the_table_is_aligned_and_the_verdict_stands_below() -> None:
     assert "+2.50 points" in lines[3]
     assert "-0.0100" in lines[3]
     assert last == verdict.describe_gain(GAIN)
-
-
-def test_the_same_network_has_one_line_of_scores_and_one_of_advice() -> None:
-    result = made_up_evaluation()
     same = replace(result, gain=replace(GAIN, identical=True))
-    _, scores, advice = evaluation.describe(same).splitlines()
-    assert scores.startswith(f"both  Test accuracy: {result.finetuned.accuracy:.2%}")
+    _, line, advice = evaluation.describe(same).splitlines()
+    assert line.startswith(f"both  Test accuracy: {result.finetuned.accuracy:.2%}")
     assert advice == verdict.describe_gain(same.gain)
