@@ -92,7 +92,7 @@ def main() -> None:
     training = describe_training(histories, kept, params, candidates, line, parts["train"])
     judged = judge_all(predictions, arguments.out_of_fold)
     found = read_table(metrics / "suspects.csv", Suspect, "evaluate")
-    suspects = describe_suspects(found, judged, split)
+    suspects = describe_suspects(found, judged, predictions.classes, split)
     out_of_fold = len(judged[0]) - len(entries)
     probabilities = describe_probabilities(calibrations, parts["val"], out_of_fold, identical)
     values = {name: getattr(params, name) for name in RECIPE}

@@ -1,5 +1,6 @@
 """The report: the whole run on one page of Markdown, for a git host; the page of several runs; what cards share."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from stages.common.format import number, p_value, percent, percent_range, plural, points, points_range, signed
@@ -11,7 +12,7 @@ from stages.report.markdown import Write, bullets, cell, code, first, or_undefin
 from stages.scores.calibration import Calibrations, Estimate, describe_coverage
 from stages.scores.evaluation import ClassScores, Evaluation, count_parts, describe_near_duplicates
 from stages.scores.folds import Together
-from stages.scores.suspects import Judged, Suspect, estimate_wrong_labels
+from stages.scores.suspects import Judged, Suspect, estimate_wrong_labels, find_inseparable
 from stages.scores.verdict import describe_gain, describe_groups, loss_range
 from stages.training.history import Epoch, out_of_patience, still_falling
 from stages.training.line import Point
@@ -231,8 +232,8 @@ def titles_of(identical: bool) -> dict[str, str]:
     return {"finetuned": "both checkpoints"} if identical else {"head": "head phase", "finetuned": "fine-tuned"}
 
 
-def describe_suspects(suspects: list[Suspect], judged: Judged, split: dict[str, Any]) -> str:
-    """Return contradicted labels, and those that are believed least."""
+def describe_suspects(suspects: list[Suspect], judged: Judged, classes: Sequence[str], split: dict[str, Any]) -> str:
+    """Return contradicted labels, those that are believed least, and the classes that are hardly told apart."""
     paths, labels, probabilities = judged
     everywhere = len(paths) > count_parts(split)["test"]
     of = "" if everywhere else " Of the test images alone; `make folds` looks at all images."
@@ -252,6 +253,12 @@ def describe_suspects(suspects: list[Suspect], judged: Judged, split: dict[str, 
     if everywhere:
         paragraphs.append(
             "Test images are judged by the fine-tuned network, the others by heads that were trained without them."
+        )
+    if pairs := find_inseparable(judged, classes)[:_MANY_CLASSES]:
+        named = [f"{cell(one)} and {cell(other)} ({percent(apart)})" for one, other, apart in pairs]
+        paragraphs.append(
+            "Classes that are hardly told apart, with how often the right one of the two is more probable: "
+            f"{', '.join(named)}. Are they one class, or their labels mixed up?"
         )
     return "\n\n".join([*paragraphs, tabulate_suspects(suspects)])
 

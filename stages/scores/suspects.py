@@ -14,6 +14,8 @@ from stages.scores.predictions import Predictions, read_archive
 
 _MOST_LISTED = 1000
 _DECIMALS = 4
+# Two classes that are told apart in fewer cases than this (half of them by tossing a coin), with so many images each.
+_HARDLY_APART, _ENOUGH = 0.65, 10
 
 
 # Images with probabilities of networks that were not trained on them: paths, labels (n,), (n, classes).
@@ -30,6 +32,22 @@ def judge_all(predictions: Predictions, out_of_fold: Path) -> Judged:
         return predictions.paths, predictions.labels, predictions.finetuned
     both = np.concatenate([predictions.finetuned, probabilities])
     return [*predictions.paths, *paths.tolist()], np.concatenate([predictions.labels, labels]), both
+
+
+def find_inseparable(judged: Judged, classes: Sequence[str]) -> list[tuple[str, str, float]]:
+    """Return pairs of classes that are hardly told apart, the worst first, with how often they are.
+
+    That is the mean over both classes of the fraction of images whose own class is more probable than the other one.
+    """
+    _, labels, probabilities = judged
+    wins = np.full((len(classes), len(classes)), np.nan)
+    for label in range(len(classes)):
+        own = probabilities[labels == label]
+        if len(own) >= _ENOUGH:
+            wins[label] = (own[:, label, None] > own).mean(axis=0)
+    apart = (wins + wins.T) / 2
+    found = [(classes[a], classes[b], float(apart[a, b])) for a, b in np.argwhere(np.triu(apart < _HARDLY_APART, 1))]
+    return sorted(found, key=lambda pair: pair[2])
 
 
 @dataclass(frozen=True)

@@ -173,12 +173,12 @@ def test_the_labels_that_are_believed_least_are_listed() -> None:
     probabilities = np.array([[0.01, 0.99]] * 3 + [[0.99, 0.01]] * 37 + [[0.02, 0.98]] * 40)
     judged = [str(number) for number in range(80)], np.array([0] * 40 + [1] * 40), probabilities
     split = {"rejected": [], "classes": {"cat": {"train": 0, "val": 0, "test": 80}}}
-    text = describe_suspects(suspects, judged, split)
+    text = describe_suspects(suspects, judged, ["cat", "dog"], split)
     assert text.startswith("25 images where the network prefers another label; about 3 of 80 labels may be wrong")
     assert "`make folds` looks at all images" in text
     assert row(text, "cat/0") == ["cat/0\\|.jpg", "cat", "0.0100", "dog", "0.9900"]
     assert row(text, "... ")[0] == "... 5 more in `suspects.csv`"
-    assert "disagrees with no label" in describe_suspects([], judged, split)
+    assert "disagrees with no label" in describe_suspects([], judged, ["cat", "dog"], split)
 
 
 def test_labels_of_images_out_of_fold_and_contradictions_are_listed_too() -> None:
@@ -189,11 +189,13 @@ def test_labels_of_images_out_of_fold_and_contradictions_are_listed_too() -> Non
         {"path": "cat/c.jpg", "reason": "cannot be read"},
     ]
     split = {"rejected": rejected, "classes": {"cat": {"train": 5, "val": 5, "test": 20}}}
-    text = describe_suspects([Suspect("cat/1", "cat", 0.4, "dog", 0.6)], judged, split)
+    text = describe_suspects([Suspect("cat/1", "cat", 0.4, "dog", 0.6)], judged, ["cat", "dog"], split)
     assert text.startswith("These images have two labels each, and are left out:\n\n|")
     assert row(text, "cat/a")[1].startswith("same bytes as dog/b.jpg")
     assert "cannot be read" not in text
     assert "make folds" not in text
+    assert "Classes that are hardly told apart" in text
+    assert "cat and dog (" in text
 
 
 def test_a_number_is_written_in_one_way_and_no_zero_has_a_minus() -> None:

@@ -108,3 +108,26 @@ def test_where_there_is_no_threshold_the_sentence_says_so_and_names_no_command()
         said = describe_coverage(measure_coverage(*test, None, validation))
         assert expected in said
         assert "--reject" not in said
+
+
+def test_the_interval_of_the_loss_holds_the_true_one_in_most_data_sets() -> None:
+    logits, labels = honest(200_000, 1, spread=2)
+    truth, held = objective.loss(logits, labels).item(), 0
+    probabilities = objective.probabilities(logits).numpy()
+    for part in np.split(np.arange(60 * 150), 60):
+        loss = measure_calibration(labels[part].numpy(), probabilities[part], 1.0, "").after.loss
+        held += loss.low <= truth <= loss.high
+    assert held >= 50
+
+
+def test_what_is_promised_of_mistakes_holds_for_a_calibrated_network() -> None:
+    held = 0
+    for seed in range(100):
+        logits, labels = honest(4_000, 1, spread=5, seed=seed)
+        probabilities, truth = objective.probabilities(logits).numpy(), labels.numpy()
+        threshold = choose_threshold(truth[:200], probabilities[:200])
+        found = measure_coverage(truth[200:560], probabilities[200:560], threshold, 200)
+        others, sure = probabilities[560:], probabilities[560:].max(axis=1) >= (threshold or 1)
+        rate = (predicted_labels(others) != truth[560:])[sure].mean() if sure.any() else 0
+        held += found.wrong_low <= rate <= found.wrong_high
+    assert held >= 88

@@ -74,3 +74,15 @@ def test_what_was_left_out_is_said_where_the_scores_are() -> None:
         "2 files rejected by split: see split.json.",
         "Split: 5 images beside the class folders left out.",
     ]
+
+
+def test_a_class_of_which_each_image_is_fixed_or_broken_has_an_interval() -> None:
+    # 1 - 4/5 - 1/5 is below 0 in floats.
+    labels = np.repeat([0, 1], [60, 5])
+    before, after = labels.copy(), labels.copy()
+    before[60:64], after[64] = 0, 0
+    values = [np.eye(2)[guesses] * 0.8 + 0.1 for guesses in (before, after)]
+    found = compare_balanced(Predictions([""] * 65, labels, ["good", "flaw"], *values))
+    assert found is not None
+    assert found.gain == pytest.approx(0.3)
+    assert found.gain_low < 0.3 < found.gain_high <= 0.5

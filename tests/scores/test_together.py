@@ -88,13 +88,15 @@ def test_runs_of_different_data_are_refused() -> None:
         combine_seeds({"1": same, "2": predictions("b", right, right)})
 
 
-def test_seeds_have_a_mean_and_a_range_and_no_verdict() -> None:
+@pytest.mark.parametrize("gained", [(2, 3, 4), (3, 3, 3)])
+def test_seeds_have_a_mean_and_a_range_and_no_verdict(gained: tuple[int, ...]) -> None:
     right = np.arange(100) >= 10
-    runs = {f"{seed}": predictions("a", right, np.arange(100) >= 10 - more) for seed, more in enumerate((2, 3, 4))}
+    runs = {f"{seed}": predictions("a", right, np.arange(100) >= 10 - more) for seed, more in enumerate(gained)}
     together = combine_seeds(runs)
     gain = together.gain
-    assert (together.finetuned_low, together.finetuned_high) == (0.92, 0.94)
-    assert (gain.accuracy, gain.accuracy_low, gain.accuracy_high) == pytest.approx((0.03, 0.02, 0.04))
+    assert (together.finetuned_low, together.finetuned_high) == ((90 + min(gained)) / 100, (90 + max(gained)) / 100)
+    assert gain.accuracy == pytest.approx(0.03)
+    assert (gain.accuracy_low, gain.accuracy_high) == pytest.approx((min(gained) / 100, max(gained) / 100))
     assert gain.loss == pytest.approx(np.mean([run.loss for run in together.runs]))
     assert (gain.verdict, gain.loss_verdict, gain.mcnemar_p) == (None, None, None)
     text = describe_seeds(together)
