@@ -2,8 +2,8 @@
 
 Two clones of this repository share a cache of activations. One runs its experiments undisturbed, one after the other;
 the other runs the same ones in another order, and is ended by SIGKILL at random moments, the stage with it; the same
-command then goes on, after `git checkout params.yaml` where DVC was killed while it wrote that. At the end all results
-have to be equal to the byte, none may be missing in `dvc exp show` and `python -m stages.compare`, no temporary file
+command then goes on, after `git checkout` of a file that DVC was killed in writing. At the end all results have to be
+equal to the byte, none may be missing in `dvc exp show` and `python -m stages.compare`, no temporary file
 may be left, and the cache has to be below its limit.
 """
 
@@ -60,6 +60,13 @@ class Queue:
         )
         return process.stdout
 
+    def is_whole(self, name: str) -> bool:
+        """Whether a file holds a mapping: DVC writes its files in place."""
+        try:
+            return isinstance(yaml.safe_load((self.folder / name).read_text()), dict)
+        except yaml.YAMLError:
+            return False
+
     def run(self, options: dict[str, object], kill_after: list[float]) -> None:
         """Run an experiment, beginning again after each kill, and read its results."""
         changes = [word for key, value in options.items() for word in ("-S", f"{key}={value}")]
@@ -83,9 +90,10 @@ class Queue:
                 # What DVC writes in place or locks, and may have been killed at just then.
                 for name in (".git/index.lock", ".dvc/tmp/rwlock"):
                     (self.folder / name).unlink(missing_ok=True)
-                if not isinstance(yaml.safe_load((self.folder / "params.yaml").read_text()), dict):
-                    self.call("git", "checkout", "params.yaml")
-                    self.restored += 1
+                for name in ("params.yaml", "dvc.lock", "data/dvc.lock"):
+                    if not self.is_whole(name):
+                        self.call("git", "checkout", name)
+                        self.restored += 1
                 continue
             if process.returncode:
                 raise SystemExit(f"{self.folder.name}: {' '.join(command)} failed:\n{output[-3000:]}")
@@ -142,7 +150,7 @@ def soak(folder: Path, count: int, kills: int) -> dict[str, Any]:
         "experiments": sum(len(queue.results) for queue in queues),
         "different results": len(results),
         "kills": other.kills,
-        "params.yaml brought back": other.restored,
+        "files brought back": other.restored,
         "minutes": round((time.monotonic() - started) / 60, 1),
         "cache, GB": round(size / 1e9, 3),
         "states left": len(states),
