@@ -107,22 +107,15 @@ class Project:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
-        self.set("data.path", "images")
-        self.set("model.arch", "mobilenet_v3_small")
-        self.set("model.weights", None)
-        self.set("model.image_size", 32)
-        self.set("model.hidden", 8)
-        self.set("workers", 0)
-        self.set("device", "cpu")
-        self.set("model.head", "flatten")
+        self.params: dict[str, Any] = yaml.load((ROOT / "params.yaml").read_text(), yaml.CSafeLoader)
+        self.params["data"]["path"] = "images"
+        model = {"arch": "mobilenet_v3_small", "weights": None, "image_size": 32, "hidden": 8, "head": "flatten"}
+        self.params["model"] |= model
+        self.params |= {"workers": 0, "device": "cpu"}
         plain = {"schedule": "constant", "warmup": 0.0, "optimizer": "adam", "weight_decay": 0.0, "patience": None}
-        for phase in ("train_head", "finetune"):
-            for key, value in {"epochs": 2, "batch_size": 8, **plain}.items():
-                self.set(f"{phase}.{key}", value)
-        self.set("train_head.lr", 1e-3)
-        self.set("finetune.unfreeze", 3)
-        self.set("finetune.lr", 1e-5)
+        self.params["train_head"] |= {"epochs": 2, "batch_size": 8, "lr": 1e-3, **plain}
+        self.params["finetune"] |= {"epochs": 2, "batch_size": 8, "lr": 1e-5, "unfreeze": 3, **plain}
+        self.write_params()
 
     def set(self, key: str, value: object) -> None:
         *sections, name = key.split(".")
@@ -130,7 +123,11 @@ class Project:
         for part in sections:
             section = section[part]
         section[name] = value
-        (self.folder / "params.yaml").write_text(yaml.safe_dump(self.params))
+        self.write_params()
+
+    def write_params(self) -> None:
+        # Three times as fast as `safe_dump`.
+        (self.folder / "params.yaml").write_text(yaml.dump(self.params, Dumper=yaml.CSafeDumper))
 
     def use_every_training_key(self, optimizer: str) -> None:
         """Train with every key that is off by default."""

@@ -81,7 +81,7 @@ def save_figure(path: Path, figure: Figure) -> None:
 
 def shorten(text: str, length: int) -> str:
     """Return at most `length` characters: start and end, since names may differ at either. Undrawable ones are `�`."""
-    drawn = "".join(character if ord(character) in _drawable() else "\ufffd" for character in text)
+    drawn = _drawn(text)
     if len(drawn) <= length:
         return drawn
     end = (length - 1) // 2
@@ -89,8 +89,9 @@ def shorten(text: str, length: int) -> str:
 
 
 def shorten_path(path: str, length: int) -> str:
-    """Return a file's name without its folders, shortened."""
-    return shorten(path.rpartition("/")[2], length)
+    """Return a file's name without its folders; of a longer one the end, which is what tells files apart."""
+    name = _drawn(path.rpartition("/")[2])
+    return name if len(name) <= length else f"…{name[1 - length :]}"
 
 
 def short_names(names: Sequence[str], length: int) -> list[str]:
@@ -130,6 +131,10 @@ def use_log_axis(axes: Axes, which: str) -> None:
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,), numticks=10))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
+
+
+def _drawn(text: str) -> str:
+    return "".join(character if ord(character) in _drawable() else "\ufffd" for character in text)
 
 
 @cache

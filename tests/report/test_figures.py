@@ -29,7 +29,7 @@ from stages.report.figures import (
     draw_training,
 )
 from stages.report.galleries import Album, draw_alike, draw_changed, draw_confused, draw_wrong
-from stages.report.style import save_figure, short_names
+from stages.report.style import save_figure, short_names, shorten_path
 from stages.scores.calibration import measure_calibrations
 from stages.scores.curves import GRID, precision_recall_curves, roc_curves, write_curves
 from stages.scores.metrics import Scores
@@ -276,3 +276,8 @@ def test_the_ring_is_where_the_rest_is_left_to_a_person() -> None:
     (ring,) = (line for line in axes.lines if line.get_fillstyle() == "none")
     assert (list(ring.get_xdata()), list(ring.get_ydata())) == ([pytest.approx(0.9)], [0])
     assert ring.get_label() == "10.0% left to a person, by validation"
+
+
+def test_a_long_file_name_keeps_its_end_which_tells_files_apart() -> None:
+    assert shorten_path("cat/short.jpg", 10) == "short.jpg"
+    assert shorten_path("cat/a photo of a cat 0123.jpg", 10) == "… 0123.jpg"
