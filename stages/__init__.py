@@ -1,5 +1,6 @@
 """A pipeline that fine-tunes a pretrained image classifier: each module here is one stage, `python -m stages.NAME`."""
 
+import importlib.util
 import os
 import signal
 import sys
@@ -27,5 +28,7 @@ def _exit_at_once(_: int, __: FrameType | None) -> NoReturn:
 # `python -m` imports this package first. While the libraries load (seconds) there is nothing to clean up, and an
 # exception would not get through: torch goes on where one of its own imports fails.
 if sys.argv[0] == "-m":
+    if importlib.util.find_spec("torch") is None:
+        sys.exit(f"error: {sys.executable} has no torch; activate the environment: source .venv/bin/activate")
     signal.signal(signal.SIGINT, _exit_at_once)
     postpone_compiler()

@@ -96,3 +96,12 @@ def test_a_failure_of_git_gives_its_own_reason(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(StageError, match=r"git rev-parse failed: .* \(fatal: detected dubious ownership"):
         find_commit()
+
+
+@pytest.mark.parametrize("stage", ["split", "train_head", "compare"])
+def test_python_without_the_packages_is_one_line_that_names_the_environment(stage: str) -> None:
+    command = [sys.executable, "-S", "-m", f"stages.{stage}"]  # -S: as a Python in which nothing is installed
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.endswith("has no torch; activate the environment: source .venv/bin/activate\n")
