@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from tests.bench import logistic, sets
 from tests.bench import project as shared
 from tests.bench.bench import gather
 from tests.bench.project import Run
-from tests.bench.sets_report import LOOKS, Result
+from tests.bench.sets_report import LOOKS, Result, tabulate
 from tests.bench.simulate import MEASUREMENTS
 
 BENCH = [sys.executable, str(ROOT / "tests" / "bench" / "bench.py")]
@@ -144,6 +145,7 @@ def test_sets_are_compared_with_peers_and_a_stopped_run_goes_on(
     (tmp_path / "sets" / "none").mkdir()
     command = ["sets.py", "--sets", str(tmp_path / "sets"), "--arch", "mobilenet_v3_small", "--weights", "null"]
     command += ["--image-size", "32", "--seeds", "1", "--output", str(tmp_path / "out")]
+    command += ["--methods", "pipeline", "sklearn", "tutorial"]
     monkeypatch.setattr(sys, "argv", command)
     written, ran, stops = tmp_path / "out" / "sets.csv", [], [True]
 
@@ -181,8 +183,8 @@ def test_sets_are_compared_with_peers_and_a_stopped_run_goes_on(
     assert ran == [*prepare, "logistic.py", "tutorial.py", *prepare, *phases, "logistic.py", "tutorial.py"]
 
     results = read_table(written, Result, "")
-    methods = [(name, method) for name in ("three", "two") for method in LOOKS]
-    assert sorted((result.set, result.method) for result in results) == sorted(methods)
+    columns = [method for method in LOOKS if method != "fastai"]
+    assert sorted((one.set, one.method) for one in results) == sorted(product(("three", "two"), columns))
     assert all(0 <= result.accuracy <= 1 and 0 <= result.ece <= 1 and result.loss >= 0 for result in results)
     assert {result.verdict for result in results if result.method == "finetuned"} <= {"better", "worse", "no evidence"}
     seconds = {(result.set, result.method): result.seconds for result in results}
@@ -190,8 +192,13 @@ def test_sets_are_compared_with_peers_and_a_stopped_run_goes_on(
     printed = cells(capsys.readouterr().out)  # the last of the tables
     for (name, method), own in seconds.items():
         row = next(values for title, values in printed.items() if title.startswith(f"{name} ("))
-        assert row[list(LOOKS).index(method)] == f"{own:.1f}"
+        assert row[columns.index(method)] == f"{own:.1f}"
     assert (tmp_path / "out" / "sets.png").stat().st_size > 5000
+
+    some = [one for one in results if (one.set, one.method) != ("two", "tutorial")]
+    partly = cells("\n".join(tabulate(some)))  # the last of the tables
+    assert next(values for title, values in partly.items() if title.startswith("two ("))[0] == ""
+    assert partly["mean of the sets"][0] == ""
 
     ran.clear()
     sets.main()
@@ -252,3 +259,13 @@ def test_the_regression_is_what_scikit_learn_makes_of_the_features() -> None:
         )
         assert report[name]["loss"] == pytest.approx(log_loss(labels[120:], probabilities))
         assert report[name]["accuracy"] == np.mean(probabilities.argmax(1) == labels[120:])
+
+
+@pytest.mark.slow
+def test_fastai_fine_tunes_on_the_same_images(project: Project) -> None:
+    pytest.importorskip("fastai")
+    project.set("model.image_size", 32)
+    project.build()
+    tuned = shared.run(project.folder, ROOT / "tests" / "bench" / "fastai_tune.py", "--epochs", "1").json()["fastai"]
+    assert 0 <= tuned["accuracy"] <= 1
+    assert tuned["loss"] > 0

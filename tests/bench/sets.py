@@ -1,15 +1,16 @@
-"""Compare methods on every set of images in a folder, over seeds: the tutorial's loop, this pipeline and scikit-learn.
+"""Compare methods on every set of images in a folder, over seeds: this pipeline, scikit-learn, a tutorial's, fastai.
 
-Each folder in DIR that has images is a set. All methods share its split: the tutorial's loop and the first regression
-train on its training images; both networks of the pipeline and the second regression choose or fit by its validation
-images, too. Seconds are those of whole processes, from a cold cache and imports included: the head's are `split`,
-`build_model` and `train_head`; the fine-tuned network's are these and `finetune`; the regressions' are features, the
-choice of C by folds, and the fit.
+Each folder in DIR that has images is a set. All methods share its split: the tutorial's loop, fastai and the first
+regression train on its training images; both networks of the pipeline and the second regression choose or fit by its
+validation images, too. Seconds are those of whole processes, from a cold cache and imports included: the head's are
+`split`, `build_model` and `train_head`; the fine-tuned network's are these and `finetune`; the regressions' are
+features, the choice of C by folds, and the fit.
 
 A result is a row of `sets.csv` as soon as there is one; the same command goes on where it was stopped.
 """
 
 import argparse
+import importlib.util
 import signal
 import sys
 import tempfile
@@ -62,10 +63,17 @@ def measure_tutorial(project: Project, _: float) -> dict[str, dict[str, Any]]:
     return {"tutorial": {**report["finetuned"], "seconds": tutorial.seconds - report["scoring"]}}
 
 
+def measure_fastai(project: Project, _: float) -> dict[str, dict[str, Any]]:
+    """Run fastai's `fine_tune`."""
+    tuned = run(project.folder, BENCH / "fastai_tune.py", "--epochs", str(EPOCHS))
+    return {method: {**own, "seconds": tuned.seconds} for method, own in tuned.json().items()}
+
+
 JOBS = {
-    ("head", "finetuned"): measure_pipeline,
-    ("sklearn", "sklearn, train+val"): measure_logistic,
-    ("tutorial",): measure_tutorial,
+    "pipeline": (measure_pipeline, {"head", "finetuned"}),
+    "sklearn": (measure_logistic, {"sklearn", "sklearn, train+val"}),
+    "tutorial": (measure_tutorial, {"tutorial"}),
+    "fastai": (measure_fastai, {"fastai"}),
 }
 
 
@@ -78,7 +86,8 @@ def measure(options: argparse.Namespace, sets: list[Path], seeds: range) -> list
     results, commit = read_results(path, settings), find_commit()
     for folder, seed in product(sets, seeds):
         done = {result.method for result in results if (result.set, result.seed) == (folder.name, seed)}
-        missing = [job for methods, job in JOBS.items() if not done.issuperset(methods)]
+        wanted = [JOBS[name] for name in options.methods]
+        missing = [job for job, methods in wanted if not done.issuperset(methods)]
         if not missing:
             continue
         print(f"{folder.name}, seed {seed}", file=sys.stderr, flush=True)
@@ -132,6 +141,9 @@ def main() -> None:
     parser.add_argument("--weights", required=True, help="a file, or null: random")
     parser.add_argument("--image-size", type=int, default=224, help="pixels")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
+    has_fastai = importlib.util.find_spec("fastai") is not None
+    there = [name for name in JOBS if has_fastai or name != "fastai"]
+    parser.add_argument("--methods", nargs="+", choices=there, default=there, help="fastai: where it is installed")
     parser.add_argument("--output", type=Path, default=ROOT / "exported" / "bench", help="for sets.csv and sets.png")
     options = parser.parse_args()
     options.weights = None if options.weights == "null" else Path(options.weights).resolve()

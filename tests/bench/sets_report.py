@@ -14,9 +14,10 @@ from stages.report import style
 from stages.report.markdown import cell, table
 from stages.report.style import Look
 
-# In the order of the columns; black, bluish green and reddish purple are Okabe and Ito's, too.
+# In the order of the columns; these colours are Okabe and Ito's, too.
 LOOKS = {
     "tutorial": Look("tutorial's loop", "#000000", "", "D", 5, 1),
+    "fastai": Look("fastai", "#56B4E9", "", "s", 5, 1),
     "sklearn": Look("scikit-learn", "#009E73", "", "^", 6, 2),
     "sklearn, train+val": Look("scikit-learn, train + val", "#CC79A7", "", "v", 10, 1),
     **style.LOOKS,
@@ -66,24 +67,24 @@ def tabulate(results: list[Result]) -> Iterator[str]:
         f"and to test, of seed {first.seed}."
     )
     named = {one.set: f"{cell(one.set)} ({one.train:,} + {one.val:,} + {one.test:,})" for one in reversed(results)}
+    looks = {method: look for method, look in LOOKS.items() if any(one.method == method for one in results)}
     for measure, (title, factor, form) in COLUMNS.items():
-        rows, means = [], []
+        rows: list[list[str]] = []
+        means: dict[str, list[float]] = {method: [] for method in looks}
         for name in sorted(named):
-            cells = []
-            for method in LOOKS:
+            rows.append([named[name]])
+            for method in looks:
                 values = [factor * getattr(one, measure) for one in results if (one.set, one.method) == (name, method)]
+                means[method] += [fmean(values)] if values else []
                 between = f" ({min(values):{form}} to {max(values):{form}})" if len(values) > 1 else ""
-                cells.append(f"{fmean(values):{form}}{between}")
-                means.append(fmean(values))
-            rows.append([named[name], *cells])
-        of_sets = (fmean(means[number :: len(LOOKS)]) for number in range(len(LOOKS)))
+                rows[-1].append(f"{fmean(values):{form}}{between}" if values else "")
+        # Of all sets or of none: the sets are not equally hard.
+        of_sets = (f"{fmean(own):{form}}" if len(own) == len(rows) else "" for own in means.values())
         yield ""
-        yield table(
-            [title, *(look.title for look in LOOKS.values())],
-            [*rows, ["mean of the sets", *(f"{mean:{form}}" for mean in of_sets)]],
-        )
-    yield ""
-    yield describe_gains(results)
+        yield table([title, *(look.title for look in looks.values())], [*rows, ["mean of the sets", *of_sets]])
+    if "head" in looks:
+        yield ""
+        yield describe_gains(results)
 
 
 def describe_gains(results: list[Result]) -> str:
@@ -112,6 +113,8 @@ def draw(path: Path, results: list[Result]) -> None:
         for method, look in LOOKS.items():
             own = [result for result in results if (result.set, result.method) == (name, method)]
             values = [result.accuracy for result in own]
+            if not values:
+                continue
             mean, hollow = fmean(values), method == "sklearn, train+val"
             # Both regressions take the same time: one may lie on the other.
             axes.errorbar(
@@ -136,6 +139,8 @@ def draw(path: Path, results: list[Result]) -> None:
         style.use_log_axis(axes, "x")
     for axes in panels[len(sets) :]:
         axes.set_axis_off()
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    drawn = [panel.get_legend_handles_labels() for panel in panels]
+    labelled = {label: handle for handles, labels in drawn for handle, label in zip(handles, labels, strict=True)}
+    figure.legend(labelled.values(), labelled.keys(), loc="outside lower center", ncols=3)
     figure.supylabel("test accuracy", fontsize=9)
     style.save_figure(path, figure)
