@@ -10,13 +10,13 @@ from typing import NoReturn
 
 from stages.common.compiler import postpone_compiler
 
-# Before torch loads its OpenMP. By default libgomp's threads spin for a while where they wait for each other; with more
-# threads than cores, that is time which the one waited for does not get: two trainings at once on two cores took six
-# times as long as one after the other (https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html).
+# Before torch loads its OpenMP. By default libgomp's threads spin while they wait for each other, and with more threads
+# than cores, they take that time from the thread they wait for: two trainings at once on two cores took six times as
+# long as one after the other (https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html).
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-# torcheval 0.0.7 warns of its own code on import.
+# torcheval 0.0.7 triggers this by its own code, on import.
 warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
 
 
@@ -25,8 +25,8 @@ def _exit_at_once(_: int, __: FrameType | None) -> NoReturn:
     os._exit(128 + signal.SIGINT)
 
 
-# `python -m` imports this package first. While the libraries load (seconds) there is nothing to clean up, and an
-# exception would not get through: torch goes on where one of its own imports fails.
+# `python -m` imports this package first. While the libraries load, for seconds, there is nothing to clean up, and an
+# exception might be lost: torch continues if one of its own imports fails.
 if sys.argv[0] == "-m":
     if importlib.util.find_spec("torch") is None:
         sys.exit(f"error: {sys.executable} has no torch; activate the environment: source .venv/bin/activate")

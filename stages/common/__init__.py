@@ -1,1 +1,1 @@
-"""What every script is built on."""
+"""What every script uses."""

@@ -16,9 +16,9 @@ from types import FrameType
 from typing import NoReturn
 
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
-LOST = 3  # of a process that ends because another one of the same training did
-# In messages of torch's, in lower case: of CUDA and MPS, of the CPU's allocator, of sizes above what 64 bits count; of
-# oneDNN, which says no more than that it could not make something.
+LOST = 3  # exit code of a rank that ends because another rank has failed
+# Parts of torch's messages, in lower case: from CUDA and MPS, the CPU's allocator, sizes that overflow 64 bits, and
+# oneDNN, which only says that it could not create something.
 _OUT_OF_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -29,12 +29,12 @@ _OUT_OF_MEMORY = (
     "could not create a primitive",
 )
 
-# In messages of torch.distributed's, in lower case, when another process is gone.
+# Parts of torch.distributed's messages, in lower case, when another rank is gone.
 _LOST_SIGNS = ("gloo", "nccl", "connection", "socket", "broken pipe", "store")
 
 
 class StageError(Exception):
-    """Something only the user can put right.
+    """A problem that only the user can solve.
 
     The message is one line that names the key, file or image and the way out.
     """
@@ -56,8 +56,8 @@ def _interrupt(_: int, __: FrameType | None) -> NoReturn:
 def stop_if_interrupted() -> None:
     """Raise `KeyboardInterrupt` if Ctrl-C was pressed since the stage started. For loops that may run for hours.
 
-    The exception that the key press raised may have been lost, and training went on: it lands wherever the interpreter
-    happens to be, and C code may drop it (https://github.com/python/cpython/issues/106033).
+    The exception raised by the key press itself may be lost: it lands wherever the interpreter happens to be, and C
+    code may drop it (https://github.com/python/cpython/issues/106033).
     """
     if _Interrupt.seen:
         raise KeyboardInterrupt
@@ -71,15 +71,13 @@ def end_with_the_others() -> None:
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a stage and exit: 0, or non-zero after one line on stderr.
 
-    `StageError`, errors of the file system, lack of memory and Ctrl-C are answered with one line. Anything else is a
-    bug, and keeps its traceback.
+    `StageError`, file system errors, lack of memory and Ctrl-C give one line. Anything else is a bug and keeps its
+    traceback.
     """
     _Interrupt.seen = False
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(
-                errors="backslashreplace"
-            )  # names of classes and files, where the output is ASCII or Latin
+            stream.reconfigure(errors="backslashreplace")  # class and file names on an ASCII or Latin-1 terminal
     signal.signal(signal.SIGINT, _interrupt)
     try:
         main()
@@ -87,7 +85,7 @@ def run(main: Callable[[], None]) -> NoReturn:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("interrupted; run the same command again", INTERRUPTED)
-    except BrokenPipeError:  # who read the output, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 (Python flushes it at its end)
     except Exception as error:
         if is_out_of_memory(error):
@@ -105,7 +103,7 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 
 def require_packages(extra: str, *names: str) -> None:
-    """Refuse to go on without packages of an extra of `pyproject.toml`."""
+    """Raise StageError if packages of an extra of `pyproject.toml` are missing."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise StageError(
@@ -114,9 +112,9 @@ def require_packages(extra: str, *names: str) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an error means that memory ran out, or that what was asked for cannot be counted in bytes.
+    """Whether an error means that memory ran out, or that a requested size overflows.
 
-    torch has no error type for it on the CPU: it raises a `RuntimeError`.
+    On the CPU, torch raises a plain `RuntimeError` for it.
     """
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
@@ -137,7 +135,7 @@ def _asked_for(error: BaseException) -> str:
 
 
 def describe(error: OSError) -> str:
-    """One line for an error of the file system: which file, what happened and, for a full disk, what to do."""
+    """Return one line for a file system error: which file, what happened and, for a full disk, what to do."""
     line = error.strerror or str(error)
     if error.filename:
         line = f"{error.filename}: {line}"
@@ -150,14 +148,14 @@ def describe(error: OSError) -> str:
 
 def _fail(message: str, code: int = 1) -> NoReturn:
     line = " ".join(message.splitlines())
-    # Where torchrun has started this process, it is told: of several processes' errors, one is shown.
+    # Under torchrun, the error goes to torchrun, which shows one of those of all ranks.
     if reply := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         with suppress(OSError):
             Path(reply).write_text(json.dumps({"message": line, "timestamp": time.time()}), encoding="utf-8")
     else:
         sys.stderr.write(f"error: {line}\n")
     if _Others.are_there:
-        # At once: the threads that talk to the others, which may not answer any more, abort where Python ends.
+        # At once: threads that still wait for the other ranks would abort a normal exit.
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""What git knows: the present commit, and files as the last commits have them."""
+"""Questions to git: the current commit, and files of earlier commits."""
 
 import subprocess
 from pathlib import Path
@@ -7,9 +7,9 @@ from stages.common.cli import StageError
 
 
 def git(*arguments: str, folder: Path | None = None, why: str = "experiments need a git repository") -> str:
-    """Return what a command of git prints; bytes that are no UTF-8 become surrogates.
+    """Return the output of a git command; bytes that are not UTF-8 become surrogates.
 
-    `why`: what it is needed for, for the message. Raises StageError, with git's own reason, where it fails.
+    `why`: what git is needed for, shown in the message. Raises StageError with git's own reason if it fails.
     """
     try:
         process = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, check=True)
@@ -26,7 +26,7 @@ def find_commit() -> str:
 
 
 def read_versions(folder: Path, *names: str) -> list[list[str]]:
-    """Return what files hold in the last two commits that changed one of them, the later first; none without git."""
+    """Return the content of files in the last two commits that changed any, latest first; empty without git."""
 
     def ask(*arguments: str) -> str:
         try:

@@ -1,8 +1,8 @@
-"""torch's compiler, which nothing here uses, left unloaded: its import takes longer than torch's own.
+"""Keeps torch's compiler, which nothing here uses, unloaded: importing it takes longer than torch itself.
 
-torchvision imports `torch._dynamo` for one function of `ops.roi_align`, and torch's optimizers do at their first step,
-to tell a compiler what to leave out. Until something else of it is asked for, a stand-in answers these, which saves a
-second a stage. Only with the versions that `constraints.txt` pins: others may ask for something else.
+torchvision imports `torch._dynamo` for one function of `ops.roi_align`, and torch's optimizers at their first step, to
+tell a compiler what to skip. A stand-in answers these and loads the compiler for anything else, which saves a second
+per stage. Only for the versions pinned in `constraints.txt`: others may ask for more.
 """
 
 import importlib
@@ -18,11 +18,10 @@ _NAMES = ("torch._dynamo", "torch._dynamo.utils")
 
 
 class _StandIn(ModuleType):
-    """Has the attributes that it is given; for any other, the compiler is loaded after all."""
+    """Has the attributes given to it; any other one loads the compiler."""
 
     def __getattr__(self, name: str) -> object:
-        # Who looks through all modules (inspect, warnings) asks for such names. By a package's __path__ its modules
-        # are found.
+        # inspect and warnings ask all modules for such names. __path__ is how a package's modules are found.
         if name.startswith("__") and (self.__name__, name) != (_NAMES[0], "__path__"):
             raise AttributeError(name)
         load_compiler()
@@ -31,7 +30,7 @@ class _StandIn(ModuleType):
 
 
 def postpone_compiler() -> None:
-    """Let `torch._dynamo` be a stand-in, unless it is loaded already or the libraries are other versions."""
+    """Replace `torch._dynamo` by a stand-in, unless it is loaded or the libraries are other versions."""
     if _NAMES[0] in sys.modules or any(version(name).partition("+")[0] != known for name, known in PINNED.items()):
         return
     dynamo, utils = (_StandIn(name) for name in _NAMES)
@@ -41,7 +40,7 @@ def postpone_compiler() -> None:
 
 
 def load_compiler() -> None:
-    """Put the compiler in the stand-in's place; for what compiles or exports."""
+    """Load the compiler in place of the stand-in, for code that compiles or exports."""
     for name in _NAMES:
         if isinstance(sys.modules.get(name), _StandIn):
             del sys.modules[name]

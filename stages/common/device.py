@@ -22,9 +22,9 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 
 def resolve_device(device: str) -> torch.device:
-    """Turn `params.yaml`'s `device` into a torch device; `auto` is the first of cuda, mps and cpu that is there.
+    """Turn `params.yaml`'s `device` into a torch device; `auto`: the first available of cuda, mps and cpu.
 
-    Each rank has a GPU of its own. Raises StageError where the device asked for is not there.
+    Each rank has its own GPU. Raises StageError if the device is not available.
     """
     if device == "auto":
         cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
@@ -43,10 +43,10 @@ def resolve_device(device: str) -> torch.device:
 
 
 def generator_for(*numbers: int) -> Generator:
-    """Return a CPU generator for a seed and what else it should depend on, such as the epoch.
+    """Return a CPU generator that depends on a seed and on further numbers, such as the epoch.
 
-    Not by a sum, which takes seed 1, epoch 2 for seed 2, epoch 1; nor by a shift, since torch's CPU generator looks at
-    the lower 32 bits of its seed only (`at::mt19937`). numpy's SeedSequence mixes them
+    By a sum, seed 1, epoch 2 and seed 2, epoch 1 would have the same generator; a shift would be lost, since torch's
+    CPU generator uses only the lower 32 bits of its seed (`at::mt19937`). numpy's SeedSequence mixes them
     (https://numpy.org/doc/stable/reference/random/bit_generators/generated/numpy.random.SeedSequence.html).
     """
     return Generator().manual_seed(seed_for(*numbers))
@@ -58,15 +58,15 @@ def seed_for(*numbers: int) -> int:
 
 
 def make_deterministic(seed: int) -> None:
-    """Seed torch and choose its deterministic algorithms; it warns where an operation has none."""
-    # cuBLAS asks for this before its first call: https://docs.nvidia.com/cuda/cublas/#results-reproducibility
+    """Seed torch and use its deterministic algorithms; it warns of operations that have none."""
+    # cuBLAS needs this before its first call: https://docs.nvidia.com/cuda/cublas/#results-reproducibility
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # As torch.use_deterministic_algorithms(True, warn_only=True), which also tells torch's compiler, and would load it.
+    # The same as torch.use_deterministic_algorithms(True, warn_only=True), which would load torch's compiler.
     torch.set_deterministic_debug_mode("warn")
-    # Else a tenth of the time goes into NaN: new tensors are filled with it, for operations that read too early.
+    # Filling new tensors with NaN, to expose reads of uninitialized memory, takes a tenth of the time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
-    # By default convolutions of float32 are computed in TF32, with 10 of its 23 bits, on NVIDIA's Ampere and later.
+    # By default, NVIDIA's GPUs since Ampere compute float32 convolutions in TF32, with 10 of 23 mantissa bits.
     torch.backends.cudnn.allow_tf32 = False
     torch.manual_seed(seed)
 

@@ -1,4 +1,4 @@
-"""Running experiments of DVC, one after the other, and reading what they left in git and in DVC's cache."""
+"""DVC experiments: running them one after the other, and reading their results from git and DVC's cache."""
 
 import hashlib
 import json
@@ -19,12 +19,12 @@ from stages.common.params import Params, flatten
 
 Read = TypeVar("Read")
 
-# What a run writes, and so no sign of another run.
+# Written by a run, so a change there does not call for another one.
 _WRITTEN = (":!metrics", ":!dvc.lock", ":!data/dvc.lock")
 
 
 def fingerprint(settings: str, inputs: Iterable[Path]) -> str:
-    """Return a short hash of what experiments depend on: the commit, changes since, settings, inputs by their dates."""
+    """Return a short hash of what experiments depend on: commit, uncommitted changes, settings, dates of inputs."""
     digest = hashlib.sha256(
         f"{find_commit()}\n{git('diff', 'HEAD', '--', '.', *_WRITTEN)}\n{settings}\n".encode(errors="surrogateescape")
     )
@@ -37,7 +37,7 @@ def fingerprint(settings: str, inputs: Iterable[Path]) -> str:
 
 
 def find_experiment(name: str) -> str | None:
-    """Return the commit of an experiment that began from the present commit, `None` if there is none of that name."""
+    """Return the commit of the experiment of that name based on the current commit; `None` if there is none."""
     base = find_commit()
     found = git("for-each-ref", "--format=%(objectname)", f"refs/exps/{base[:2]}/{base[2:]}/{name}")
     return found.strip() or None
@@ -47,7 +47,7 @@ def run_experiment(name: str, settings: dict[str, object]) -> str:
     """Run the pipeline up to `evaluate` with other parameters in a copy of the repository; return the new commit."""
     options = [option for key, value in settings.items() for option in ("-S", f"{key}={value}")]
     command = [sys.executable, "-m", "dvc", "exp", "run", "--quiet", "--temp", "--name", name, *options, "evaluate"]
-    # DVC runs `python`: let that be this one, also where its environment is not activated.
+    # DVC runs `python`: this one, even if its environment is not activated.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     process = subprocess.run(command, check=False, env={**os.environ, "PATH": path})
     commit = find_experiment(name)
@@ -72,7 +72,7 @@ def read_result(commit: str, path: str) -> bytes:
 
 
 def run_missing(settings: dict[str, dict[str, int]], params: Params) -> dict[str, str]:
-    """Run the experiments that are missing, one after the other; by name, the commits of all."""
+    """Run the missing experiments one after the other; return the commit of each, by name."""
     inputs = [Path(params.data.path)]
     inputs += [Path(file) for file in (params.data.labels, params.model.weights) if file and Path(file).is_file()]
     key = fingerprint(str(sorted(next(iter(settings.values())))) + str(len(settings)), inputs)
@@ -86,7 +86,7 @@ def run_missing(settings: dict[str, dict[str, int]], params: Params) -> dict[str
 
 
 def read_file(commit: str, reader: Callable[[Path], Read], name: str) -> Read:
-    """Return what `reader` makes of a file of an experiment."""
+    """Read a file of an experiment with `reader`."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / Path(name).name
         file.write_bytes(read_result(commit, name))
@@ -101,8 +101,8 @@ RESULT, VALIDATION = "metrics/evaluation.json", "metrics/finetune/metrics.json"
 class Experiment:
     """An experiment, or a commit with a result.
 
-    `names`: more than one where the same result has several; `params` by dotted keys; `state`: `done`, or what DVC says
-    of one without a result; `evaluation`: the content of `evaluation.json`; `test`: the hash of the test part's index.
+    `names`: several if they share one result; `params` by dotted keys; `state`: `done`, or DVC's word for one without a
+    result; `evaluation`: the content of `evaluation.json`; `test`: the hash of the test split's index.
     """
 
     names: list[str]
@@ -120,7 +120,7 @@ def read_experiments() -> list[Experiment]:
     """Return the workspace, all experiments, and the commits that changed the result."""
     head = find_commit()
     begun = re.findall(r"^refs/exps/(\w{2})/(\w{38})/", git("for-each-ref", "--format=%(refname)", "refs/exps"), re.M)
-    # Those that are queued or have failed are in DVC's stashes, whose messages name the commit that they begin from.
+    # Queued and failed experiments are in DVC's stashes, whose messages name the commit they are based on.
     stashes = git("log", "--walk-reflogs", "--format=%gs", "--glob=refs/exps/celery/*")
     commits = [head, *map("".join, begun), *re.findall(r":(\w{40})(?::|$)", stashes, re.M)]
     commits += git("log", "--format=%H", "--", RESULT).split()
@@ -132,12 +132,12 @@ def read_experiments() -> list[Experiment]:
         raise StageError(f"`dvc exp show` failed: {said[0].removeprefix('ERROR: ')}")
     found = []
     workspace, *bases = json.loads(process.stdout)
-    # Last: what is also committed is then known by its commit.
+    # The workspace last: a result that is also committed then goes by its commit.
     for base in [*bases, workspace]:
         found.append(parse(base, "done"))
         for each in base["experiments"] or []:
             state = (each["executor"] or {}).get("state", "done").lower()
-            # Of an experiment with checkpoints, DVC lists all; the first is the last one made.
+            # Of an experiment with checkpoints DVC lists all, the latest first.
             found += [parse(revision, state) for revision in (each["revs"] or [])[:1]]
     return [one for one in found if one is not None]
 

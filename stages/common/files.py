@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: bytes, text, JSON, CSV, and dataclasses as both; a file's SHA-256."""
+"""Files written whole or not at all: bytes, text, JSON, CSV, dataclasses as JSON and CSV; SHA-256 of files."""
 
 import csv
 import hashlib
@@ -24,7 +24,7 @@ def sha256_of(path: Path) -> str:
 
 
 def hash_code(folder: Path, names: Iterable[str]) -> str:
-    """Return a hash of Python files below `folder`: of files, and of folders with all that is in them."""
+    """Return a hash of Python files and of all Python files in folders, given relative to `folder`."""
     digest = hashlib.sha256()
     for name in names:
         for path in sorted((folder / name).rglob("*.py")) or [folder / name]:
@@ -36,7 +36,7 @@ def hash_code(folder: Path, names: Iterable[str]) -> str:
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file beside `path` to write to; at the end, flush it to disk and rename it over `path`.
 
-    Raises OSError naming `path`, which is then as it was before.
+    Raises OSError naming `path`, which is then unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -55,9 +55,9 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def replaced_files(output: Path) -> Iterator[Path]:
-    """Make a folder to write files to; at the end, each takes its place in `output`, where all other files stay.
+    """Make a temporary folder; at the end, move its files into `output`, where all other files stay.
 
-    If anything goes wrong, `output` is as it was.
+    If anything fails, `output` is unchanged.
     """
     output = output.resolve()
     try:
@@ -78,17 +78,17 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8; bytes of a file name that are not UTF-8 come out as they went in (PEP 383)."""
+    """Write UTF-8; bytes of file names that are not UTF-8 are kept (PEP 383)."""
     write_bytes(path, text.encode("utf-8", errors="surrogateescape"))
 
 
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 (any JSON value)
-    """Write indented JSON in the order given. NaN and infinity, which JSON does not have, are refused."""
+    """Write indented JSON in the given order; raises ValueError for NaN and infinity, which JSON lacks."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def write_csv(path: Path, header: Iterable[object], rows: Iterable[Iterable[object]]) -> None:
-    """Write a table; numbers with all their digits."""
+    """Write a table; numbers with all digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)

@@ -1,4 +1,4 @@
-"""Numbers and counts in words, each written in one way wherever it is printed."""
+"""Format numbers and counts for messages, tables and reports."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ def plural(count: int, noun: str, many: str | None = None) -> str:
 
 
 def enumerate_names(names: Sequence[str], most: int = 10) -> str:
-    """Return `cat, dog`; of more than `most` names the first, and how many there are."""
+    """Return `cat, dog`; of more than `most` names the first ones and the count."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} ... ({len(names):,} in all)"
 

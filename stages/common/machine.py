@@ -1,4 +1,4 @@
-"""What this machine has: cores, and memory, which is to be used again."""
+"""This machine: usable cores, memory, and how freed memory is reused."""
 
 import ctypes
 import os
@@ -8,20 +8,20 @@ from pathlib import Path
 
 from stages.common.cli import StageError
 
-# Limits of a container: control groups version 2 and 1 (https://docs.kernel.org/admin-guide/cgroup-v2.html).
+# Memory limits of a container, control groups version 2 and 1 (https://docs.kernel.org/admin-guide/cgroup-v2.html).
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
-# More decoders than this outrun any one network.
+# More decoders than this are faster than any network.
 _MOST = 16
-# Decoding processes hand their images over through sockets in a folder below this one, and a socket's path has at
-# most 103 bytes (macOS; Linux: 107). Where it is longer, torch's loader waits for ever.
+# Decoding processes send images through sockets in the temporary folder. A socket's path has at most 103 bytes (macOS;
+# Linux: 107); with a longer one, torch's loader hangs.
 _LONGEST_TEMPORARY_FOLDER = 103 - len("/pymp-12345678/listener-12345678")
 
 
 def resolve_workers(workers: int | str) -> int:
-    """Turn `params.yaml`'s `workers` into a number; `auto` is one a usable core, at most 16, over all ranks.
+    """Turn `params.yaml`'s `workers` into a number; `auto`: one per usable core, at most 16, over all ranks.
 
-    Raises StageError where the folder for temporary files has too long a path for processes to talk through.
+    Raises StageError if the path of the temporary folder is too long for sockets.
     """
     if workers == 0:
         return 0
@@ -33,7 +33,7 @@ def resolve_workers(workers: int | str) -> int:
         )
     if isinstance(workers, int):
         return workers
-    # torchrun says how many processes share the machine (stages.common.ranks).
+    # torchrun sets the number of ranks on this machine (stages.common.ranks).
     return max(1, min(usable_cores(), _MOST) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
@@ -43,14 +43,14 @@ def usable_cores() -> int:
 
 
 def total_memory() -> float:
-    """Return the bytes of memory that all programs share here, or of the container where that is less."""
+    """Return the memory of this machine, or of the container if that is less, in bytes."""
     if not hasattr(os, "sysconf"):  # Windows
         return float("inf")
     return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *map(_read_limit, _LIMITS))
 
 
 def require_memory(images: int, bytes_each: float, image_size: int) -> None:
-    """Refuse with a `StageError` what does not fit into memory: Linux would kill the process."""
+    """Raise StageError if a batch does not fit into memory; Linux would kill the process."""
     needed, there = images * bytes_each, total_memory()
     if needed > there:
         raise StageError(
@@ -60,11 +60,11 @@ def require_memory(images: int, bytes_each: float, image_size: int) -> None:
 
 
 def reuse_freed_memory() -> None:
-    """Let the C library keep freed blocks, where it is glibc: a network asks for the same ones at each step.
+    """Let glibc keep freed blocks, since a network allocates the same ones at each step.
 
-    By default glibc gives blocks above 32 MiB back to the kernel, and they are faulted in again, page by page: half of
-    the time of predicting 128 images, a third of a flatten head's step (its gradient has 94 MB). mallopt(3): no block
-    is mapped on its own (M_MMAP_MAX), and the heap does not shrink (M_TRIM_THRESHOLD).
+    By default glibc returns blocks above 32 MiB to the kernel, and faulting them in again took half of the time of
+    predicting 128 images and a third of a flatten head's step (its gradient has 94 MB). By mallopt(3), no block is
+    mapped on its own (M_MMAP_MAX), and the heap does not shrink (M_TRIM_THRESHOLD).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -59,8 +59,8 @@ SeedNumber = Annotated[int, Field(ge=0, lt=2**32)]
 class Split(Section):
     """How the images are divided; fractions of each class.
 
-    With `folds`, the test part is the one of so many equal parts that `fold` names, in place of `test_size`. `seed` is
-    that of the division, `None`: the seed of everything.
+    With `folds`, `fold` selects the test split among that many equal parts, in place of `test_size`. `seed` is that of
+    the split alone; `None`: the general one.
     """
 
     test_size: Annotated[float, Field(gt=0, lt=1)]
@@ -99,7 +99,7 @@ class Model(Section):
 
 
 class Phase(Section):
-    """One phase of training; a key with a default may be missing, and then does nothing."""
+    """One phase of training; keys with a default may be missing."""
 
     epochs: Size
     batch_size: Size
@@ -116,9 +116,9 @@ class Phase(Section):
     patience: Size | None
 
     def count_epochs(self, images: int) -> int:
-        """Return the number of epochs for so many images to train on.
+        """Return the number of epochs for a number of training images.
 
-        `auto` sees 4,800 images, whatever their number, but in 3 to 30 epochs.
+        `auto`: as many as see 4,800 images, within 3 to 30.
         """
         if isinstance(self.epochs, int):
             return self.epochs
@@ -132,7 +132,7 @@ class TrainHead(Phase):
     search: bool = False
 
 
-# Of `epochs: auto`: few images need several hundred steps, and many cost as much as few (docs/recipe.md).
+# For `epochs: auto`: few images need several hundred steps, and many cost no more than few (docs/recipe.md).
 _IMAGES_SEEN, _LEAST_EPOCHS, _MOST_EPOCHS = 4_800, 3, 30
 
 
@@ -144,15 +144,15 @@ class Finetune(Phase):
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     def settle(self, images: int, watches_test: bool) -> "Finetune":
-        """Return the same with a number of epochs, and without a line where it would be chosen on the test images."""
+        """Return this with a number of epochs, and without a line if it would be chosen on the test images."""
         select = "last" if self.select == "line" and watches_test else self.select
         return self.model_copy(update={"epochs": self.count_epochs(images), "select": select})
 
 
 def _check_class_weights(weights: object) -> object:
-    """One message in place of one for each branch of a union; a class may be named by a number without quotes.
+    """Check `class_weights` with one message for all branches of the union; class names may be unquoted numbers.
 
-    `dvc exp run -S` can put a list in place of any value, but merges mappings and takes no names that are not ASCII.
+    A list, since `dvc exp run -S` can replace any value by one, but merges mappings and takes only ASCII keys.
     """
     if weights is None or weights == "balanced":
         return weights
@@ -189,7 +189,7 @@ class Evaluate(Section):
 
 
 class Params(Section):
-    """The whole of `params.yaml`. Stages read only the keys that their entry in `dvc.yaml` names."""
+    """All of `params.yaml`. Stages read only the keys listed in their entry in `dvc.yaml`."""
 
     seed: SeedNumber
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
@@ -253,7 +253,7 @@ def _problem(detail: Any, kind: type[Section]) -> str:  # noqa: ANN401 (pydantic
 
 
 def _known_keys(location: tuple[int | str, ...], kind: type[Section]) -> tuple[str, list[str]]:
-    """Return the dotted key, and the keys that may stand beside it; pydantic's location also has a union's branch."""
+    """Return the dotted key and its allowed siblings; pydantic's location also names a union's branch."""
     keys: list[str] = []
     section: type[BaseModel] | None = kind
     fields: list[str] = []
@@ -276,7 +276,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-# What ends the name of a weight file.
+# Suffixes of weight files.
 _SUFFIXES = {".pth", ".pt", ".bin", ".safetensors"}
 
 

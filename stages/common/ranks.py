@@ -1,8 +1,8 @@
-"""Several processes that train one network: torch.distributed, started by torch's own launcher, torchrun.
+"""Several processes, called ranks, that train one network: torch.distributed, launched by torchrun.
 
-A stage that is to run as several processes starts itself anew, once for each; torchrun's environment variables
-(`PET_NNODES` and so on) make them span several machines. What torchrun has started, by this or by hand, joins the
-others. Where there is one process, everything here does nothing.
+A stage that needs several ranks launches itself once per rank; torchrun's environment variables (`PET_NNODES` and so
+on) make them span machines. A process started by torchrun joins the others. With one process, nothing here has an
+effect.
 """
 
 import ctypes
@@ -33,34 +33,34 @@ from stages.common.params import Params
 
 Item = TypeVar("Item")
 
-# A process that ends closes its connections, which the others notice at once. This is for those that compute for long
-# while others wait.
+# The others notice at once when a rank ends, since its connections close. This is for ranks that wait while another one
+# computes.
 _PATIENCE = timedelta(days=1)
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
 class Share:
-    """The samples that one rank handles: every `count`-th place of an order, from the place `rank` on."""
+    """The samples of one rank: every `count`-th position of an order, beginning at `rank`."""
 
     rank: int = 0
     count: int = 1
 
     def of(self, items: Sequence[Item]) -> list[Item]:
-        """Return this rank's part of items in order."""
+        """Return this rank's items, in order."""
         return list(items[self.rank :: self.count])
 
     def places(self, items: int, batch_size: int) -> list[range]:
-        """Return this rank's places in each batch, counted within it."""
+        """Return this rank's positions within each batch."""
         starts = range(0, items, batch_size)
         return [range((self.rank - first) % self.count, min(batch_size, items - first), self.count) for first in starts]
 
 
 def start_processes(processes: int | str, device: str) -> None:
-    """Become one of several processes of this machine, if there are to be several; else do nothing.
+    """Become one of several ranks if `processes` asks for them; otherwise do nothing.
 
-    A process that torchrun has not started starts them, waits for their end and ends: it never returns. Raises
-    StageError where there are not that many GPUs, or the others cannot be reached.
+    A process not started by torchrun launches the ranks, waits for them and exits: it never returns. Raises StageError
+    if there are too few GPUs, or other machines cannot be reached.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         _join(device)
@@ -71,7 +71,7 @@ def start_processes(processes: int | str, device: str) -> None:
 
 
 def count_processes(processes: int | str, device: str) -> int:
-    """Turn `params.yaml`'s `processes` into a number; `auto` is one a GPU, else one."""
+    """Turn `params.yaml`'s `processes` into a number; `auto`: one per GPU, or one."""
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     if processes == "auto":
         return max(1, gpus)
@@ -84,37 +84,37 @@ def count_processes(processes: int | str, device: str) -> int:
 
 
 def joined() -> bool:
-    """Say whether this is one of several processes, or the only one that torchrun has started."""
+    """Whether torchrun has started this process, possibly as the only rank."""
     return dist.is_available() and dist.is_initialized()
 
 
 def count() -> int:
-    """Return the number of processes of all machines."""
+    """Return the number of ranks on all machines."""
     return dist.get_world_size() if joined() else 1
 
 
 def rank() -> int:
-    """Return the number of this process, from 0."""
+    """Return the number of this rank, from 0."""
     return dist.get_rank() if joined() else 0
 
 
 def local_rank() -> int | None:
-    """Return the number of this process on its machine, `None` where it is the only one of all."""
+    """Return the number of this rank on its machine; `None` without torchrun."""
     return int(os.environ["LOCAL_RANK"]) if joined() else None
 
 
 def share() -> Share:
-    """Return the part of this rank."""
+    """Return the share of this rank."""
     return Share(rank(), count())
 
 
 def writes_outputs() -> bool:
-    """Say whether this rank writes a stage's outputs: the first one of each machine, in a clone of its own."""
+    """Whether this rank writes the outputs of a stage: the first one on each machine, in that machine's clone."""
     return not local_rank()
 
 
 def require_one_folder(folder: Path, name: str) -> None:
-    """Refuse machines that do not see the same files in a folder; `name`: the setting that says where it is."""
+    """Raise StageError if machines see different files in a folder; `name`: the setting for its path."""
     if len(set(gather(os.environ.get("GROUP_RANK")))) == 1:
         return
     marker = folder / agree(f".{uuid.uuid4().hex}")
@@ -130,12 +130,12 @@ def require_one_folder(folder: Path, name: str) -> None:
 
 
 def wait() -> None:
-    """Wait until all processes are here."""
+    """Wait for all ranks."""
     gather(None)
 
 
 def gather(value: Item) -> list[Item]:
-    """Return the value that each process gives, in their order."""
+    """Return the values of all ranks, in order."""
     if not joined():
         return [value]
     values: list[Any] = [None] * count()
@@ -144,12 +144,12 @@ def gather(value: Item) -> list[Item]:
 
 
 def agree(value: Item) -> Item:
-    """Return the first process's value in all of them."""
+    """Return the first rank's value on all ranks."""
     return gather(value)[0]
 
 
 def add_up(values: Tensor) -> Tensor:
-    """Return the sum of tensors of one shape over the processes."""
+    """Return the sum of a tensor over all ranks."""
     if joined():
         values = values.clone()
         dist.all_reduce(values)
@@ -157,7 +157,7 @@ def add_up(values: Tensor) -> Tensor:
 
 
 def require_same(params: Params, files: Sequence[Path]) -> None:
-    """Refuse processes that do not have the same, since each reads its own machine's files."""
+    """Raise StageError if ranks have different parameters or files, which each reads on its own machine."""
     if not joined():
         return
     own = params.model_dump(mode="json", exclude={"device", "workers", "processes", "cache", "data"})
@@ -168,7 +168,7 @@ def require_same(params: Params, files: Sequence[Path]) -> None:
 
 
 def leave() -> None:
-    """End what the ranks do together; those that write no outputs end here, with success."""
+    """Leave the process group; ranks that write no outputs exit here, with success."""
     if not joined():
         return
     stays = writes_outputs()
@@ -181,7 +181,7 @@ def leave() -> None:
 def _join(device: str) -> None:
     if os.environ.get("RANK") != "0":
         _be_quiet()
-    if sys.platform == "linux":  # a launcher that is killed takes its processes with it
+    if sys.platform == "linux":  # ranks end with a launcher that is killed
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     backend = "gloo"
     if device in ("auto", "cuda") and torch.cuda.is_available():
@@ -192,35 +192,35 @@ def _join(device: str) -> None:
 
 
 def _be_quiet() -> None:
-    """Leave it to the first process to say what happens; errors are still heard."""
+    """Silence all but errors: the first rank reports progress."""
     sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (to the end of the process)
     sys.stderr = _NoTerminal(sys.stderr.buffer, line_buffering=True)
     warnings.simplefilter("ignore")
 
 
 class _NoTerminal(TextIOWrapper):
-    """A stream on which nobody shows a progress bar."""
+    """A stream without progress bars."""
 
     def isatty(self) -> bool:
         return False
 
 
 def _launch(number: int) -> NoReturn:
-    """Start this command `number` times with torchrun, and end as the processes do."""
+    """Launch this command `number` times with torchrun, and exit as the ranks do."""
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // number)))
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else a warning for each address without a name
-    # What it has to say of a failure takes a page; the processes' own line follows below.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # otherwise it warns of each address without a name
+    # torchrun reports a failure on a page; one line follows below.
     logging.disable(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="dvc-finetune-") as errors:
         options = [f"--nproc-per-node={number}", f"--log-dir={errors}", "--no-python"]
         try:
             arguments = torchrun.parse_args([*options, sys.executable])  # type: ignore[no-untyped-call]
-            # Not for its parser, which would take a stage's --start for the beginning of an option of its own.
+            # Not through its parser, which would read a stage's --start as an abbreviated option of its own.
             arguments.training_script_args = sys.orig_argv[1:]
             torchrun.run(arguments)  # type: ignore[no-untyped-call]
         except SignalException:
@@ -237,9 +237,9 @@ def _launch(number: int) -> NoReturn:
 
 
 def _explain(failures: dict[int, Any]) -> str:
-    """Return one line for what ended the processes: the first that did not end because of another.
+    """Return one line for the failure that came first.
 
-    Those lose their connection, or torchrun ends them by SIGTERM.
+    Ranks that fail because of another one lose their connection, or torchrun ends them by SIGTERM.
     """
     causes = {
         rank: failure for rank, failure in failures.items() if failure.exitcode not in (LOST, -signal.SIGTERM)

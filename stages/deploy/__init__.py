@@ -1,1 +1,1 @@
-"""The finished network: from an image to probabilities, exported, described and served; and a page to review labels."""
+"""The finished network: prediction, export, model card, web pages; suggestions of images to label."""

@@ -1,4 +1,4 @@
-"""A page to try the finished network: images in, probabilities and Grad-CAM out. Nothing is written to disk."""
+"""A web page to try the finished network, with probabilities and Grad-CAM. Nothing is written to disk."""
 
 import asyncio
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ from stages.report.gradcam import enlarge, find_block, grad_cam
 from stages.scores.metrics import predicted_labels
 
 _MOST_SHOWN = 5
-# Of a file; requests that are read or answered at one time; seconds for a file to arrive.
+# Largest file; concurrent requests; seconds for an upload.
 MOST_BYTES, _AT_ONCE, _PATIENCE = 2**26, 4, 60
 
 
 def make_app(classifier: TorchNetwork, hosts: Sequence[str] | None, max_bytes: int = MOST_BYTES) -> Starlette:
-    """Return the page for a network on the CPU, and `/classify`, which takes the bytes of a file, so many at most.
+    """Return the page for a network on the CPU, and `/classify`, which takes the bytes of a file.
 
     `hosts`: as in `make_site`.
     """
@@ -50,8 +50,8 @@ def make_app(classifier: TorchNetwork, hosts: Sequence[str] | None, max_bytes: i
         novelty, others = float(unlike) if classifier.tells_unlike else None, len(order) - len(shown)
         return answer(classes=shown, unlike=novelty, others=others, image=_draw(seen), heat=heat)
 
-    # One image at a time, in one thread: each thread of glibc's keeps the memory that it once had. Who has no slot yet
-    # is not read.
+    # One image at a time, in one thread: glibc keeps the memory of each thread. A request without a slot is not read
+    # yet.
     worker, slots = ThreadPoolExecutor(1), asyncio.Semaphore(_AT_ONCE)
 
     async def classify(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""The card of an exported network, in the hub's form (https://huggingface.co/docs/hub/model-cards): how to use it."""
+"""The model card of an exported network, in Hugging Face's format (https://huggingface.co/docs/hub/model-cards)."""
 
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def compose_card(
     limits = describe_limits(evaluation, split, tested)
     limits.append("Every image gets one of the classes, also one that shows none of them." + _UNLIKE * tells_unlike)
     if recipe.get("model.weights"):
-        recipe = recipe | {"model.weights": Path(recipe["model.weights"]).name}  # not where it is on this machine
+        recipe = recipe | {"model.weights": Path(recipe["model.weights"]).name}  # without its folder on this machine
     weights = "random weights" if description.weights is None else f"the weights {code(Path(description.weights).name)}"
     identical = evaluation.gain.identical
     told = "and fine-tuning changed nothing." if identical else "then the last blocks with it."
@@ -172,7 +172,7 @@ print(dict(zip(labels, {probabilities}[0].tolist())))
 
 
 def _constructor(layer: nn.Module) -> str:
-    """Return Python that makes a layer of a head: its `repr`, with the module where it is not one of `torch.nn`'s."""
+    """Return Python code for a layer of a head: its `repr`, with the module if it is not in `torch.nn`."""
     kind = type(layer)
     if kind.__module__.startswith("torch.nn"):
         return f"torch.nn.{layer!r}"

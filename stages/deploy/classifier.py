@@ -1,4 +1,4 @@
-"""A finished network, from a checkpoint or an ONNX file: image files -> probabilities; whether two are the same."""
+"""A finished network from a checkpoint or an ONNX file: image files -> probabilities; comparison of two networks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from stages.training.loop import Trainer
 from stages.training.reference import Features, read_reference
 
 _BATCH = 64
-# The largest difference of a probability, and of `unlike`, that rounding in another order may make.
+# Largest difference of a probability, and of `unlike`, by rounding in another order.
 TOLERANCE, _UNLIKE_TOLERANCE = 1e-4, 1e-3
 
 
@@ -36,12 +36,12 @@ class _Both(nn.Sequential):
     """A classifier whose outputs come after the features."""
 
     def forward(self, activations: Tensor) -> Tensor:
-        # The classifier last: it may begin with a layer that works in place.
+        # The classifier comes last, since it may begin with an in-place layer.
         return torch.cat([Features()(activations), self[0](activations)], dim=1)
 
 
 class TorchNetwork:
-    """The network of a checkpoint, with what `finetune` wrote beside it; a StageError where it cannot be used."""
+    """The network of a checkpoint, with the reference beside it; raises StageError if it cannot be used."""
 
     def __init__(self, path: Path, device: torch.device, precision: Precision) -> None:
         network, description = load_checkpoint(path)
@@ -71,7 +71,7 @@ Classifier = TorchNetwork | OnnxNetwork
 
 
 def open_classifier(path: Path, device: str, precision: Precision) -> Classifier:
-    """Load a checkpoint (`.safetensors`) or an exported network (`.onnx`); a StageError where it cannot be used."""
+    """Load a checkpoint (`.safetensors`) or an exported network (`.onnx`); raises StageError if it cannot be used."""
     if path.suffix.lower() == ".onnx":
         if device not in ("auto", "cpu") or precision != "float32":
             raise StageError(f"{path}: computed on the CPU in float32; leave out --device and --precision")
@@ -82,10 +82,10 @@ def open_classifier(path: Path, device: str, precision: Precision) -> Classifier
 
 
 def find_files(given: list[Path]) -> tuple[list[str], int]:
-    """Return files as given and the images at any depth in folders, by extension; and how many others these hold.
+    """Return the given files, and images (by extension) at any depth in folders; and the number of their other files.
 
     Raises:
-        StageError: one is not there, or a folder cannot be listed or holds no images.
+        StageError: a path does not exist, or a folder cannot be listed or has no images.
     """
     paths, found = [], Collection()
     for path in given:
@@ -102,7 +102,7 @@ def find_files(given: list[Path]) -> tuple[list[str], int]:
 
 @dataclass(frozen=True)
 class Loaded:
-    """Some images: their paths; why one cannot be read, else `None`; the others, transformed, (n, ...), in order."""
+    """A batch: paths; why an image cannot be read, or `None`; the readable images, transformed, (n, ...), in order."""
 
     paths: list[str]
     problems: list[str | None]
@@ -110,10 +110,10 @@ class Loaded:
 
 
 class _Files(Dataset[tuple[str, Tensor | str]]):
-    """The path of each image, and the image, transformed, or why it cannot be read."""
+    """Items: the path, and the transformed image or why it cannot be read."""
 
     def __init__(self, paths: list[str], classifier: Classifier) -> None:
-        # Not the network, which would go to each decoding process.
+        # Not the network, which would be sent to each decoding process.
         self.paths, self.transform, self.preprocessing = paths, classifier.transform, classifier.preprocessing
 
     def __getitem__(self, position: int) -> tuple[str, Tensor | str]:
@@ -131,7 +131,7 @@ class _Files(Dataset[tuple[str, Tensor | str]]):
 
 
 def load(paths: list[str], classifier: Classifier, batch_size: int, workers: int) -> Iterator[Loaded]:
-    """Yield images as a network takes them, in batches, in the order of `paths`; `workers`: decoding processes."""
+    """Yield batches of transformed images in the order of `paths`; `workers`: decoding processes."""
     loader: DataLoader[tuple[str, Tensor | str]] = DataLoader(
         _Files(paths, classifier),
         batch_size,
@@ -151,7 +151,7 @@ def _collate(items: list[tuple[str, Tensor | str]]) -> Loaded:
 
 
 def require_same(original: Classifier, exported: Classifier, root: Path, test: list[Entry], workers: int) -> str:
-    """Say how far an exported network agrees with the original on the test images.
+    """Compare an exported network with the original on the test images; return a sentence.
 
     Raises:
         StageError: it is another network, or an image cannot be read.
@@ -167,22 +167,22 @@ def require_same(original: Classifier, exported: Classifier, root: Path, test: l
         answers.append([np.concatenate(part) for part in zip(*batches, strict=True)])
     (before, unlike_before), (after, unlike_after) = answers
     compared = compare(np.array([entry.label for entry in test]), before, after)
-    if np.abs(unlike_before - unlike_after).max() > _UNLIKE_TOLERANCE:  # never where it is not known
+    if np.abs(unlike_before - unlike_after).max() > _UNLIKE_TOLERANCE:  # False for NaN, which means unknown
         raise StageError("not exported, for `unlike` of the test images would be another number")
     return compared
 
 
 def compare(labels: Labels, original: Probabilities, exported: Probabilities) -> str:
-    """Say in a line how two networks' probabilities differ.
+    """Return a line on the differences of two networks' probabilities.
 
     Raises:
-        StageError: it is another network: a probability differs by more than rounding makes, or a prediction changed
-            that is no tie, between classes that the original takes for equally probable.
+        StageError: the networks differ: a probability by more than rounding, or a prediction that is no tie between
+            equally probable classes.
     """
     before, after = predicted_labels(original), predicted_labels(exported)
     changed = np.flatnonzero(before != after)
     gaps = np.abs(original[changed, before[changed]] - original[changed, after[changed]])
-    ties, largest = int((gaps <= TOLERANCE).sum()), float(np.abs(original - exported).max())  # perhaps NaN
+    ties, largest = int((gaps <= TOLERANCE).sum()), float(np.abs(original - exported).max())  # may be NaN
     told = f" ({plural(ties, 'tie')})" if ties else ""
     line = (
         f"compared with the checkpoint: {plural(len(labels), 'test image')} through both: largest difference of a "

@@ -1,7 +1,7 @@
-"""ONNX files: a finished network that runs without this project and without torch.
+"""ONNX files: the finished network, without this project or torch.
 
 A file takes uint8 RGB images (n, 3, size, size), already resized, and returns probabilities (n, classes), float32,
-and, where it is known, how unlike the training images they are, (n,). Normalization, the network, its temperature and
+and, if known, how unlike the training images they are, (n,). Normalization, the network, its temperature and
 sigmoid or softmax are inside.
 """
 
@@ -24,10 +24,10 @@ from stages.network.network import Network
 from stages.network.objective import probabilities
 from stages.training.reference import Features, Unlike
 
-# Probabilities, (n, classes), and how unlike the training images, (n,); NaN where that is not known.
+# Probabilities, (n, classes), and how unlike the training images, (n,), NaN if unknown.
 Answer = tuple[NDArray[np.float64], NDArray[np.float64]]
 _PROJECT = "dvc-finetune"
-# The first with all operators that are needed, and so the one that the most runtimes have.
+# The oldest with all needed operators, for compatibility with old runtimes.
 _OPSET = 18
 # protobuf's limit for one message.
 _MOST_BYTES = 2**31 - 1
@@ -55,7 +55,7 @@ def write_onnx(
 ) -> None:
     """Write a network, on the CPU, as ONNX, whole or not at all; the same network gives the same bytes.
 
-    What its checkpoint says, and the SHA-256 of that file, go into the metadata; `unlike` is a second output.
+    The metadata and the SHA-256 of its checkpoint are included; `unlike` is a second output.
 
     Raises:
         StageError: the network is too large for one file.
@@ -69,7 +69,7 @@ def write_onnx(
     load_compiler()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's own code
+        warnings.simplefilter("ignore")  # warnings by torch's own code
         program = torch.onnx.export(
             model,
             (images,),
@@ -84,7 +84,7 @@ def write_onnx(
     exported = program.model_proto
     graph = exported.graph
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        # Where in the source each comes from, with this machine's paths.
+        # Source positions, with this machine's paths.
         del part.metadata_props[:]
         part.ClearField("doc_string")
     del exported.metadata_props[:]
@@ -103,7 +103,7 @@ def write_onnx(
 
 
 def describe_resize(preprocessing: Preprocessing) -> str:
-    """Say in words how an image becomes a square."""
+    """Describe how an image becomes a square."""
     size, method = preprocessing.crop, preprocessing.interpolation
     if preprocessing.pad:
         colour = ", ".join(map(str, margin_colour(preprocessing)))
@@ -117,7 +117,7 @@ def describe_resize(preprocessing: Preprocessing) -> str:
 
 
 class OnnxNetwork:
-    """A network in an ONNX file that `write_onnx` wrote; a StageError where it cannot be used."""
+    """A network in an ONNX file by `write_onnx`; raises StageError if it cannot be used."""
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
@@ -127,12 +127,12 @@ class OnnxNetwork:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
-        # Threads that wait for work would take it from the processes that decode images.
+        # Spinning threads would slow the decoding processes.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             about = self._session.get_modelmeta().custom_metadata_map
-        except Exception as error:  # its errors have no common type
+        except Exception as error:  # onnxruntime's errors have no common type
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise StageError(f"{path}: damaged, or not an ONNX file ({reason})") from error
         if about.get("project") != _PROJECT:
@@ -147,7 +147,7 @@ class OnnxNetwork:
         self.transform = make_framing(self.preprocessing)
 
     def predict(self, images: Tensor) -> Answer:
-        """Return what `Answer` says of images, (n, 3, size, size), that `transform` made."""
+        """Return the `Answer` for images, (n, 3, size, size), by `transform`."""
         outputs = self._session.run(None, {"images": images.numpy()})
         values, unlike, *_ = (np.asarray(one, np.float64) for one in (*outputs, np.full(len(images), np.nan)))
         return values, unlike

@@ -1,4 +1,4 @@
-"""Which unlabelled images to label next: uncertain ones that are like many others, and unlike the labelled ones."""
+"""Which images to label next: uncertain ones, similar to many others and unlike the labelled ones."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ from stages.report.style import save_figure, shorten, shorten_path
 
 Floats = NDArray[np.float32]
 
-# Images that are compared with each other; of more, the most uncertain.
+# Images compared with each other: the most uncertain ones.
 MOST = 5_000
 _MOST_DRAWN = 120
 
@@ -34,12 +34,12 @@ class Pool(NamedTuple):
     unlike: Floats
 
     def take(self, rows: Sequence[int] | NDArray[np.int64]) -> "Pool":
-        """Return some of them, in that order."""
+        """Return some of the images, in the given order."""
         chosen = np.asarray(rows, dtype=np.int64)
         return Pool._make(values[chosen] for values in self)
 
     def add(self, other: "Pool") -> "Pool":
-        """Return the most uncertain images of both, `MOST` at most, those first."""
+        """Return at most `MOST` images of both, the most uncertain first."""
         both = Pool._make(np.concatenate(values) for values in zip(self, other, strict=True))
         return both.take(np.argsort(-uncertainty(both.probabilities), kind="stable")[:MOST])
 
@@ -53,7 +53,7 @@ def uncertainty(probabilities: Floats) -> Floats:
 def collect_pool(
     parts: Iterable[Loaded], look: Callable[[Loaded], tuple[Floats, Floats, Floats]]
 ) -> tuple[Pool | None, int]:
-    """Return the most uncertain images, and how many cannot be read; `look`: of some images, what `Pool` has.
+    """Return the most uncertain images, and the number of unreadable ones; `look`: images -> the fields of `Pool`.
 
     Memory does not grow with their number.
     """
@@ -83,9 +83,9 @@ def leave_out_copies(pool: Pool, labelled: list[str], root: Path, grey_max: int 
 def choose(pool: Pool, labelled: Floats, count: int) -> list[int]:
     """Return the positions of the images to label, the most useful first.
 
-    Each next one brings the uncertain images nearest to a labelled or chosen one: it adds most to the sum, over all
-    images, of uncertainty times the cosine with the nearest of these (facility location, Wei, Iyer and Bilmes 2015,
-    https://proceedings.mlr.press/v37/wei15.html). So no two of a kind are chosen, and nothing that is like no other.
+    Greedy facility location (Wei, Iyer and Bilmes 2015, https://proceedings.mlr.press/v37/wei15.html): each image adds
+    the most to the sum, over all images, of uncertainty times the cosine with the nearest labelled or chosen one. So
+    neither similar images nor outliers are chosen.
     `labelled`: features of length 1 of labelled images, (m, d).
     """
     cosines = np.clip(pool.features @ pool.features.T, 0, 1)
@@ -94,7 +94,7 @@ def choose(pool: Pool, labelled: Floats, count: int) -> list[int]:
     gains = np.maximum(cosines - covered, 0) @ weights
     chosen: list[int] = []
     while len(chosen) < min(count, len(covered)):
-        # A gain never grows: one that is still the highest when computed again is the highest of all.
+        # Gains never grow: one that is still the highest when recomputed is the highest of all.
         best = int(gains.argmax())
         gains[best] = np.maximum(cosines[best] - covered, 0) @ weights
         if best == gains.argmax():
@@ -108,8 +108,8 @@ def write_suggestions(
 ) -> bool:
     """Write a table for `data.labels`: the suggested images, without a label, and below them the labelled ones.
 
-    Such a table holds paths below `root`, `data.path`, only: where some of the suggested images are elsewhere, it has
-    those alone. `groups`: with the groups of the labelled ones. Returns whether all are below `root`.
+    Its paths are below `root`, which is `data.path`; if some suggested images are elsewhere, it has only those.
+    `groups`: with the groups of the labelled ones. Returns whether all are below `root`.
     """
     files = [Path(file) for file in chosen.paths]
     inside = all(file.is_relative_to(root.absolute()) for file in files)

@@ -1,4 +1,4 @@
-"""The table of predictions: CSV, or JSON lines."""
+"""The table of predictions: CSV or JSON lines."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ import numpy as np
 from stages.common.cli import StageError
 from stages.scores.metrics import Probabilities, predicted_labels
 
-# Writes one image's row: its path, and its probabilities, (classes,), or why it cannot be read; how unlike it is.
+# Writes a row: the path, probabilities (classes,) or why the image cannot be read, and how unlike it is.
 Row = Callable[[str, Probabilities | str, float], None]
 
 
@@ -48,7 +48,7 @@ def open_table(
                 record: dict[str, Any] = {"problem": answer}
                 cells: list[Any] = [*[""] * (len(columns) - 2), answer]
             else:
-                # The label that the scores would count, which on a tie need not be the first of the most probable.
+                # The label as in the scores, which on a tie need not be the first of the most probable ones.
                 label, values = int(predicted_labels(answer[None])[0]), answer.tolist()
                 order = [label, *(other for other in np.argsort(-answer, kind="stable").tolist() if other != label)]
                 rejected = reject > 0 and (values[label] < reject or unlike > 1)

@@ -1,4 +1,4 @@
-"""A network on trial: the head that is found on its frozen features, by folds; how fast it is, and how large."""
+"""A network on trial: the out-of-fold score of a head on its frozen features, its speed and size."""
 
 import time
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from stages.training.search import find_head
 
 @dataclass(frozen=True)
 class Tried:
-    """A network, and what the head that was found on its features is worth out-of-fold; or the `problem` with it.
+    """A network, with the out-of-fold score of the head found on its features, or the `problem` with it.
 
     `accuracy` with its 95% interval; `loss`: log-loss; `images_per_second`: of its backbone, on this machine, decoding
     aside; `megabytes`: of its tensors; `unfreeze`: how many blocks fine-tuning would train.
@@ -45,7 +45,7 @@ class Tried:
 
 
 def with_network(params: Params, arch: str, weights: str) -> Params:
-    """Return the parameters with another network, whose head is found."""
+    """Return the parameters with another network and a head search."""
     model = {"arch": arch, "weights": None if weights == "null" else weights, "head": "pooled"}
     update = {
         "model": params.model.model_copy(update=model),
@@ -55,7 +55,7 @@ def with_network(params: Params, arch: str, weights: str) -> Params:
 
 
 def try_network(params: Params, entries: Entries, device: torch.device) -> Tried:
-    """Keep a network's features, find its head, and measure it; raises a `StageError` where it cannot be made."""
+    """Store a network's features, find its head, and measure both; raises StageError if the network cannot be made."""
     network, description, _ = build_initial(params, entries.train)
     blocks, _ = cut(network.to(device), unfreeze=0)
     prefix = open_prefix(blocks, description, device, params)
@@ -78,7 +78,7 @@ def try_network(params: Params, entries: Entries, device: torch.device) -> Tried
 
 
 def measure_speed(prefix: FrozenPrefix) -> float:
-    """Return how many images a second the backbone takes, without reading them."""
+    """Return the backbone's speed, images per second, without reading images."""
     crop = prefix.preprocessing.crop
     images = torch.zeros(BATCH, 3, crop, crop)
     prefix.forward(images)[0].cpu()
@@ -90,7 +90,7 @@ def measure_speed(prefix: FrozenPrefix) -> float:
 
 
 def list_backbones(tried: list[Tried]) -> list[str]:
-    """Return the lines of a table, in the order given, and below it what was wrong with the others."""
+    """Return the lines of a table, in the given order, followed by the networks with problems."""
     rows = [["   network", "accuracy", "95% interval", "log-loss", "images/s", "MB"]]
     for place, one in enumerate((one for one in tried if not one.problem), start=1):
         interval = percent_range(one.accuracy_low, one.accuracy_high)

@@ -1,4 +1,4 @@
-"""Pages on this machine: socket, server, host check and headers; and the page to go through suspected labels."""
+"""Web pages on this machine: socket, server, host check and headers; and the page to review labels."""
 
 import base64
 import io
@@ -29,20 +29,20 @@ from stages.images.decode import ImageError, decode, read_image
 from stages.scores.suspects import Suspect
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-# Nothing from elsewhere can be loaded, nothing can be sent elsewhere, and no page from elsewhere can frame this one.
+# The page loads nothing from elsewhere, sends nothing elsewhere, and cannot be framed.
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src "
     "'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
 }
-_MOST_PIXELS = 1000  # a side, of a suspect as shown
+_MOST_PIXELS = 1000  # pixels per side of a shown suspect
 
 
 def make_site(page: str, routes: Sequence[Route], hosts: Sequence[str] | None) -> Starlette:
-    """Return an application with a page, an HTML file beside this one, at `/`, and what it asks for.
+    """Return an application with a page, an HTML file beside this one, at `/`, and its routes.
 
-    `hosts`: names by which it may be called, `None`: any. A page from elsewhere whose name is made to lead to this
-    machine (DNS rebinding) calls it by another.
+    `hosts`: allowed host names, `None`: any. They prevent DNS rebinding, where a foreign page's name resolves to this
+    machine.
     """
 
     async def show_page(_: Request) -> Response:
@@ -53,7 +53,7 @@ def make_site(page: str, routes: Sequence[Route], hosts: Sequence[str] | None) -
 
 
 def answer(status: int = 200, **content: Any) -> Response:  # noqa: ANN401 (any JSON value)
-    """Answer with JSON in ASCII, which also has names of files that are not UTF-8; `problem`: what is wrong."""
+    """Answer in ASCII JSON, for file names that are not UTF-8; `problem`: an error message."""
     return Response(json.dumps(content, allow_nan=False), status, _HEADERS, "application/json")
 
 
@@ -74,7 +74,7 @@ def serve(site: Starlette, listening: socket.socket) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open a socket; a StageError where the port is in use or the address is not this machine's."""
+    """Open a socket; raises StageError if the port is in use or the address is not this machine's."""
     if not 0 <= port <= 65535:
         raise StageError(f"--port: should be from 0 to 65535, is {port}")
     try:
@@ -93,9 +93,9 @@ def is_loopback(host: str) -> bool:
 
 
 def measure_progress(suspects: Sequence[Suspect], table: Path) -> dict[str, int]:
-    """Return how many suspects there are, what became of them, and the number of the `next` undecided one, from 0.
+    """Return the number of suspects, the decisions, and the index of the `next` undecided one.
 
-    Raises what `read_corrections` does, but the table may be absent.
+    Raises what `read_corrections` does; the table may be missing.
     """
     given = read_corrections(table) if table.exists() else {}
     decisions = [given.get(one.path) for one in suspects]
@@ -106,7 +106,7 @@ def measure_progress(suspects: Sequence[Suspect], table: Path) -> dict[str, int]
 
 
 def write_correction(table: Path, name: str, correction: str) -> None:
-    """Correct one image in a table for `data.corrections`; its other rows and columns stay, and it may be absent."""
+    """Correct one image in a table for `data.corrections`, which may be missing; other rows and columns are kept."""
     header, rows = ["path", "correction"], list[list[str]]()
     if table.exists():
         read_corrections(table)
@@ -121,11 +121,11 @@ def write_correction(table: Path, name: str, correction: str) -> None:
 
 
 def make_review(suspects: Sequence[Suspect], root: Path, grey_max: int | None, table: Path) -> Starlette:
-    """Return the page to go through suspects, at least one; `table` of corrections is all that it keeps.
+    """Return the page to review one or more suspects; its only state is the `table` of corrections.
 
     Paths are relative to `root`; `grey_max` is as in `decode`.
     """
-    # Pages from elsewhere cannot read it, and one of an earlier start, with other numbers, has another.
+    # Foreign pages cannot read it, and pages from an earlier start have another one.
     token = secrets.token_hex()
 
     async def show_progress(_: Request) -> Response:
@@ -139,7 +139,7 @@ def make_review(suspects: Sequence[Suspect], root: Path, grey_max: int | None, t
         correction = (read_corrections(table) if table.exists() else {}).get(one.path)
         return answer(**asdict(one) | {"correction": correction}, **_draw(root / one.path, grey_max))
 
-    # On the event loop: one decision at a time reads and writes the table.
+    # On the event loop, so only one decision at a time accesses the table.
     async def decide(request: Request) -> Response:
         if request.headers.get("x-token") != token:
             return answer(403, problem="the server has been started again since; reload this page")
@@ -170,5 +170,5 @@ def _draw(path: Path, grey_max: int | None) -> dict[str, Any]:
     except (OSError, ImageError) as error:
         return {"problem": (error.strerror if isinstance(error, OSError) else None) or str(error)}
     image.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
-    # A tenth of a PNG's time; small images stay as good as they are.
+    # A tenth of a PNG's time; small images keep their quality.
     return {"image": as_url(image, "JPEG", quality=95, subsampling=0)}

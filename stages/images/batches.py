@@ -25,14 +25,14 @@ from stages.images.preprocessing import Preprocessing, make_transform
 
 Batch = tuple[Tensor, Tensor]
 
-# Batches that a decoding process prepares before they are asked for (torch's own number).
+# Batches that a decoding process prepares ahead (torch's default).
 _AHEAD = 2
-# How torch says that a file in /dev/shm cannot be made, or that there was no room for what was written to it.
+# torch's messages when a file in /dev/shm cannot be created or is too large.
 _SHARED_MEMORY_SIGNS = ("Bus error", "shared memory", "(shm)", "/torch_")
 
 
 def read_entry(root: Path, entry: Entry, grey_max: int | None = None, least: int | None = None) -> Image.Image:
-    """Read an image of the index, with `grey_max` and `least` as in `decode`; refuse one that `split` did not see."""
+    """Read an image of the index; raise StageError if it changed since `split`. `grey_max`, `least`: as in `decode`."""
     try:
         content = read_image(root / entry.path)
         if hashlib.sha256(content).hexdigest() != entry.sha256:
@@ -50,8 +50,8 @@ def read_entry(root: Path, entry: Entry, grey_max: int | None = None, least: int
 class _Images(Dataset[tuple[Tensor, int] | StageError]):
     """The images of an index, preprocessed: (tensor of shape (3, crop, crop), label).
 
-    An item is asked for by (position in the index, seed): an augmented image depends on those alone and not on which
-    process makes it. An error is returned: one raised in a loader's process would arrive wrapped in its traceback.
+    The key of an item is (position in the index, seed): an augmented image depends on these alone, not on the process
+    that decodes it. Errors are returned, since one raised in a loader's process arrives wrapped in its traceback.
     """
 
     def __init__(self, root: Path, entries: list[Entry], preprocessing: Preprocessing, augment: Augment) -> None:
@@ -69,7 +69,7 @@ class _Images(Dataset[tuple[Tensor, int] | StageError]):
         if self.augment == "none":
             return self.transform(image), entry.label
         with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which also seeds the GPU's generator, that of dropout, where there are no workers.
+            # Not torch.manual_seed, which without workers would also seed the GPU's generator, used by dropout.
             torch.default_generator.manual_seed(seed)
             return self.transform(image), entry.label
 
@@ -95,7 +95,7 @@ class Order(Sampler[tuple[int, int]]):
 
 
 class _Groups(Sampler[list[tuple[int, int]]]):
-    """What `order` yields, in groups: this rank's part of each batch, which may be empty."""
+    """The items of `order` in groups: this rank's part of each batch, which may be empty."""
 
     def __init__(self, order: Order, batch_size: int) -> None:
         self.order, self.sizes = order, [*map(len, order.share.places(order.count, batch_size))]
@@ -112,10 +112,10 @@ class _Groups(Sampler[list[tuple[int, int]]]):
 class Batches:
     """Batches of (images: float32, (n, 3, crop, crop); labels: int64, (n,)).
 
-    Of `batch_size` images a rank has its part, perhaps none. Paths are below `root`. `workers` processes decode (0:
-    this one), and change no batch. `augment` is for training alone; `order`, if any, replaces that of the index;
-    `pinned` memory is copied to a GPU faster. Raises a StageError where the images in work at one time need more memory
-    than there is.
+    A rank has its part of each `batch_size` images, perhaps none. Paths are below `root`. The number of decoding
+    processes, `workers` (0: this process), changes no batch. `augment`: for training only; `order`: in place of the
+    index's; `pinned`: memory that is copied to a GPU faster. Raises StageError if the images in memory at once do not
+    fit.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Batches:
             worker_init_fn=leave_interrupts_to_the_main_process,
             persistent_workers=workers > 0,
             pin_memory=pinned,
-            generator=torch.Generator(),  # else each pass takes a number from the one that dropout uses
+            generator=torch.Generator(),  # otherwise each pass draws a number from dropout's generator
         )
 
     def __len__(self) -> int:
@@ -152,7 +152,7 @@ class Batches:
         self._order.epoch = epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield batches; a StageError where an image is gone or changed, or a decoding process was killed."""
+        """Yield batches; raises StageError if an image is gone or changed, or a decoding process was killed."""
         for batch in loaded(self._loader):
             stop_if_interrupted()
             if isinstance(batch, StageError):
@@ -162,7 +162,7 @@ class Batches:
 
 
 def loaded(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Yield what a loader does; a StageError where a decoding process was killed or cannot hand over its images."""
+    """Yield a loader's items; raises StageError if a decoding process was killed or cannot return its images."""
     try:
         yield from loader
     except RuntimeError as error:
@@ -184,12 +184,12 @@ def _collate(items: list[tuple[Tensor, int] | StageError]) -> list[Tensor] | Sta
 
 
 def leave_interrupts_to_the_main_process(_: int) -> None:
-    """Let only the main process of a loader answer Ctrl-C: it ends the others."""
+    """Ignore Ctrl-C in a loader's process: the main process ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = _ignore_a_gone_process
 
 
 def _ignore_a_gone_process(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print no traceback where the thread that hands images over finds the main process gone."""
+    """Print no traceback if the thread that returns images finds the main process gone."""
     if not issubclass(kind, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)

@@ -1,4 +1,4 @@
-"""Reading each image of a data set once: what it is, or why it cannot be used; and what the images have in common."""
+"""Reading each image of a dataset once: its properties or why it cannot be used, and checks over all images."""
 
 import hashlib
 import posixpath
@@ -24,7 +24,7 @@ from stages.images.colour import GREY_RANGE
 from stages.images.decode import NEEDS_HEIF, ImageError, decode_with_facts, read_image
 from stages.images.near_duplicates import SIDE, shrink
 
-# Masks have no more colours.
+# Masks have at most this many colours.
 _FEW = 16
 _REMARKS = {
     "pages": ("image has", "images have", "more pages or frames than the first, which is taken"),
@@ -33,18 +33,18 @@ _REMARKS = {
     "dim": ("image of 16 bits a colour is", "images of 16 bits a colour are", "dark: at most 14 bits are used"),
     "blank": ("image is", "images are", "of one colour"),
 }
-# How shortcuts are looked for: values are put into so many groups, and tried by so many folds.
+# Shortcuts: numbers of folds, and of bins for values.
 _FOLDS, _BINS = 5, 10
-# Of the images that always guessing the most common class gets wrong, a shortcut gets so many right.
+# A shortcut gets this fraction right of the images that always guessing the most common class gets wrong.
 _SKILL = 0.5
-_SKILL_BY_LOOK = 0.8  # brightness, which may well belong to what an image shows
-_F1 = 0.9  # a shortcut tells one class so well
-# Ten unrelated pairs of images have brightnesses so much alike (r > 0.97) twice in a million.
+_SKILL_BY_LOOK = 0.8  # for brightness, which may well belong to what an image shows
+_F1 = 0.9  # or tells one class from the others this well
+# Ten unrelated pairs of images have a correlation of brightness above 0.97 twice in a million.
 _LEAST_PAIRS, _ALIKE, _MOST_COMPARED = 10, 0.97, 50
 
 
 class Checked(NamedTuple):
-    """What an image is, or `problem`: why it cannot be used.
+    """Properties of an image, or `problem`: why it cannot be used.
 
     `sha256` of its file, in hex; its upright size in pixels; the `highest_grey` value, `None` unless it is 16-bit grey;
     `storage` as in `Decoded`; its mean `brightness`, 0 to 255; `remarks` of decoding, and `blank` or `few` for one
@@ -87,7 +87,7 @@ def _check_all(check: Callable[[str], Checked], paths: list[str], workers: int) 
 def _check(root: Path, grey_max: int | None, path: str) -> Checked:
     try:
         content = read_image(root / path)
-        # At an eighth of its size a JPEG is read to its end, too, in half the time.
+        # Decoding a JPEG at an eighth of its size also reads it to its end, in half the time.
         decoded = decode_with_facts(content, grey_max, least=SIDE)
     except OSError as error:
         return Checked(problem=reason(error))
@@ -110,7 +110,7 @@ def _check(root: Path, grey_max: int | None, path: str) -> Checked:
 
 
 def require_no_masks(root: Path, found: Collection, checked: dict[str, Checked]) -> None:
-    """Refuse a class whose images have hardly any colours, and the names of those of a class that have many."""
+    """Refuse a class of masks: few colours, and the file names of a class with many colours."""
     few = {path for path, fact in checked.items() if not {"few", "blank"}.isdisjoint(fact.remarks)}
     stems = {name: {one.stem: one.path in few for one in images} for name, images in found.by_class().items()}
     masks = [name for name, flat in stems.items() if sum(flat.values()) > 0.9 * len(flat)]
@@ -125,7 +125,7 @@ def require_no_masks(root: Path, found: Collection, checked: dict[str, Checked])
 
 
 def require_usable(root: Path, found: Collection, rejected: dict[str, str], limit: float) -> None:
-    """Refuse a data set if all images of a class are bad, or a fraction of all files above `limit`.
+    """Refuse a dataset if all images of a class are bad, or more than the fraction `limit` of all files.
 
     `rejected` has the reason of each bad file by its path.
     """
@@ -143,7 +143,7 @@ def require_usable(root: Path, found: Collection, rejected: dict[str, str], limi
 
 
 def _examples(root: Path, rejected: dict[str, str]) -> str:
-    """Return a few; but where most of what is bad is HEIC that cannot be decoded here, say how it can."""
+    """Return a few examples; raises StageError with the remedy if most of them are HEIC that cannot be decoded."""
     paths = [path for path, why in rejected.items() if why == NEEDS_HEIF]
     if 2 * len(paths) > len(rejected):
         kinds = Counter((posixpath.dirname(path), extension(path)) for path in paths)
@@ -168,7 +168,7 @@ def describe_shapes(images: list[Checked]) -> dict[str, float]:
 
 
 def describe_grey(images: list[Checked], grey_max: int | None) -> list[str]:
-    """Say where 16-bit grey comes out dark because its values have fewer bits, or white above `data.grey_max`."""
+    """Report 16-bit grey that is dark because its values have fewer bits, or white above `data.grey_max`."""
     highest = [image.highest_grey for image in images if image.highest_grey is not None]
     if grey_max is None and highest and max(highest) < GREY_RANGE // 2:
         full = 2 ** max(highest).bit_length() - 1
@@ -181,7 +181,7 @@ def describe_grey(images: list[Checked], grey_max: int | None) -> list[str]:
 
 
 def describe_remarks(images: list[Checked]) -> list[str]:
-    """Say how many images were read in part, show nothing, or are the same as others though their bytes differ."""
+    """Report how many images were read in part, are blank, or equal others in pixels though not in bytes."""
     counts = Counter(remark for image in images for remark in image.remarks)
     notes = [
         f"{plural(counts[remark], one, many)} {what}"
@@ -198,7 +198,7 @@ def describe_remarks(images: list[Checked]) -> list[str]:
 
 
 def find_forms(found: Collection, checked: dict[str, Checked]) -> list[str]:
-    """Say which classes hold images of the same names that are as bright one by one: small ones, or edited ones."""
+    """Report classes with images of the same names and brightness, pairwise: smaller or edited versions."""
     classes = {
         name: {one.stem: checked[one.path].brightness for one in images if one.path in checked}
         for name, images in found.by_class().items()
@@ -218,10 +218,10 @@ def find_forms(found: Collection, checked: dict[str, Checked]) -> list[str]:
 
 
 def find_shortcuts(images: Sequence[Checked], classes: Sequence[str]) -> list[str]:
-    """Say which facts about the files tell the classes apart: a network would learn them, not what the images show.
+    """Report properties of the files that tell the classes apart: a network would learn them instead of the content.
 
-    Each is tried by folds: an image gets the class that is most common in other folds among those with the same
-    format, mode, camera, size or brightness.
+    By cross-validation: an image gets the most common class, in other folds, of images with the same format, mode,
+    camera, size or brightness.
     """
     areas = _bins([one.width * one.height for one in images])
     shapes = _bins([one.width / one.height for one in images])
@@ -239,14 +239,14 @@ def find_shortcuts(images: Sequence[Checked], classes: Sequence[str]) -> list[st
 
 
 def _bins(values: list[float]) -> list[int]:
-    """Return each value's place among so many groups of about the same number of images."""
+    """Return the bin of each value, with about the same number of images in each bin."""
     ordered = sorted(values)
     edges = sorted({ordered[len(ordered) * number // _BINS] for number in range(1, _BINS)})
     return [bisect_left(edges, value) for value in values]
 
 
 def _try_to_tell(values: Sequence[Hashable], folds: list[int], classes: Sequence[str], skill: float) -> str:
-    """Say which classes the values tell apart; "" where they do not."""
+    """Return which classes the values tell apart; "" if none."""
     if len(set(values)) < 2:
         return ""
     everywhere: dict[Hashable, Counter[str]] = defaultdict(Counter)

@@ -1,4 +1,4 @@
-"""What a data set holds, by the names of its files and folders: before any of its images is read."""
+"""The content of a dataset by file and folder names, before any image is read."""
 
 import errno
 import os
@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-# Those of torchvision.datasets.folder.IMG_EXTENSIONS and more that Pillow reads; importing torchvision costs three
-# seconds. A test holds the two together.
+# torchvision.datasets.folder.IMG_EXTENSIONS, and more that Pillow reads. Not imported, which takes three seconds; a
+# test compares the two.
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".apng", ".gif", ".webp", ".avif", ".heic", ".heif", ".hif"),
     *(".tif", ".tiff", ".bmp", ".dib", ".tga", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
-# What systems and tools put beside images: Synology, QNAP, macOS, Windows, Linux, Python. In lower case.
+# Files and folders made by Synology, QNAP, macOS, Windows, Linux and Python. In lower case.
 _SYSTEM_NAMES = {
     *("@eadir", "@tmp", "@__thumb", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "__macosx", "recycler"),
     *("network trash folder", "temporary items", "$recycle.bin", "system volume information", "thumbs.db"),
@@ -37,12 +37,12 @@ _PARTS = {
     UNLABELLED: "unlabeled unlabelled unannotated nolabel nolabels pred predict prediction submission inference",
 }
 _PART_OF = {word: part for part, words in _PARTS.items() for word in words.split()}
-# `trainset`, `test_images`, `Training Data`, `tests`, `valid2`: words that say nothing of what the pictures show.
+# Words without meaning for the content, as in `trainset`, `test_images`, `Training Data`, `tests`, `valid2`.
 _FILLERS = _split(
     "s set sets data dataset datasets image images img imgs picture pictures pic pics photo photos folder folders dir "
     "file files the full all small mini sample samples split splits final copy new input inputs"
 )
-# What holds pictures, and what holds something else about the same pictures.
+# Names of folders of images, and of folders with something else about the same images.
 _IMAGES = _split(
     "image images img imgs jpg jpeg jpegs jpegimages png pngs picture pictures pic pics photo photos frame frames "
     "original originals orig rgb color colour raw input inputs scan scans"
@@ -71,10 +71,10 @@ _NUMBERED = re.compile(r"(.*[^\W\d_])[\W\d_]+$")
 
 @dataclass(frozen=True)
 class Sample:
-    """An image before it is read: its path below `data.path`, with `/`, and what the data set says of it.
+    """An image before it is read: its path below `data.path`, with `/`, its class, part and group.
 
-    `below` is its path below the folder of its class, or below `data.path` where a table has the labels. `part` is
-    empty where the split is not given, `group` where it belongs to none.
+    `below`: its path below the folder of its class, or below `data.path` if a table has the labels. `part` is empty
+    if the split is not given, `group` if it is in none.
     """
 
     path: str
@@ -91,7 +91,7 @@ class Sample:
 
 @dataclass
 class Collection:
-    """What a data set holds. Paths are relative to its folder, with `/`."""
+    """The content of a dataset. Paths are relative to its folder, with `/`."""
 
     samples: list[Sample] = field(default_factory=list)
     rejected: dict[str, str] = field(default_factory=dict)  # path -> reason
@@ -100,7 +100,7 @@ class Collection:
     notes: list[str] = field(default_factory=list)  # what was assumed
 
     def by_class(self) -> dict[str, list[Sample]]:
-        """Return class -> images, classes in the order of their labels."""
+        """Return class -> images; classes in the order of their labels."""
         classes: dict[str, list[Sample]] = {name: [] for name in sorted({one.class_name for one in self.samples})}
         for image in self.samples:
             classes[image.class_name].append(image)
@@ -120,9 +120,9 @@ def extension(name: str) -> str:
 def walk(root: Path, folder: str, found: Collection, ancestors: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
     """Yield the images at any depth below a folder, sorted within each; links are followed.
 
-    `folder` is relative to `root`, with `/`; empty: `root` itself. `found` takes what is not an image: folders that
-    cannot be listed and links that loop (`rejected`), files with other extensions (`ignored`) and what systems make
-    (`left_out`). `ancestors` identify the folders above.
+    `folder` is relative to `root`, with `/`; empty: `root` itself. Everything else is counted in `found`: unreadable
+    folders and links that loop (`rejected`), files with other extensions (`ignored`) and system files (`left_out`).
+    `ancestors` identify the folders above.
     """
     try:
         identity = identify(root / folder)
@@ -143,7 +143,7 @@ def walk(root: Path, folder: str, found: Collection, ancestors: tuple[tuple[int,
 
 
 def list_names(folder: Path, found: Collection) -> list[str]:
-    """Return the sorted names in a folder, but for hidden ones and those that systems make, which are counted."""
+    """Return the sorted names in a folder; hidden and system files are left out and counted."""
     names = sorted(os.listdir(folder))  # noqa: PTH208 (names, not paths)
     kept = [name for name in names if not name.startswith(".") and name.lower() not in _SYSTEM_NAMES]
     found.left_out["system"] += len(names) - len(kept)
@@ -151,18 +151,18 @@ def list_names(folder: Path, found: Collection) -> list[str]:
 
 
 def identify(folder: Path) -> tuple[int, int]:
-    """Return what identifies a folder, whichever path leads to it: its device and number."""
+    """Return the device and inode of a folder, which identify it under any path."""
     status = folder.stat()
     return status.st_dev, status.st_ino
 
 
 def reason(error: OSError) -> str:
-    """Say in a few words why a file or folder cannot be read."""
+    """Return in a few words why a file or folder cannot be read."""
     return _REASONS.get(error.errno or 0) or error.strerror or type(error).__name__
 
 
 class Name(NamedTuple):
-    """A name taken apart: its part of a split, `image` or `other`, what else it says, and its numbers."""
+    """A parsed name: its part of a split, its kind (`image` or `other`), other words, and its numbers."""
 
     part: str | None
     kind: str | None
@@ -183,7 +183,7 @@ def words(name: str) -> list[str]:
 
 
 def take_apart(name: str) -> Name:
-    """Return what a name says."""
+    """Parse a name."""
     every = words(name)
     told = [word for word in every if not word.isdecimal()]
     parts = {_PART_OF[word] for word in told if word in _PART_OF}
@@ -197,21 +197,21 @@ def take_apart(name: str) -> Name:
 
 
 def part_named(name: str) -> str | None:
-    """Return the part of a split that a name means and says nothing else, such as `Validation` or `test_set`."""
+    """Return the part of a split if a name means nothing else, such as `Validation` or `test_set`."""
     told = take_apart(name)
     return None if told.rest else told.part
 
 
 def never_a_class(name: str) -> bool:
-    """Whether a folder of this name holds something about images, such as `annotations`, in any set."""
+    """Whether a folder of this name never holds a class, such as `annotations`."""
     told = [word for word in words(name) if not word.isdecimal() and word not in _FILLERS]
     return bool(told) and (_NEVER_CLASSES.issuperset(told) or told == ["ground", "truth"])
 
 
 def other_kinds(names: Iterable[str]) -> list[str]:
-    """Return those of sibling folders that hold another kind of file than their neighbours: `masks` beside `images`.
+    """Return sibling folders that hold another kind of file than their neighbours, such as `masks` beside `images`.
 
-    `cat` and `cat_masks` are such neighbours too, but not once only: `face` and `face_mask` are two classes.
+    `cat_masks` beside `cat` counts only if there are several such pairs: `face` and `face_mask` are two classes.
     """
     told = {name: take_apart(name) for name in names}
     beside: dict[tuple[str | None, ...], set[str | None]] = {}
@@ -226,14 +226,14 @@ def other_kinds(names: Iterable[str]) -> list[str]:
 
 
 def of_other_images(paths: Iterable[str]) -> set[str]:
-    """Return the images that are named as something about another one beside them: `a_mask.png` beside `a.jpg`."""
+    """Return the images named as belonging to another one: `a_mask.png` beside `a.jpg`."""
     stems = {path: path.rpartition(".")[0].casefold() for path in paths}
     there = set(stems.values())
     return {path for path, stem in stems.items() if (mark := _MARK.search(stem)) and stem[: mark.start()] in there}
 
 
 def are_folds(names: list[str]) -> bool:
-    """Whether folders are called pieces of one set: `fold1`, `fold2`, or `images_part_1`, `images_part_2`."""
+    """Whether folders are named as pieces of one set: `fold1`, `fold2`, or `images_part_1`, `images_part_2`."""
     told = [take_apart(name) for name in names]
     numbers = sorted(one.numbers[-1] for one in told if one.numbers)
     return (
@@ -245,14 +245,14 @@ def are_folds(names: list[str]) -> bool:
 
 
 def classes_in_names(files: list[str]) -> list[str]:
-    """Return what nearly all file names begin with, before a number, where that tells classes: `cat.1.jpg`."""
+    """Return the classes by which nearly all file names begin, before a number, such as `cat.1.jpg`, if any."""
     counts = Counter(match[1] for file in files if (match := _NUMBERED.match(PurePosixPath(file).stem)))
     found = sorted(name for name, number in counts.items() if number > 1)
     return found if len(found) > 1 and sum(counts[name] for name in found) >= 0.9 * len(files) else []
 
 
 def column_for(name: str) -> str | None:
-    """Return the column of a table, `split` or `group`, that one of another name may be meant as."""
+    """Return `split` or `group` if a column's name probably means that."""
     told = words(name)
     if _GROUPS.intersection(word.removesuffix("id") for word in told):
         return "group"

@@ -12,9 +12,9 @@ GREY_RANGE = 0xFFFF  # of 16-bit grey
 # TIFF tags
 _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 262, 284, 339
 _WHITE_IS_ZERO, _SIGNED, _SEPARATE = 0, 2, 2
-# The exponent of sRGB, approximately; a PNG that states about this one is not changed.
+# Approximately sRGB's exponent; a PNG with about this one is unchanged.
 _GAMMA, _SAME_GAMMA = 1 / 2.2, 0.05
-# Profiles that call themselves sRGB differ by rounding; one that moves no colour further than this counts as sRGB.
+# sRGB profiles differ by rounding: one that moves no colour further than this counts as sRGB.
 _SAME = 3
 
 
@@ -68,7 +68,7 @@ def to_rgb(image: Image.Image, grey_max: int | None = None) -> Image.Image:
 
 
 def require_stated_values(image: Image.Image) -> None:
-    """Refuse a TIFF, not yet loaded, with a sign or with planes of 16 bits each: Pillow would take them for others."""
+    """Refuse a TIFF, not yet loaded, with signed values or 16-bit planes, which Pillow misreads."""
     bits = _bits(image)
     if _SIGNED in _tags(image).get(_SAMPLE_FORMAT, ()) and max(bits) <= 16:
         raise ImageError("values with a sign, whose range is not stated; save it as 8 or 16 bits without")
@@ -77,7 +77,7 @@ def require_stated_values(image: Image.Image) -> None:
 
 
 def fit_transparent_colour(image: Image.Image) -> None:
-    """Give the colour that a PNG, not yet loaded, names as transparent in the 8 bits that Pillow makes of others."""
+    """Scale the transparent colour of a PNG, not yet loaded, to the 8 bits to which Pillow converts pixels."""
     key, raw = image.info.get("transparency"), str(getattr(image, "tile", ""))
     if isinstance(key, int) and (match := re.search(r"'L;([24])'", raw)):
         image.info["transparency"] = key * 255 // (2 ** int(match[1]) - 1)
@@ -86,7 +86,7 @@ def fit_transparent_colour(image: Image.Image) -> None:
 
 
 def find_dim_colours(image: Image.Image) -> tuple[str, ...]:
-    """Return the remark `dim` for 16 bits a colour of which at most 14 are used; refuse at most 12, nearly black.
+    """Return the remark `dim` if 16-bit colours use at most 14 bits; raise ImageError for 12, nearly black.
 
     Pillow keeps the upper 8.
     """
@@ -97,10 +97,10 @@ def find_dim_colours(image: Image.Image) -> tuple[str, ...]:
 
 
 def without_false_alpha(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
-    """Return an image without what is stored as transparency and is none, and why: `clear` everywhere, or a `band`.
+    """Return an image without an alpha channel that is no transparency, and the remark `clear` (everywhere) or `band`.
 
-    Near-infrared bands of aerial TIFFs are stored so. They have the texture of an image and hardly any value at the
-    ends, where transparency is nearly always.
+    Near-infrared bands of aerial TIFFs are stored as alpha. They have the texture of an image and hardly any extreme
+    values, while transparency has hardly any other.
     """
     if image.mode not in ("LA", "La", "RGBA"):
         return image, ()
@@ -137,7 +137,7 @@ def _bits(image: Image.Image) -> tuple[int, ...]:
 
 
 def _exponent(image: Image.Image) -> float:
-    """Return the power that takes the values of a PNG to sRGB's, 1 for any other image."""
+    """Return the exponent that converts the values of a PNG to sRGB, 1 for any other image."""
     gamma = image.info.get("gamma")
     if not gamma or "icc_profile" in image.info or "srgb" in image.info or not 0.1 < gamma < 10:
         return 1
@@ -156,7 +156,7 @@ def _convert(image: Image.Image, profile: bytes) -> Image.Image:
 
 @lru_cache(maxsize=64)
 def _transform_to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """Return the transform from a profile to sRGB, `None` where it would do nothing or the profile cannot be used."""
+    """Return the transform from a profile to sRGB, `None` if it would do nothing or the profile is unusable."""
     try:
         source = ImageCms.getOpenProfile(io.BytesIO(profile))
         transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")

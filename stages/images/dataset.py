@@ -1,4 +1,4 @@
-"""Which images a data set has and what their labels are: by folders or a table, corrected by another table."""
+"""The images of a dataset and their labels, from folders or a table, corrected by another table."""
 
 import csv
 import os
@@ -22,7 +22,7 @@ from stages.images.folders import read_folders
 
 # A correction beside the names of classes.
 DROP = "drop"
-# What pandas and spreadsheets write where there is nothing.
+# Missing values as pandas and spreadsheets write them.
 _NO_LABEL = ("", "nan", "<na>", "n/a", "#n/a", "null")
 _QUOTES = " []'\""  # around labels and in lists of them
 _ABSENT = "not there, but listed"
@@ -59,7 +59,7 @@ def read_corrections(table: Path) -> dict[str, str]:
 
 
 def _correct(found: Collection, corrections: dict[str, str], table: Path) -> None:
-    """Give images their corrected classes, and drop those that are to be dropped."""
+    """Correct the classes of images, and drop those marked `drop`."""
     classes = found.by_class()
     for name, correction in corrections.items():
         if correction != DROP and correction not in classes:
@@ -79,10 +79,10 @@ def _correct(found: Collection, corrections: dict[str, str], table: Path) -> Non
 
 
 def _require_classes(found: Collection, root: Path, table: bool) -> None:
-    """Refuse one class only, and two whose names are the same to a reader.
+    """Refuse a single class, and two classes whose names look the same.
 
-    Those differ in spaces around them or in their Unicode form alone, or, as names of folders, in case, which some file
-    systems and tools take for one.
+    Such names differ only in surrounding spaces or Unicode form, or, as folders, in case, which some file systems and
+    tools ignore.
     """
     names: dict[str, str] = {}
     for name in found.by_class():
@@ -105,11 +105,11 @@ def _require_classes(found: Collection, root: Path, table: bool) -> None:
 
 
 def _set_groups(found: Collection, rule: str | None) -> None:
-    """Give each image the name of its group, and count those that have none.
+    """Set the group of each image, and count images without one; raises StageError if no image has one.
 
-    `rule` is `split.group`. `folder`: that of the image below that of its class, so that `cat/scene 1` and `dog/scene
-    1` are one group; `column`: what the table says; a regular expression: what its group matches in the path below
-    `data.path`; `None`: no groups. An image must have a group by the rule.
+    `rule` is `split.group`. `folder`: the image's folder below that of its class, so `cat/scene 1` and `dog/scene 1`
+    are one group; `column`: the table's column; a regular expression: what its parentheses match in the path below
+    `data.path`; `None`: no groups.
     """
     if rule is None and any(image.group for image in found.samples):
         found.notes.append("the column group not used (split.group=column does)")
@@ -138,9 +138,9 @@ def _group_of(image: Sample, rule: str | None) -> str:
 
 
 def describe_untracked(folder: Path) -> str:
-    """Warn of a folder in the current repository with files that git neither has nor ignores; "" where all is well.
+    """Return a warning if a folder is in this repository and has files that git neither tracks nor ignores, or "".
 
-    `dvc exp run` commits such files with the experiment. What `dvc add` tracks is ignored by git. Without git, "".
+    `dvc exp run` commits such files with the experiment. Files tracked by `dvc add` are ignored by git.
     """
     question = ("ls-files", "--others", "--exclude-standard", "--directory", "--no-empty-directory", "--")
     try:
@@ -164,16 +164,16 @@ class _Row(NamedTuple):
 def _read_labels(root: Path, table: Path, given: Given) -> Collection:
     """List the images of a table with the columns `path` (below `root`) and `label`, perhaps `split` and `group`.
 
-    The table is UTF-8; commas, semicolons or tabs separate its cells. A file that is not there, one without a label and
-    one with two labels, splits or groups are rejected; images below `root` that are not listed are counted. A name
-    may differ from the file's in case or extension. Labels that are equal as numbers are one class.
+    The table is UTF-8, its cells separated by commas, semicolons or tabs. Missing files, and those without a label or
+    with two labels, splits or groups, are rejected; images below `root` that are not listed are counted. Paths may
+    differ from the files' in case or extension. Labels that are equal as numbers are one class.
     """
     if not root.is_dir():
         raise StageError(f"data.path: {root} is not a folder; give the one that the paths of {table} are relative to")
     columns, lines = _read_lines(root, table)
     found = Collection()
     there = set(walk(root, "", found))
-    # The table itself is no file that was ignored.
+    # The table itself does not count as ignored.
     if found.ignored[kind := table.suffix.lower()] and root.resolve() in table.resolve().parents:
         found.ignored[kind] -= 1
     files = _Files(root, there)
@@ -188,7 +188,7 @@ def _read_labels(root: Path, table: Path, given: Given) -> Collection:
         if part is None:
             raise StageError(f"{where}: split is {split!r}, should be train, val or test; or set split.given=ignore")
         rows[path].add(_Row(spelt[cells["label"]], part, cells.get("group", "")))
-    for path in rows.keys() - there:  # listed, though no image by its extension
+    for path in rows.keys() - there:  # listed, but without an image's extension
         found.ignored[extension(path)] -= os.path.lexists(root / path)
     found.ignored = +found.ignored
     parts = [row.part for contents in rows.values() for row in contents]
@@ -254,7 +254,7 @@ def _read_lines(root: Path, table: Path) -> tuple[list[str], list[tuple[int, dic
 
 
 def _explain_one_hot(columns: list[str], rows: Iterable[list[str]]) -> str:
-    """Say how to give labels where columns named as classes hold a single 1 in each row; nothing otherwise."""
+    """Explain how to give labels if the columns are one-hot; "" otherwise."""
     cells = [[cell.strip().removesuffix(".0") for cell in row] for row in rows if row]
     pairs = zip(columns, zip(*cells, strict=False), strict=False)
     found = {name: values for name, values in pairs if {"0", "1"}.issuperset(values)}
@@ -267,16 +267,16 @@ def _explain_one_hot(columns: list[str], rows: Iterable[list[str]]) -> str:
 
 
 class _Files:
-    """The images below `root`, by ways in which a table may spell their paths."""
+    """The images below `root`, by the spellings of their paths that a table may use."""
 
     def __init__(self, root: Path, there: set[str]) -> None:
         self.root, self.there, self.otherwise = root, there, 0
         self.exact = {unicodedata.normalize("NFC", path): path for path in sorted(there)}
-        # Another case, another or no extension, another folder: taken only where it is one file.
+        # By another case, extension or folder: used only if one file matches.
         self.looser: list[dict[str, list[str]]] = [defaultdict(list), defaultdict(list), defaultdict(list)]
 
     def find(self, path: str, where: str) -> str:
-        """Return a path as below `root`; the table may begin it with `root`, or differ in form, case or extension."""
+        """Return a path below `root`; the table's may begin with `root`, or differ in form, case or extension."""
         if not path:
             raise StageError(f"{where}: has no path; fill it in or remove the line")
         if "://" in path:
@@ -305,7 +305,7 @@ class _Files:
         return candidates[0]
 
     def near(self, path: str) -> str:
-        """Ask whether a file of the same name in another folder is meant."""
+        """Suggest a file of the same name in another folder, or ""."""
         similar = self._similar(path, 2)
         return f"; did you mean {similar[0]}?" if similar else ""
 
@@ -315,7 +315,7 @@ class _Files:
                 for keys, key in zip(self.looser, _loosen(one), strict=True):
                     keys[key].append(one)
         whole, stem, name = _loosen(path)
-        # As if it had no extension first: `.5` is none in `scan 2.5`.
+        # First without removing an extension: `.5` is none in `scan 2.5`.
         wanted = ((whole,), (whole, stem), (posixpath.basename(whole), name))[kind]
         return next((found for key in wanted if (found := self.looser[kind].get(key))), [])
 
@@ -327,10 +327,10 @@ def _loosen(path: str) -> tuple[str, str, str]:
 
 
 def _require_single_labels(table: Path, labels: list[str]) -> None:
-    """Refuse labels that hold several names each.
+    """Refuse labels of several names each.
 
-    They do where most are joined, or where what is joined also stands alone; by commas, all of it: `tench, Tinca tinca`
-    is one name.
+    That is so if most are joined, or if parts also occur alone; with commas, all parts: `tench, Tinca tinca` is one
+    name.
     """
     alone = Counter(labels)
     single = {label.strip(_QUOTES) for label in alone}
@@ -351,7 +351,7 @@ def _require_single_labels(table: Path, labels: list[str]) -> None:
 
 
 def _merge_numbers(labels: list[str], found: Collection) -> dict[str, str]:
-    """Return the spelling of each label; where all are numbers, equal ones are one class."""
+    """Return the class of each label; if all are numbers, equal ones are one class."""
     spelt = {label: "" if label.lower() in _NO_LABEL else label for label in labels}
     try:
         values = {label: float(label) for label in spelt if spelt[label]}
@@ -388,7 +388,7 @@ def _unused_columns(columns: list[str], lines: list[tuple[int, dict[str, str]]],
 
 
 def _problem(file: Path, rows: set[_Row]) -> str:
-    """Say in a few words what is wrong with an image, nothing if nothing is."""
+    """Return in a few words what is wrong with an image, or ""."""
     for name in _Row._fields:
         values = sorted({getattr(row, name) for row in rows})
         if len(values) > 1:

@@ -28,27 +28,27 @@ from stages.images.colour import (
 _HEIF = find_spec("pillow_heif") is not None
 
 MAX_BYTES = 2**29
-# Pillow warns of a decompression bomb above this and fails only at twice the size; here it is the limit.
+# Pillow warns of a decompression bomb above this and fails at twice the size; here it is the limit.
 MAX_PIXELS = 89_478_485
-# Phones take 200 megapixels. A JPEG that may be decoded at a fraction of its size needs little memory.
+# Times MAX_PIXELS, for JPEGs decoded at a fraction of their size, which needs little memory: phones take 200 MP.
 _SHRUNK = 3
 Image.MAX_IMAGE_PIXELS = _SHRUNK * MAX_PIXELS
-# Resizing the shorter side of a thinner strip than this to the network's input would blow up the longer one.
+# In a thinner strip than this, resizing the shorter side would make the longer one huge.
 MAX_ASPECT = 100
-# Pillow calls a PNG damaged whose colour profile or text has more bytes than this, 2^20 by default.
+# Pillow calls a PNG damaged if its colour profile or text is longer than this, by default 2^20 bytes.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_BYTES
 NEEDS_HEIF = "HEIC, which needs `pip install pillow-heif`"
 
-# No others but HEIF and TGA are opened, whatever a file holds: Pillow hands PostScript to Ghostscript.
+# Beside HEIF and TGA, the only formats that are opened: Pillow would pass PostScript to Ghostscript.
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF")
 _TIFF_SIGNS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG = b"\x89PNG\r\n\x1a\n"
-_ADOBE = rb"\xff\xee..Adobe.{7}"  # how the colours of a JPEG are stored
-# How libjpeg's warnings begin that mean damage.
+_ADOBE = rb"\xff\xee..Adobe.{7}"  # the colour encoding of a JPEG
+# Beginnings of libjpeg's warnings of damage.
 _DAMAGE = ("Corrupt JPEG data", "Premature end", "Inconsistent progression")
 _PAGED = ("TIFF", "GIF", "WEBP", "PNG", "AVIF")
 
-# How a file begins that is of a known format, whether it can be read or not.
+# Signatures of known formats, readable or not.
 _SIGNS = re.compile(rb"\xff\xd8\xff|\x89PNG|GIF8|RIFF.{4}WEBP|.{4}ftypavi[fs]|\0\0\0\x0cjP  ", re.DOTALL)
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _ORIENTATION, _MAKE, _MODEL = 0x0112, 0x010F, 0x0110  # EXIF
@@ -64,7 +64,7 @@ _TURNS = {
 
 
 def read_image(path: Path) -> bytes:
-    """Read an image file; refuse one above `MAX_BYTES`, and a pipe, which would make the read wait for ever."""
+    """Read an image file; raises ImageError above `MAX_BYTES`, and for a pipe, which would block."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise ImageError("not a regular file")
@@ -105,13 +105,13 @@ def decode(content: bytes, grey_max: int | None = None, least: int | None = None
 def decode_with_facts(
     content: bytes, grey_max: int | None = None, least: int | None = None, whole: bool = True
 ) -> Decoded:
-    """Decode an image as `decode` does; also return what the file holds, and if `whole` refuse a hole in it."""
+    """Decode an image as `decode` does, with facts about the file; `whole`: raise ImageError for gaps in it."""
     if not content:
         raise ImageError("empty file")
     try:
         return _decode(content, grey_max, least, whole)
     except ImageError as error:
-        # The pixels may be good where a profile, a checksum or another piece of metadata is not.
+        # Damage may be confined to a profile, a checksum or other metadata.
         for spared in _without_metadata(content):
             with suppress(ImageError):
                 return _decode(spared, grey_max, least, whole)
@@ -119,7 +119,7 @@ def decode_with_facts(
 
 
 def _without_metadata(content: bytes) -> Iterator[bytes]:
-    """Yield a PNG or JPEG without damaged metadata, then with no more than what changes the pixels."""
+    """Yield a PNG or JPEG without damaged metadata, then without metadata that does not affect pixels."""
     if content.startswith(_PNG):
         for is_spared in (_is_sound, lambda chunk: chunk[4:8] == b"tRNS"):
             yield _PNG + b"".join(chunk for chunk in _cut(content) if chunk[4:5].isupper() or is_spared(chunk))
@@ -150,13 +150,13 @@ def _is_sound(chunk: bytes) -> bool:
 def _decode(content: bytes, grey_max: int | None, least: int | None, whole: bool) -> Decoded:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of metadata that does not matter here, and bombs, which are refused below
+            warnings.simplefilter("ignore")  # of unimportant metadata, and of bombs, which are refused below
             heif = _HEIF and content[4:8] == b"ftyp"
             if heif:
-                from pillow_heif import register_heif_opener  # here: its library takes long to load
+                from pillow_heif import register_heif_opener  # here, since its library takes long to load
 
                 register_heif_opener()
-            # TGA has no sign of its own: last.
+            # TGA comes last: it has no signature.
             with Image.open(io.BytesIO(content), formats=(*_FORMATS, *["HEIF"] * heif, "TGA")) as image:
                 return _load(image, content, grey_max, least, whole)
     except (ImageError, MemoryError):
@@ -185,7 +185,7 @@ def _load(image: ImageFile.ImageFile, content: bytes, grey_max: int | None, leas
         raise ImageError(f"thinner than 1:{MAX_ASPECT} ({size[0]} x {size[1]})")
     require_stated_values(image)
     fit_transparent_colour(image)
-    deep = any(";16" in str(tile) for tile in image.tile)  # before what loads a PNG
+    deep = any(";16" in str(tile) for tile in image.tile)  # before the PNG is loaded
     pages = ("pages",) if kind in _PAGED and getattr(image, "is_animated", False) else ()
     orientation, camera = _read_exif(image)
     if is_jpeg and least is not None:
@@ -193,23 +193,23 @@ def _load(image: ImageFile.ImageFile, content: bytes, grey_max: int | None, leas
     loaded = _load_whole_jpeg(image, content) if is_jpeg and whole else image
     loaded.load()
     if whole and kind == "PNG" and not all(_is_sound(chunk) for chunk in _cut(content) if chunk[4:8] == b"IDAT"):
-        raise ImageError("damaged: a checksum of its pixels is wrong")  # Pillow does not look
+        raise ImageError("damaged: a checksum of its pixels is wrong")  # Pillow does not check it
     if kind == "TIFF":  # Pillow has turned it
         orientation, size = 1, loaded.size
     highest = highest_grey(loaded)
     dim = find_dim_colours(loaded) if deep and highest is None else ()
     shown, false_alpha = without_false_alpha(loaded)
     upright = to_rgb(shown, grey_max)
-    if orientation in _TURNS:  # not ImageOps.exif_transpose, which fails where the metadata is odd
+    if orientation in _TURNS:  # not ImageOps.exif_transpose, which fails on odd metadata
         upright = upright.transpose(_TURNS[orientation])
     upright_size = size[::-1] if orientation in (5, 6, 7, 8) else size
     return Decoded(upright, upright_size, highest, (kind, mode, camera), (*pages, *dim, *false_alpha))
 
 
 def _load_whole_jpeg(image: Image.Image, content: bytes) -> Image.Image:
-    """Load a JPEG, but refuse damage: libjpeg paints what is missing grey, with a warning that Pillow does not pass on.
+    """Load a JPEG; raise ImageError for damage: libjpeg fills gaps with grey and a warning, which Pillow drops.
 
-    Some cameras fill up with zeros before the end, and some programs leave a byte there.
+    Zeros before the end, by some cameras, and a stray byte there, by some programs, are no damage.
     """
     colours = {"RGB": "RGB", "L": "GRAY"}.get(image.mode)
     try:
@@ -229,9 +229,9 @@ def _load_whole_jpeg(image: Image.Image, content: bytes) -> Image.Image:
 
 
 def _read_exif(image: Image.Image) -> tuple[int, str]:
-    """Return how the camera was held, by EXIF or XMP, and which it was; 1, upright, where that cannot be read."""
+    """Return the orientation by EXIF or XMP, 1 (upright) if unreadable, and the camera."""
     try:
         exif = image.getexif()
         return int(exif.get(_ORIENTATION, 1)), f"{exif.get(_MAKE, '')} {exif.get(_MODEL, '')}"
-    except Exception:  # Parsers fed damaged metadata raise nearly anything, too.
+    except Exception:  # Damaged metadata also raises nearly anything.
         return 1, ""

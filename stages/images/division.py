@@ -1,4 +1,4 @@
-"""Dividing images into train, val and test: each class by the same fractions, what belongs together into one part."""
+"""Splitting images into train, val and test: stratified by class, with duplicates and groups in one part."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -11,18 +11,18 @@ from stages.common.format import plural
 from stages.common.params import Split
 from stages.images.index import NEAR, PARTS, Entry, Parts
 
-# A part may have this fraction more of a class than was asked for, and one image in any case.
+# A part may exceed its share of a class by this fraction, or by one image.
 _OVERSHOOT = 0.1
-# Of the same bytes in two parts that are given, those of the later one are kept.
+# If two given parts have the same bytes, the later one keeps them.
 _STRICTER = ("", "train", "val", "test")
 NONE: Mapping[str, str] = MappingProxyType({})
 CONFLICT = "which is in another class"
 
 
 def find_copies(hashes: dict[str, str], class_of: dict[str, str]) -> tuple[list[list[str]], dict[str, str]]:
-    """Return the groups of files with the same bytes, and path -> reason of those that claim different classes.
+    """Return groups of files with the same bytes, and path -> reason for such files with different classes.
 
-    Which of those is right cannot be known. `hashes` are SHA-256 by path.
+    `hashes`: path -> SHA-256.
     """
     groups: dict[str, list[str]] = defaultdict(list)
     for path in sorted(hashes):
@@ -41,9 +41,9 @@ def find_copies(hashes: dict[str, str], class_of: dict[str, str]) -> tuple[list[
 
 
 def find_overlap(hashes: dict[str, str], part_of: dict[str, str], rejected: Container[str]) -> list[str]:
-    """Return the images, not `rejected`, whose bytes are also in another part of a given split, to be left out.
+    """Return the images, not `rejected`, to leave out because another part of a given split has the same bytes.
 
-    The copy for the test is kept, or else the one for validation. `part_of`: path -> its part, "" where none is given.
+    The test's copy is kept, otherwise validation's. `part_of`: path -> its given part, or "".
     """
     parts: dict[str, str] = {}
     for path, digest in hashes.items():
@@ -54,7 +54,7 @@ def find_overlap(hashes: dict[str, str], part_of: dict[str, str], rejected: Cont
 
 @dataclass
 class Unit:
-    """Images that go into one part together: copies, and those of a group."""
+    """Images that go into one part together: duplicates and groups."""
 
     key: str
     entries: list[Entry]
@@ -64,12 +64,12 @@ class Unit:
 
 
 def order_units(entries: list[Entry], seed: int) -> list[Unit]:
-    """Return what has to go into one part together, in an order that depends on the seed and on what it is alone."""
+    """Return the units of images, in an order that depends only on the seed and each unit's content."""
     members: dict[str, list[Entry]] = defaultdict(list)
     group_of = _join(entries)
     for entry in entries:
         group = group_of.get(entry.sha256, f"{NEAR}{entry.sha256}")
-        # By the bytes of an image where no name was given.
+        # A unit without a group has the hash of its bytes as key.
         members[group.removeprefix(NEAR) if group.startswith(NEAR) else f"group {group}"].append(entry)
     units = [Unit(key, chosen, Counter(entry.class_name for entry in chosen)) for key, chosen in members.items()]
     return sorted(units, key=lambda unit: hashlib.sha256(f"{seed}:{unit.key}".encode()).digest())
@@ -82,8 +82,8 @@ def join_groups(entries: list[Entry], near: Mapping[str, str]) -> list[Entry]:
 
 
 def _join(entries: list[Entry]) -> dict[str, str]:
-    """Return SHA-256 -> the first of its groups, given ones before others; groups that share an image are one."""
-    joined: dict[str, set[str]] = {}  # a group -> all that it is one with
+    """Return SHA-256 -> its group, named before near-duplicate ones; groups that share an image are merged."""
+    joined: dict[str, set[str]] = {}  # a group -> all groups merged with it
     group_of: dict[str, str] = {}
     for digest, group in sorted({(entry.sha256, entry.group) for entry in entries if entry.group}):
         one, other = joined.setdefault(group, {group}), joined.setdefault(group_of.setdefault(digest, group), {group})
@@ -96,11 +96,11 @@ def _join(entries: list[Entry]) -> dict[str, str]:
 
 
 class _Division:
-    """Units in parts, and how many units and images of each class each part has."""
+    """Units in parts, with counts of units and images by part and class."""
 
     def __init__(self, units: list[Unit], sizes: Mapping[str, float]) -> None:
         totals = Counter(entry.class_name for unit in units for entry in unit.entries)
-        # Part other than train -> class -> images.
+        # Part, except train -> class -> number of images.
         self.wanted = {
             part: {name: max(1, round(size * total)) for name, total in totals.items()} for part, size in sizes.items()
         }
@@ -123,21 +123,21 @@ class _Division:
         return self.wanted[part][name] - self.images[part][name]
 
     def tolerance(self, part: str, name: str) -> float:
-        """How far the number of images of a class may be from what is wanted."""
+        """Return how far the number of images of a class may be from the wanted number."""
         return max(1, _OVERSHOOT * self.wanted[part][name])
 
     def has_room(self, unit: Unit, part: str) -> bool:
-        """Whether a part lacks a class of the unit, and would have hardly too much of any with it."""
+        """Whether a part lacks a class of the unit, and the unit exceeds the tolerance of none."""
         return any(self.missing(part, name) > 0 for name in unit.classes) and all(
             images - self.missing(part, name) <= self.tolerance(part, name) for name, images in unit.classes.items()
         )
 
     def can_spare(self, unit: Unit) -> bool:
-        """Whether the unit may leave its part: each of its classes stays there, and it is no test of old."""
+        """Whether a unit may leave its part: its classes remain there, and it was not in the test split before."""
         return unit.before != "test" and all(self.counts[unit.part][name] > 1 for name in unit.classes)
 
     def improvement(self, unit: Unit, part: str) -> float:
-        """How much nearer a part comes to what is wanted with a unit, summed over classes relative to their size."""
+        """Return how much nearer a unit brings a part to the wanted numbers, relative to these, summed over classes."""
         total = 0.0
         for name, images in unit.classes.items():
             missing = self.missing(part, name)
@@ -145,7 +145,7 @@ class _Division:
         return total
 
     def complete(self, part: str) -> None:
-        """Bring each class that a part lacks into it, by the smallest unit that another part can spare."""
+        """Move the smallest spare unit of each class that a part lacks into it."""
         for name in sorted({name for unit in self.units for name in unit.classes}):
             if self.counts[part][name]:
                 continue
@@ -159,7 +159,7 @@ class _Division:
             self.move(min(spare, key=lambda unit: len(unit.entries)), part)
 
     def top_up(self, part: str) -> None:
-        """Where all units left were too large for a part, give it those of train that bring it nearest to its size."""
+        """If a part is still too small, move the units of train that bring it nearest to its wanted size."""
         while any(self.missing(part, name) > self.tolerance(part, name) for name in self.wanted[part]):
             spare = [unit for unit in self.units if unit.part == "train" and self.can_spare(unit)]
             best = max(spare, key=lambda unit: self.improvement(unit, part), default=None)
@@ -169,22 +169,22 @@ class _Division:
 
 
 def assign(entries: list[Entry], test_size: float, val_size: float, seed: int, kept: Mapping[str, str] = NONE) -> Parts:
-    """Divide images into train, val and test: so large a fraction of each class, and at least one image unless it is 0.
+    """Split images into train, val and test by fractions of each class, with at least one image unless it is 0.
 
-    Where there are no groups, an image's place depends on the seed and its bytes alone: neither its name nor the order
-    of the folder matters, copies go together, and adding a few images moves hardly any other. A group's place depends
-    on its name in place of its bytes. Units are taken in the order of a hash, into the first part that lacks their
-    classes; one that is too large for a part goes to train, unless nothing else brings a class into that part.
+    Without groups, an image's part depends only on the seed and its bytes: neither names nor order matter, duplicates
+    stay together, and adding a few images moves hardly any other. For a group, its name takes the place of the bytes.
+    Units are taken in the order of a hash, into the first part that lacks their classes; one too large for a part goes
+    to train, unless nothing else brings a class into that part.
 
-    `kept`: SHA-256 -> the part in which an image was: it stays there, and new images fill what is missing. So a test
-    image is never trained on later; where many are removed, test and validation may be larger than asked for.
+    `kept`: SHA-256 -> an image's part in the last split: it stays there, and new images fill up the parts. So a test
+    image is never trained on later; after many removals, test and validation may be larger than asked for.
     """
     sizes = {part: size for part, size in (("test", test_size), ("val", val_size)) if size}
     units = order_units(entries, seed)
     for unit in units:
         before = {kept[entry.sha256] for entry in unit.entries if entry.sha256 in kept}
         unit.before = max(before, key=_STRICTER.index, default="")
-    # First what stays, then what is new, and what was trained on last.
+    # First units that stay in val or test, then new ones, then those of train.
     units.sort(key=lambda unit: (unit.before not in sizes, unit.before == "train"))
     division = _Division(units, sizes)
     left = Counter(name for unit in units for name in unit.classes)
@@ -193,7 +193,7 @@ def assign(entries: list[Entry], test_size: float, val_size: float, seed: int, k
         part = unit.before if unit.before in sizes else "train"
         if not unit.before:
             for position, wanting in enumerate(sizes):
-                # The last units are kept for the parts that come after.
+                # The last units of a class are left for the later parts.
                 kept_back = len(sizes) - position + 1
                 spare = all(not division.counts[wanting][name] or left[name] >= kept_back for name in unit.classes)
                 if spare and division.has_room(unit, wanting):
@@ -232,9 +232,9 @@ def _require_enough(classes: Counter[str], needed: int, units: list[Unit]) -> No
 def divide(
     entries: list[Entry], part_of: dict[str, str], split: Split, seed: int, kept: Mapping[str, str] = NONE
 ) -> Parts:
-    """Put images into the parts that are given; cut those that are missing from train, or all where none is.
+    """Put images into given parts, and take missing parts from train; without given parts, split all images.
 
-    `seed` and `kept` are as in `assign`; with folds, nothing is kept.
+    `seed` and `kept` as in `assign`; with folds, `kept` is not used.
     """
     given: Parts = defaultdict(list)
     for entry in entries:
@@ -256,17 +256,17 @@ def divide(
     else:
         tested = _find_fold(order_units(train, seed), split.folds, split.fold)
         rest = [entry for entry in train if entry.sha256 not in tested]
-        # Fractions of all, not of the rest.
+        # val_size is a fraction of all images, not of the rest.
         parts = assign(rest, 0, val_size * split.folds / (split.folds - 1), seed)
         parts["test"] = [entry for entry in train if entry.sha256 in tested]
     return {part: sorted(chosen, key=lambda entry: entry.path) for part, chosen in {**parts, **given}.items()}
 
 
 def _find_fold(units: list[Unit], folds: int, fold: int) -> set[str]:
-    """Return the SHA-256 of the images of one of so many equal parts of each class.
+    """Return the SHA-256 of the images of one fold, stratified by class.
 
-    In the order of `units`, the first part of a class is the first fold and so on: each image is in one fold, and a
-    few more images move hardly any other. A unit of several classes goes where the mean of its places is.
+    The order of `units` is cut into equal parts for each class: each image is in one fold, and a few more images move
+    hardly any other. A unit of several classes goes by the mean of its positions.
     """
     totals = Counter(entry.class_name for unit in units for entry in unit.entries)
     _require_enough(Counter(name for unit in units for name in unit.classes), folds, units)

@@ -1,4 +1,4 @@
-"""Labels from folders: one for each class, or those of a split that is given, with one for each class in them."""
+"""Labels from folders: one per class, perhaps inside the folders of a given split."""
 
 import os
 import shlex
@@ -37,11 +37,11 @@ _EACH_A_CLASS = "set split.given=ignore, which takes each for a class"
 
 
 def read_folders(root: Path, given: Given) -> Collection:
-    """List the images under each class folder, and the part that each belongs to where the folders give a split.
+    """List the images of each class folder, with their parts if the folders give a split.
 
-    Each folder in `root` is a class, and its images lie at any depth. Where several are named as parts of a split,
-    the folders in these are the classes; or each class folder holds folders named so. With `given` `ignore`, the
-    images of such parts are put together again.
+    Each folder in `root` is a class, with images at any depth. If several are named as parts of a split, the folders
+    inside them are the classes; or each class folder contains folders with such names. With `given` `ignore`, the
+    images of such parts are merged.
     """
     found = Collection()
     names = _list_top(root, found)
@@ -59,7 +59,7 @@ def read_folders(root: Path, given: Given) -> Collection:
 
 
 def _list_top(root: Path, found: Collection) -> list[str]:
-    """Return the names of the folders in `root`; count what lies beside them."""
+    """Return the names of the folders in `root`; count files beside them."""
     if not root.is_dir():
         raise StageError(f"data.path: {root} {'is not a folder' if root.exists() else 'does not exist'}; {_WANTED}")
     folders = _list_folders(root, "", found)
@@ -96,7 +96,7 @@ def _folders_of(folder: Path) -> list[str]:
 
 
 def _suggest_names(folder: Path) -> str:
-    """Say that file names tell the classes, if they do; nothing otherwise."""
+    """Return a hint if file names tell the classes, or ""."""
     try:
         names = classes_in_names([name for name in list_names(folder, Collection()) if is_image(name)])
     except OSError:
@@ -153,7 +153,7 @@ def _read_classes(root: Path, names: list[str], given: Given, found: Collection)
 
 
 def _suggest_wrapped(inner: Path) -> str:
-    """Ask whether the folders inside the only folder are meant, or names of files that tell classes."""
+    """Suggest the folders inside the only folder as classes, or file names that tell classes."""
     folders = _folders_of(inner)
     while len(folders) == 1 and not part_named(folders[0]):
         inner, folders = inner / folders[0], _folders_of(inner / folders[0])
@@ -178,7 +178,7 @@ def _leave_out_unlabelled(root: Path, name: str, found: Collection) -> None:
 
 
 class _Part(NamedTuple):
-    """A folder that is named as a part of a split: where its classes lie, perhaps deeper, and what lies beside them."""
+    """A folder named as a part of a split: the folder with its classes, perhaps deeper, and files beside them."""
 
     name: str
     part: str
@@ -204,7 +204,7 @@ def _open_part(root: Path, name: str, part: str) -> _Part:
 
 
 def _named_parts(root: Path, names: list[str]) -> list[_Part]:
-    """Return the folders that are named as parts of one split; none where those names may well be of classes.
+    """Return the folders named as parts of one split; none if these names may well be of classes.
 
     `test tubes` is a class, and so is `train` beside `bus`; `seg_train` and `seg_test` are parts.
     """
@@ -224,7 +224,7 @@ def _named_parts(root: Path, names: list[str]) -> list[_Part]:
         for name, one in told.items()
     ]
     if len(parts) == 1:
-        # Alone, or beside a folder of images, but not `train` beside `bus`.
+        # Alone, or beside a folder without folders, but not `train` beside `bus`.
         flat = not any(_folders_of(root / name) for name in names if name not in told)
         return parts if len(parts[0].classes) > 1 - alone and flat else []
     parts.sort(key=lambda part: (*PARTS, UNLABELLED).index(part.part))
@@ -235,7 +235,7 @@ def _named_parts(root: Path, names: list[str]) -> list[_Part]:
 
 
 def _find_parts(root: Path, names: list[str], given: Given, found: Collection) -> list[_Part]:
-    """Return the folders in `root` that are parts of a split; leave out those whose images have no labels."""
+    """Return the folders in `root` that are parts of a split; those without labels are left out."""
     folds = are_folds(names)
     parts = [_open_part(root, name, "train") for name in names] if folds else _named_parts(root, names)
     if not parts:
@@ -307,7 +307,7 @@ def _read_parts(root: Path, parts: list[_Part], given: Given, found: Collection)
 
 
 def _leave_out_other_kinds(found: Collection) -> None:
-    """Leave out what is about other images: `cat/masks/1.png` beside `cat/images/`, `1_mask.png` beside `1.png`."""
+    """Leave out files about other images: `cat/masks/1.png` beside `cat/images/`, `1_mask.png` beside `1.png`."""
     inner: dict[str, set[str]] = defaultdict(set)  # the folder of a class -> the folders in it
     for image in found.samples:
         if "/" in image.below:
@@ -324,7 +324,7 @@ def _leave_out_other_kinds(found: Collection) -> None:
 
 
 def _look_into_classes(root: Path, given: Given, found: Collection) -> None:
-    """Use a split inside of the classes (`cat/train`, `cat/test`), and say what other folders there may mean."""
+    """Use a split inside the classes (`cat/train`, `cat/test`), and report what other folders there may mean."""
     inner: dict[str, set[tuple[str, ...]]] = defaultdict(set)  # class -> the folders of its images
     for image in found.samples:
         inner[image.class_name].add(tuple(image.below.split("/")[:-1]))

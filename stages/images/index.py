@@ -1,4 +1,4 @@
-"""What `split` writes: the class and the part of each image in three index files, a summary, and what changed."""
+"""The outputs of `split`: three index files with the class of each image, a summary, and changes since the last one."""
 
 import csv
 import io
@@ -25,9 +25,9 @@ PARTS = ("train", "val", "test")
 Groups = NDArray[np.int64]
 ClassCounts = dict[str, dict[str, int]]  # class -> part -> images
 _COLUMNS = ["path", "label", "class", "sha256"]
-# Begins the name of a group of near-duplicates that `split.group` does not name; the SHA-256 of one follows.
+# Prefix of the names of near-duplicate groups; a SHA-256 follows.
 NEAR = "near "
-# DVC shows each number in nested objects as a metric, in a row or a column; it ignores lists.
+# DVC shows each number in nested objects as a metric, but ignores lists.
 _MOST_CLASSES = 20
 _MOST_SHOWN = 3
 _LEFT_OUT = {
@@ -44,7 +44,7 @@ _LEFT_OUT = {
 class Entry:
     """An image: its path below `data.path` (with `/`), its class by number and name, and the SHA-256 of its file.
 
-    `group` names what it must stay together with, by `split.group` or as near-duplicates; empty: only its copies.
+    `group`: images that stay in one part, by `split.group` or as near-duplicates; empty: only duplicates do.
     """
 
     path: str
@@ -58,14 +58,14 @@ Parts = dict[str, list[Entry]]
 
 
 def count(parts: Parts) -> ClassCounts:
-    """Return class -> part -> number of images, classes in the order of their labels."""
+    """Return class -> part -> number of images; classes in the order of their labels."""
     numbers = Counter((entry.class_name, part) for part, entries in parts.items() for entry in entries)
     names = class_names([entry for entries in parts.values() for entry in entries])
     return {name: {part: numbers[name, part] for part in parts} for name in names}
 
 
 def count_once(entries: list[Entry]) -> list[Entry]:
-    """Return the first of each group of files with the same bytes; the others would count one image several times."""
+    """Return one entry for each group of files with the same bytes."""
     first: dict[str, Entry] = {}
     for entry in entries:
         first.setdefault(entry.sha256, entry)
@@ -73,7 +73,7 @@ def count_once(entries: list[Entry]) -> list[Entry]:
 
 
 def number_groups(entries: Sequence[Entry]) -> Groups | None:
-    """Return the number of each image's group, (n,); one in no group is its own. `None` where there are no groups."""
+    """Return the number of each image's group, (n,); an image without one forms its own. `None`: no groups at all."""
     if not any(entry.group for entry in entries):
         return None
     numbers: dict[tuple[str, str], int] = {}
@@ -87,14 +87,14 @@ def class_names(entries: list[Entry]) -> list[str]:
 
 
 def write_index(path: Path, entries: list[Entry], grouped: bool = False) -> None:
-    """Write an index file (CSV, UTF-8), whole or not at all; with a column for groups where there are some."""
+    """Write an index file (CSV, UTF-8), whole or not at all; `grouped`: with a column for groups."""
     columns = _COLUMNS + ["group"] * grouped
     rows = ([entry.path, entry.label, entry.class_name, entry.sha256, entry.group] for entry in entries)
     write_csv(path, columns, (row[: len(columns)] for row in rows))
 
 
 def read_index(path: Path) -> list[Entry]:
-    """Read an index file; a StageError where it is none, an OSError where it is not there."""
+    """Read an index file; raises StageError if it is damaged, OSError if it is missing."""
     try:
         columns, rows = read_csv(path)
         if columns not in (_COLUMNS, [*_COLUMNS, "group"]):
@@ -107,7 +107,7 @@ def read_index(path: Path) -> list[Entry]:
 
 
 class _Place(NamedTuple):
-    """Of an image in an index: its part and its class."""
+    """An image's part and class in an index."""
 
     part: str
     class_name: str
@@ -117,10 +117,10 @@ _Index = dict[str, _Place]  # by SHA-256
 
 
 def find_kept(index: Path, params: Path, settings: Params) -> dict[str, str]:
-    """Return SHA-256 -> part of the images in the committed index, which keep theirs as far as possible.
+    """Return SHA-256 -> part of the images in the committed index, which keep their parts as far as possible.
 
-    None where there is no such commit, or where its seed or what it says of the division was another; nor with folds,
-    whose parts are to be equal.
+    Empty without such a commit, if its seed or split parameters were different, and with folds, which are equal
+    parts.
     """
     if settings.split.folds is not None or not (committed := read_versions(params.parent, params.name)):
         return {}
@@ -136,7 +136,7 @@ def find_kept(index: Path, params: Path, settings: Params) -> dict[str, str]:
 
 
 def _division(split: Split, seed: int) -> tuple[int, dict[str, Any]]:
-    """Return what the division depends on."""
+    """Return the parameters that the split depends on."""
     return seed if split.seed is None else split.seed, split.model_dump(exclude={"rejected_limit", "seed"})
 
 
@@ -150,9 +150,9 @@ def _read_committed(folder: Path) -> list[_Index]:
 
 
 def describe_changes(index: Path, parts: Parts) -> dict[str, int]:
-    """Count what changed against the last committed index that differs from this one; nothing if no image is in both.
+    """Count changes against the last committed index that differs from this one; empty if no image is in both.
 
-    So a run gives the same before and after its results are committed.
+    So the result of a run is the same before and after it is committed.
     """
     now = {entry.sha256: _Place(part, entry.class_name) for part, entries in parts.items() for entry in entries}
     before = next((one for one in _read_committed(index) if one != now), {})
@@ -170,7 +170,7 @@ def describe_changes(index: Path, parts: Parts) -> dict[str, int]:
 
 
 def say_changes(changes: dict[str, int]) -> list[str]:
-    """Return a sentence on what `describe_changes` found; none where it found nothing."""
+    """Return a sentence on the changes that `describe_changes` found, if any."""
     if not changes:
         return []
     return [
@@ -201,7 +201,7 @@ def summarize(
     return {
         "pictures": sum(map(len, parts.values())),
         "parts": {part: len(parts[part]) for part in PARTS},
-        # Many classes as a list, of which DVC makes no metrics.
+        # Many classes as a list, which DVC does not show as metrics.
         **({"classes": counts} if len(counts) <= _MOST_CLASSES else {"class_counts": as_rows}),
         **({"groups": {part: len(names) for part, names in groups.items()}} if any(groups.values()) else {}),
         "rejected": [{"path": path, "reason": reason} for path, reason in rejected.items()],
@@ -260,7 +260,7 @@ def class_counts(split: dict[str, Any]) -> ClassCounts:
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """Read a `split.json`; a StageError where it is damaged or of another version, an OSError where it is not there."""
+    """Read a `split.json`; raises StageError if it is damaged or of another version, OSError if it is missing."""
     try:
         split = dict(json.loads(path.read_text(encoding="utf-8")))
         class_counts(split)
@@ -274,7 +274,7 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 
 def last_line(split: dict[str, Any], report: Path) -> str:
-    """Say in one line what the split did; `split` is the content of the file `report`."""
+    """Return one line on the split; `split` is the content of the file `report`."""
     parts = ", ".join(f"{part} {number}" for part, number in split["parts"].items())
     copies = plural(len(split["duplicates"]), "group") + " of copies"
     counts = {name: sum(numbers.values()) for name, numbers in class_counts(split).items()}

@@ -1,4 +1,4 @@
-"""Images that are nearly the same: saved again, smaller, recoloured, mirrored or turned; by small grey versions."""
+"""Near-duplicates by small grey versions: images saved again, resized, recoloured, mirrored or rotated."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -15,30 +15,30 @@ from stages.images.index import NEAR, Entry
 Floats = NDArray[np.float32]
 
 SIDE = 16  # of a small version, pixels
-# docs/pictures.md says what was measured.
+# docs/pictures.md has the measurements.
 THRESHOLD = 0.965
 LARGEST_GROUP = 50
 LOOKED_FOR = (
     "Looked for: copies that were saved again, made smaller, recoloured, mirrored or turned by 90, 180 or 270 degrees; "
     "not: cropped ones, and images with hardly any contrast."
 )
-# Weights of the frequencies of a small version: images have less of the higher ones, and differ there all the same.
+# Weights of the frequencies of a small version: images have less power at high frequencies, but differ there, too.
 _POWER, _HIGHEST = 1.3, 11
 _FLAT = 1.0  # a standard deviation of grey levels below this is noise
-# Each look sorts all orientations of all images by 64 signs and compares so many neighbours.
+# Rounds, each of which sorts all orientations of all images by 64 signs, and the neighbours compared in each.
 _LOOKS, _NEIGHBOURS = 4, 4
-_MOST_DIFFERENT = 14  # of 64 signs; at THRESHOLD, 5.4 on average
+_MOST_DIFFERENT = 14  # among 64 signs; the mean at THRESHOLD is 5.4
 _AT_ONCE = 2**16
 _ROW, _COLUMN = np.mgrid[:SIDE, :SIDE]
 _FREQUENCY = np.hypot(_ROW, _COLUMN).astype(np.float32)
-# The first vectors of a cosine transform are longer than the others by the square root of two.
+# The first vectors of a cosine transform are sqrt(2) times as long as the others.
 _WEIGHTS = np.where(_FREQUENCY <= _HIGHEST, _FREQUENCY**_POWER, 0) * np.sqrt((1 + (_ROW > 0)) * (1 + (_COLUMN > 0)) / 4)
 _USED = np.nonzero(_WEIGHTS)
 _TRANSPOSED = np.lexsort((_USED[0], _USED[1]))
 
 
 class Pair(NamedTuple):
-    """Two images, or their positions, that are nearly the same, and the cosine of their weighted frequencies."""
+    """Positions of two near-duplicates, and the cosine of their weighted frequencies."""
 
     first: int
     second: int
@@ -47,7 +47,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Leak:
-    """A test image and another, of training or validation, that are nearly the same."""
+    """A test image and a near-duplicate of it in training or validation."""
 
     test: str
     train: str
@@ -55,9 +55,9 @@ class Leak:
 
 
 def shrink(image: Image.Image, width: int, height: int) -> bytes:
-    """Return a small grey version of an RGB image; `width` and `height` in its file, where decoded at a fraction."""
+    """Return a small grey version of an RGB image; `width` and `height` are those in its file."""
     factor = -(-max(width, height) // max(image.size))
-    # libjpeg rounds up: the last row and column of a part may stand for less than the others.
+    # libjpeg rounds sizes up: the last row and column may cover fewer pixels than the others.
     box = (0, 0, min(width / factor, image.width), min(height / factor, image.height))
     return image.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR, box, reducing_gap=3.0).tobytes()
 
@@ -65,8 +65,8 @@ def shrink(image: Image.Image, width: int, height: int) -> bytes:
 def find_pairs(small: list[bytes]) -> list[Pair]:
     """Find the pairs of images whose cosine is `THRESHOLD` or more in one of the eight orientations, the highest first.
 
-    Only neighbours in an order by hash are compared, so that the time grows with the number of images. Of pairs at just
-    the threshold, about one in a hundred is missed among a million images. Flat images are like no other.
+    Only neighbours in an order by hash are compared, so the time is linear in the number of images. Among a million
+    images, about 1% of the pairs at the threshold are missed. Images without contrast are not compared.
     """
     vectors, rows = _weigh(small)
     if not len(vectors):
@@ -88,9 +88,9 @@ def count_flat(small: list[bytes]) -> int:
 
 
 def form_groups(hashes: list[str], pairs: list[Pair]) -> dict[str, str]:
-    """Return SHA-256 -> the name of its group, for the images that are to stay together.
+    """Return SHA-256 -> the name of its group, for images with near-duplicates.
 
-    The pairs that are most alike come first; one that would make a group of more than `LARGEST_GROUP` joins nothing.
+    Pairs are joined in order; one that would form a group larger than `LARGEST_GROUP` is skipped.
     """
     groups = {position: [position] for pair in pairs for position in (pair.first, pair.second)}
     for pair in pairs:
@@ -103,7 +103,7 @@ def form_groups(hashes: list[str], pairs: list[Pair]) -> dict[str, str]:
 
 
 def find_leaks(pairs: list[Pair], images: list[Entry], part_of: dict[str, str]) -> list[Leak]:
-    """Return the pairs of a test image and one that is not, the most similar first; `part_of`: path -> its part."""
+    """Return the pairs of a test image and another part's, most similar first; `part_of`: path -> part."""
     paths = [(images[pair.first].path, images[pair.second].path, round(pair.cosine, 4)) for pair in pairs]
     leaks = [
         Leak(test, other, cosine)
@@ -117,9 +117,9 @@ def find_leaks(pairs: list[Pair], images: list[Entry], part_of: dict[str, str]) 
 def describe_near_duplicates(
     pairs: list[Pair], images: list[Entry], together: Mapping[str, str], leaks: list[Leak], flat: int
 ) -> list[str]:
-    """Say how many images are nearly the same, which are kept together, and which labels contradict each other.
+    """Report how many images are near-duplicates, how many are kept together, and contradictory labels.
 
-    `together`: SHA-256 -> group, of those that are kept in one part; `flat`: how many images could not be compared.
+    `together`: SHA-256 -> group of images kept in one part; `flat`: number of images that could not be compared.
     """
     notes = [f"{plural(flat, 'image')} with too little contrast to look for near-duplicates"] * bool(flat)
     if together:
@@ -139,7 +139,7 @@ def describe_near_duplicates(
 
 
 def _weigh(small: list[bytes]) -> tuple[Floats, NDArray[np.int64]]:
-    """Return the weighted frequencies of images that are not flat as vectors of length 1, and their positions."""
+    """Return unit vectors of weighted frequencies of images with contrast, and the positions of these images."""
     place = np.arange(SIDE)
     transform = np.cos(np.pi * place[:, None] * (2 * place + 1) / (2 * SIDE)).astype(np.float32)
     vectors, rows = [np.empty((0, SIDE, SIDE), np.float32)], [np.empty(0, np.int64)]
@@ -153,7 +153,7 @@ def _weigh(small: list[bytes]) -> tuple[Floats, NDArray[np.int64]]:
 
 
 def _orientations(vectors: Floats) -> Iterator[Floats]:
-    """Yield vectors (n, d) as of the images mirrored and turned: frequencies change their sign, or swap places."""
+    """Yield the vectors (n, d) of the mirrored and rotated images: frequencies change signs, or are transposed."""
     signs = (-1.0) ** np.stack([np.zeros_like(_USED[0]), _USED[0], _USED[1], _USED[0] + _USED[1]])
     for order in (np.arange(len(_TRANSPOSED)), _TRANSPOSED):
         for sign in signs.astype(np.float32):
@@ -161,10 +161,10 @@ def _orientations(vectors: Floats) -> Iterator[Floats]:
 
 
 def _neighbours(vectors: Floats, random: np.random.Generator) -> NDArray[np.int64]:
-    """Return candidates, first * n + second, for which first is below second: those alike in most of 64 signs."""
+    """Return candidate pairs, first * n + second with first < second, that agree in most of 64 signs."""
     count = len(vectors)
     directions = random.standard_normal((64, vectors.shape[1]), dtype=np.float32)
-    # What images of one kind have in common would give them all the same signs.
+    # Without these directions, which all images share, or all would have the same signs.
     common, _ = np.linalg.qr(np.concatenate(list(_orientations(vectors.mean(axis=0, keepdims=True)))).T)
     directions -= directions @ common @ common.T
     every = np.concatenate(list(_orientations(directions)))

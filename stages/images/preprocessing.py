@@ -1,4 +1,4 @@
-"""What an image goes through on its way into the network: preprocessing, and augmentation in training."""
+"""From a decoded image to the network's input: preprocessing, and augmentation in training."""
 
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -12,13 +12,13 @@ from stages.common.params import Augment, Framing
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# How much larger an image is framed before augmentation crops it: as 256 to 224, torchvision's border.
+# Enlargement before augmentation crops: 256 to 224, torchvision's border.
 _ENLARGED = 8 / 7
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What an image goes through on its way into the network.
+    """From a decoded image to the network's input.
 
     The shorter side is resized to `resize` pixels and the middle `crop` x `crop` is kept; where `resize` is `None`, the
     whole image is resized to `crop` x `crop`, so that nothing is cut off; with `pad`, it keeps its proportions, and
@@ -38,18 +38,18 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Preprocessing":
-        """Make one from a JSON object of its fields; others keep their defaults. TypeError: not such an object."""
+        """Read a JSON object of fields; missing ones have their defaults. Raises TypeError if it is no such object."""
         fields: dict[str, Any] = dict(values)
         fields |= {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
         return cls(**fields)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `from_json` reads, without the fields that are off."""
+        """Return a JSON object for `from_json`, without fields that are off."""
         off = ("pad", "grey_max", "draft")
         return {name: value for name, value in asdict(self).items() if name not in off or value}
 
     def framed(self, image_size: int | None, framing: Framing | None, grey_max: int | None = None) -> "Preprocessing":
-        """Return the same for another size of the square, and another way to make it of an image.
+        """Return this for another size and another framing.
 
         `framing`: `crop`: the middle is cut out, after a border as narrow for the size as before; `squash`: the whole
         image, out of proportion; `pad`: the whole image, between margins; `None`: `squash` where `image_size` is given,
@@ -63,9 +63,9 @@ class Preprocessing:
         return replace(self, resize=resize, crop=size, pad=pad, grey_max=grey_max, draft=True)
 
     def least(self, augment: Augment) -> int | None:
-        """Return how many pixels the sides of an image have to keep when it is decoded; `None`: all of them.
+        """Return the least number of pixels of a side after decoding; `None`: full size.
 
-        Twice those that are needed; where augmentation cuts out a part, which is enlarged, four times.
+        Twice as many as needed, or four times if augmentation enlarges a part.
         """
         return (2 if augment == "none" else 4) * (self.resize or self.crop) if self.draft else None
 

@@ -1,1 +1,1 @@
-"""What is trained, and how it is stored."""
+"""The network, its weights, and checkpoints."""

@@ -1,8 +1,8 @@
-"""The families of torchvision's classifiers: how each is cut into blocks, and what its own head is.
+"""The families of torchvision's classifiers: how each is cut into blocks and a head.
 
-A block is what `finetune.unfreeze` counts: the smallest unit that a family is made of, such as a residual block, an
-encoder layer, or a convolution with what belongs to it. What leaves the last block are maps (n, channels, rows,
-columns), or tokens (n, 1 + patches, channels) of which the first is the class token.
+A block, the unit that `finetune.unfreeze` counts, is a family's smallest unit, such as a residual block, an encoder
+layer, or a convolution with its normalization and activation. The last block returns maps (n, channels, rows, columns),
+or tokens (n, 1 + patches, channels) of which the first is the class token.
 """
 
 import difflib
@@ -29,11 +29,11 @@ _Model = Any  # torchvision has no types
 
 @dataclass(frozen=True)
 class Parts:
-    """A stock model, cut: images -> `blocks`, one after the other -> features -> `head` -> logits of its own classes.
+    """A stock model in parts: images -> `blocks` in order -> features -> `head` -> logits of its own classes.
 
-    `blocks` are by their names in torchvision, those of several layers by the first one's. What the stock model has
-    beside both, such as auxiliary classifiers, is not used. `features` is torchvision's name of what leaves the last
-    block (`torchvision.models.feature_extraction`); of tokens, the class token.
+    `blocks` have torchvision's names, those of several layers the first one's. Other parts of the stock model, such as
+    auxiliary classifiers, are not used. `features`: torchvision's name of the last block's output
+    (`torchvision.models.feature_extraction`), or of the class token.
     """
 
     blocks: dict[str, nn.Module]
@@ -66,7 +66,7 @@ class Patches(nn.Module):
 
 
 def cut_into_blocks(stock: nn.Module) -> Parts:
-    """Cut a stock model; its modules are taken over."""
+    """Cut a stock model into parts that share its modules."""
     return _FAMILIES[type(stock).__name__](stock)
 
 
@@ -168,7 +168,7 @@ def _squeezenet(stock: _Model) -> Parts:
     return Parts(blocks, [*stock.classifier, nn.Flatten()])
 
 
-def _swin(stock: _Model) -> Parts:  # channels last inside, but maps leave the last block
+def _swin(stock: _Model) -> Parts:  # channels last inside, but returns maps
     blocks = _units(stock.features, "features", SwinTransformerBlock, SwinTransformerBlockV2)
     last = nn.Sequential(stock.norm, stock.permute)
     return Parts({**blocks, "norm": last}, [stock.avgpool, stock.flatten, stock.head], "permute")
@@ -200,20 +200,20 @@ _FAMILIES: dict[str, Callable[[_Model], Parts]] = {
     "VisionTransformer": _vision_transformer,
 }
 
-# What these were trained with, in TensorFlow. torchvision's models take images normalized as for all its weights, and
-# rescale them where the weights are torchvision's (`transform_input`): the same, in one step.
+# These were trained in TensorFlow with this normalization. torchvision normalizes as for all its weights and then
+# rescales (`transform_input`); this is the same in one step.
 _NORMALIZATIONS = dict.fromkeys(("googlenet", "inception_v3"), ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
 _SIZES = {"inception_v3": 299}
 
 
 def architectures() -> list[str]:
-    """Return the names of torchvision's classifiers, all of which can be used."""
+    """Return the names of torchvision's classifiers; all can be used."""
     names: list[str] = list_models(module=torchvision.models)
     return names
 
 
 def require_architecture(arch: str) -> None:
-    """Refuse what is no classifier of torchvision's with a `StageError` that names the near ones."""
+    """Raise StageError, with similar names, if torchvision has no classifier of this name."""
     if arch not in architectures():
         near = difflib.get_close_matches(arch, architectures(), n=3)
         advice = f"did you mean {' or '.join(near)}?" if near else "see torchvision.models.list_models()"
@@ -221,28 +221,28 @@ def require_architecture(arch: str) -> None:
 
 
 def own_normalization(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Return mean and standard deviation of an architecture's images, `None` where its weights state them."""
+    """Return mean and standard deviation of an architecture's images; `None` if its weights state them."""
     return _NORMALIZATIONS.get(arch)
 
 
 def native_preprocessing(arch: str) -> Preprocessing:
-    """Return what the images of torchvision's files for an architecture go through, where nothing else is stated."""
+    """Return the preprocessing of torchvision's weight files for an architecture, if nothing else is stated."""
     preprocessing = Preprocessing()
     mean, std = own_normalization(arch) or (preprocessing.mean, preprocessing.std)
     return replace(preprocessing, crop=_SIZES.get(arch, preprocessing.crop), mean=mean, std=std)
 
 
 def stock_model(arch: str, image_size: int = 224) -> nn.Module:
-    """Make torchvision's own model with random weights; raises StageError where it cannot take images of that size."""
+    """Make torchvision's own model with random weights; raises StageError if it cannot take images of this size."""
     require_architecture(arch)
     model: nn.Module = get_model(arch, weights=None, **stock_options(arch, image_size))
     return model
 
 
 def stock_options(arch: str, image_size: int) -> dict[str, Any]:
-    """Return what torchvision has to be told beside the name of a model; raises what `stock_model` does."""
+    """Return torchvision's options for a model; raises what `stock_model` does."""
     if arch in ("googlenet", "inception_v3"):
-        return {"init_weights": False}  # truncated normals by scipy, which take half a minute
+        return {"init_weights": False}  # scipy's truncated normals take half a minute
     if arch.startswith("vit_"):
         _require_multiple(arch, image_size, int(arch.rpartition("_")[2]))
         return {"image_size": image_size}
@@ -253,8 +253,8 @@ def stock_options(arch: str, image_size: int) -> dict[str, Any]:
 
 
 def stock_shapes(arch: str, image_size: int = 224) -> nn.Module:
-    """Make the same on the `meta` device, where tensors have no values: at once, whatever its size."""
-    if arch.startswith("regnet"):  # torchvision computes its widths by tensors
+    """Make the same model on the `meta` device, without values, which is fast for any size."""
+    if arch.startswith("regnet"):  # torchvision computes its widths with tensors
         return stock_model(arch, image_size).to("meta")
     with torch.device("meta"):
         return stock_model(arch, image_size)
@@ -276,7 +276,7 @@ def _require_multiple(arch: str, image_size: int, step: int) -> None:
 
 
 def _grouped(layers: nn.Sequential, prefix: str, begins: Callable[[nn.Module], bool]) -> dict[str, nn.Module]:
-    """Make a block of each layer with which one begins, and the layers that follow it."""
+    """Make a block of each layer for which `begins` holds and the layers after it."""
     groups: dict[str, list[nn.Module]] = {}
     for name, layer in layers.named_children():
         if begins(layer):
@@ -286,7 +286,7 @@ def _grouped(layers: nn.Sequential, prefix: str, begins: Callable[[nn.Module], b
 
 
 def _units(layers: nn.Sequential, prefix: str, *kinds: type[nn.Module]) -> dict[str, nn.Module]:
-    """Make a block of each unit of some kind, and of each layer beside the stages that consist of them."""
+    """Make a block of each unit of the given kinds, and of each layer beside the stages made of such units."""
 
     def unpack() -> Iterator[tuple[str, nn.Module]]:
         for name, layer in layers.named_children():

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors files that hold all that is needed to use the network again."""
+"""Checkpoints: safetensors files with everything needed to use the network."""
 
 import json
 from collections.abc import Mapping
@@ -21,19 +21,19 @@ from stages.network.backbones import stock_shapes
 from stages.network.network import Network, build_network
 from stages.network.objective import outputs_for
 
-# One key only: safetensors writes several in an order that changes from run to run, and so would the file's bytes.
+# One key only: safetensors writes several in random order, so the file's bytes would change from run to run.
 _KEY = "checkpoint"
 _AGAIN = "`dvc repro` makes the pipeline's own again"
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a checkpoint says of itself.
+    """The metadata of a checkpoint.
 
-    `hidden` is 0 where the head is linear; `standardized`: it standardizes its features. `classes` are in the order of
-    their labels; `weights` and `weights_sha256` tell where the backbone came from, `None` for a random one. The logits
-    are to be divided by `temperature` before they become probabilities; it is 1 where none was fitted. `recipe` has the
-    parameters that it was made with, by their names in `params.yaml`.
+    `hidden`: 0 for a linear head; `standardized`: the head standardizes its features; `classes`: in the order of their
+    labels; `weights`, `weights_sha256`: origin of the backbone, `None` for a random one; `temperature`: divides the
+    logits before they become probabilities, 1 if none was fitted; `recipe`: the parameters of the run, by their names
+    in `params.yaml`.
     """
 
     arch: str
@@ -63,7 +63,7 @@ def save_checkpoint(path: Path, network: Network, description: Description) -> N
 
 
 def load_checkpoint(path: Path) -> tuple[Network, Description]:
-    """Read a checkpoint; raises StageError where it is missing, damaged, or none of this project."""
+    """Read a checkpoint; raises StageError if it is missing, damaged, or not this project's."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -80,7 +80,7 @@ def load_checkpoint(path: Path) -> tuple[Network, Description]:
         raise StageError(f"{path}: not a checkpoint of this pipeline, or of another version of it; {_AGAIN}") from error
     crop, outputs = description.preprocessing.crop, outputs_for(len(description.classes))
     stock = stock_shapes(description.arch, crop)
-    with torch.device("meta"):  # without the time that random values take
+    with torch.device("meta"):  # saves the time to draw random values
         network = build_network(stock, description.head, description.hidden, outputs, crop, description.standardized)
     try:
         network.to_empty(device="cpu").load_state_dict(tensors)
@@ -90,16 +90,16 @@ def load_checkpoint(path: Path) -> tuple[Network, Description]:
 
 
 def read_own(path: Path) -> Description | None:
-    """Return the description of a checkpoint of this project, `None` for any other safetensors file."""
+    """Return the metadata of this project's checkpoint; `None` for any other safetensors file."""
     with safe_open(path, framework="pt") as file:
         text = (file.metadata() or {}).get(_KEY)
     return None if text is None else _read_description(text)
 
 
 def continue_from(network: Network, description: Description, tensors: Mapping[str, Tensor], own: Description) -> bool:
-    """Copy the backbone of a checkpoint into a new network, and its head where head and classes are the same.
+    """Copy the backbone of a checkpoint into a new network, and its head if kind of head and classes agree.
 
-    Returns whether the head was copied. Raises StageError where the backbone is for images of another size.
+    Returns whether the head was copied. Raises StageError if the backbone is for another size of images.
     """
     classifier = network.classifier.state_dict()
     same = [(one.head, one.classes) for one in (description, own)]
@@ -119,7 +119,7 @@ def continue_from(network: Network, description: Description, tensors: Mapping[s
 
 
 def require_classes(path: Path, description: Description, entries: list[Entry]) -> None:
-    """Refuse a checkpoint that was made for other classes than an index has; a class may have no image there."""
+    """Raise StageError if an index has other classes than the checkpoint; it may lack some."""
     if not {(entry.label, entry.class_name) for entry in entries} <= set(enumerate(description.classes)):
         raise StageError(
             f"{path}: made for the classes {enumerate_names(description.classes)}, but the index has "

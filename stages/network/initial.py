@@ -14,20 +14,20 @@ from stages.network.network import Network, build_network, calibrate_batchnorm, 
 from stages.network.objective import outputs_for
 from stages.network.weights import find_weights, load_into
 
-# More images change the statistics of a random network hardly any more.
+# More images hardly change the statistics of a random network.
 CALIBRATION_BATCHES, CALIBRATION_BATCH = 16, 64
 
 
 def build_initial(params: Params, entries: list[Entry]) -> tuple[Network, Description, str]:
-    """Build the network that `params.model` asks for, its backbone frozen; the same one again for the same seed.
+    """Build the network of `params.model` with a frozen backbone; the same seed gives the same network.
 
     The training images `entries` name the classes and calibrate a random backbone.
 
     Returns:
-        The network, what its checkpoint says of it, and where its weights come from, in words.
+        The network, the metadata of its checkpoint, and the origin of its weights, in words.
 
     Raises:
-        StageError: no such network or weights, or they do not fit the network or the size of the images.
+        StageError: no such network or weights, or they do not fit each other or the size of the images.
     """
     model, classes = params.model, class_names(entries)
     make_deterministic(params.seed)

@@ -1,4 +1,4 @@
-"""The layer table: what the network consists of and what of it is trained."""
+"""The layer table: the layers of the network, and which are trained."""
 
 import copy
 from pathlib import Path
@@ -9,7 +9,7 @@ from torchinfo import ModelStatistics, summary
 from stages.common.files import write_json, write_text
 from stages.network.network import Network
 
-# The network, its two parts, their blocks, and what a block is made of.
+# The network, its two parts, their blocks, and the parts of a block.
 _DEPTH = 3
 
 
@@ -26,9 +26,9 @@ def write_layers(path: Path, network: Network, image_size: int) -> None:
     The JSON object has `total`, `trainable` and `frozen` (numbers of parameters) and `layers`, each with `name`,
     `type`, `depth`, `parameters` and `trainable`: `True`, `False`, `Partial`, or `--` for a layer without parameters.
     """
-    # Without values: only shapes are looked at.
+    # Without values: only shapes matter.
     shapes = copy.deepcopy(network).to("meta")
-    # Past `add_module`, which takes no name with a dot.
+    # Not by `add_module`, which refuses names with a dot.
     shapes.backbone._modules = dict(zip(network.block_names, shapes.backbone, strict=True))
     table: ModelStatistics = summary(
         shapes,
@@ -51,5 +51,5 @@ def write_layers(path: Path, network: Network, image_size: int) -> None:
         if layer.depth <= _DEPTH
     ]
     write_json(path.with_suffix(".json"), {**count_parameters(network), "layers": layers})
-    # As comments: DVC takes the text for a metric without numbers, and keeps it in its run cache with the rest.
+    # As comments: DVC then takes the text for a metric without numbers, and its run cache includes it.
     write_text(path.with_suffix(".txt"), "".join(f"# {line}\n" for line in str(table).splitlines()))

@@ -1,4 +1,4 @@
-"""Weight files as people have them -> tensors by torchvision's names."""
+"""Weight files of common layouts -> tensors by torchvision's names."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Around the tensors, beside an optimizer's state or the number of the epoch.
+# Keys of the tensors in files that also hold an optimizer's state or an epoch.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
-# Before each key: of DataParallel and DistributedDataParallel, of torch.compile.
+# Key prefixes of DataParallel and DistributedDataParallel, and of torch.compile.
 _PREFIXES = ("module.", "_orig_mod.")
 
 Tensors = dict[str, Tensor]
 
 
 def unwrap(content: object) -> Tensors | None:
-    """Return the tensors of a file, without wrappers around them and their keys; `None` if it holds something else."""
+    """Return the tensors of a file without wrappers and key prefixes; `None` if it holds anything else."""
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -33,9 +33,9 @@ def _all_begin_with(tensors: Mapping[str, Any], prefix: str) -> bool:
 
 
 def to_torchvision(tensors: Tensors) -> Tensors:
-    """Give tensors torchvision's names, where they have those of timm and the networks are the same.
+    """Give tensors torchvision's names, if they have timm's and both libraries have the same network.
 
-    ResNets have the same names in both. What is not recognized is returned unchanged.
+    ResNets have the same names in both. Unknown names are returned unchanged.
     """
     for sign, convert in _TIMM.items():
         if sign in tensors:
@@ -44,12 +44,12 @@ def to_torchvision(tensors: Tensors) -> Tensors:
 
 
 def whose(tensors: Tensors) -> str | None:
-    """Say whose names the tensors have, where that is known and they are not torchvision's."""
+    """Return whose names the tensors have, if they are known and not torchvision's."""
     return next((name for sign, name in _OTHERS.items() if any(re.match(sign, key) for key in tensors)), None)
 
 
 def _renamed(tensors: Tensors, rules: Mapping[str, str]) -> Tensors:
-    """Rename by the first rule, a regular expression for the whole key, that fits; what none fits is left out."""
+    """Rename each key by the first rule, a regular expression, that matches all of it; drop keys without a match."""
     renamed: Tensors = {}
     for key, tensor in tensors.items():
         for pattern, replacement in rules.items():
@@ -79,7 +79,7 @@ def _vision_transformer(tensors: Tensors) -> Tensors:
 
 
 def _convnext(tensors: Tensors) -> Tensors:
-    # torchvision counts the stem, then a stage and what makes it smaller in turn: stage s is 2 s + 1.
+    # torchvision numbers the stem, then stages and downsampling layers in turn: stage s is 2 s + 1.
     numbered = {
         re.sub(r"^stages\.(\d)\.(downsample|blocks)", _number_of_stage, key): tensor for key, tensor in tensors.items()
     }
@@ -106,7 +106,7 @@ def _number_of_stage(match: re.Match[str]) -> str:
 
 
 def _mobilenet_v3(tensors: Tensors) -> Tensors:
-    """Number the blocks through; their BatchNorm divides by sqrt(variance + 1e-5), torchvision's by + 1e-3."""
+    """Number the blocks consecutively; timm's BatchNorm divides by sqrt(variance + 1e-5), torchvision's by + 1e-3."""
     blocks = sorted({(int(m[1]), int(m[2])) for key in tensors if (m := re.match(r"blocks\.(\d+)\.(\d+)\.", key))})
     stage, block = blocks.pop()  # a convolution, not a block
     rules = {
@@ -138,19 +138,19 @@ def _mobilenet_v3(tensors: Tensors) -> Tensors:
     for key in [key for key in renamed if key.endswith("running_var")]:
         weight, variance = key.replace("running_var", "weight"), renamed[key]
         renamed[weight] = renamed[weight] * torch.sqrt((variance + 1e-3) / (variance + 1e-5))
-    if "classifier.0.weight" in renamed:  # a convolution of one place in timm
+    if "classifier.0.weight" in renamed:  # a 1 x 1 convolution in timm
         renamed["classifier.0.weight"] = renamed["classifier.0.weight"].flatten(1)
     return renamed
 
 
-# A key that only timm's files of a family have.
+# A key found only in timm's files -> the conversion of its family.
 _TIMM: dict[str, Callable[[Tensors], Tensors]] = {
     "patch_embed.proj.weight": _vision_transformer,
     "stages.0.blocks.0.conv_dw.weight": _convnext,
     "conv_stem.weight": _mobilenet_v3,
 }
 
-# Beginnings of keys, as regular expressions -> whose files have them.
+# Beginnings of keys, as regular expressions -> whose files these are.
 _OTHERS = {
     r"(vit|resnet|swin(v2)?|convnext|mobilenet_v2|efficientnet|regnet)\.(embe|enco)": "Hugging Face transformers'",
     r"visual\.": "CLIP's",

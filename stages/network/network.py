@@ -1,4 +1,4 @@
-"""The network: a torchvision backbone and a new head; what is frozen and what is trained."""
+"""The network: a torchvision backbone and a new head; which parts are frozen and trained."""
 
 import copy
 from collections.abc import Iterable
@@ -16,10 +16,10 @@ POOLING = (nn.AdaptiveAvgPool2d, ClassToken)
 
 
 class Standardize(nn.Module):
-    """Features (n, d) less their `mean`, over their `spread`, (d,): those of the training images.
+    """Standardizes features (n, d) by the `mean` and `spread`, (d,), of the training images.
 
-    One learning rate and one grid of penalties then suit the features of every backbone. Both are buffers: no optimizer
-    moves them.
+    One learning rate and one grid of penalties then suit the features of every backbone. Both are buffers, which no
+    optimizer changes.
     """
 
     mean: Tensor
@@ -40,8 +40,8 @@ class Network(nn.Module):
 
     `block_names` are torchvision's.
 
-    BatchNorm stays in evaluation mode whatever mode the network is in, and so does every block without a trainable
-    parameter: `train()` would switch the statistics of frozen layers back to the batch's
+    BatchNorm stays in evaluation mode in either mode of the network, and so does every block without a trainable
+    parameter: `train()` would make frozen layers use the statistics of the batch again
     (https://github.com/pytorch/pytorch/issues/66073).
     """
 
@@ -57,7 +57,7 @@ class Network(nn.Module):
         return logits
 
     def train(self, mode: bool = True) -> "Network":
-        """Put all that is trained into training mode, except BatchNorm."""
+        """Set training mode for trained blocks, except their BatchNorm."""
         super().train(mode)
         for block in self.backbone:
             if not any(parameter.requires_grad for parameter in block.parameters()):
@@ -73,16 +73,16 @@ def build_network(
 ) -> Network:
     """Give a stock model a new head.
 
-    `pooled` is a head behind the mean over space, `flatten` one on all values of all places. Where a network has tokens
-    both take the class token, as its own head does. Both end in hidden -> ReLU -> outputs, or are linear.
+    `pooled`: a head on the mean over space; `flatten`: one on all values at all positions. Of tokens, both take the
+    class token, like the network's own head. Both end in hidden -> ReLU -> outputs, or are linear.
 
     Args:
-        stock: its parts are taken over.
+        stock: the model, whose parts are reused.
         head: as above; `original` is the model's own classifier with another last layer.
         hidden: units of the hidden layer of `flatten` and `pooled`; 0 for a linear head.
         outputs: number of logits.
         image_size: height and width of the images, pixels.
-        standardized: the features are standardized first, by values that are still to be set.
+        standardized: the head begins with `Standardize`, whose values are set later.
 
     Raises:
         StageError: the images are too small for the backbone.
@@ -106,7 +106,7 @@ def build_network(
 
 
 def _probe(backbone: nn.Sequential, image_size: int) -> Tensor:
-    """Return features of one image, without values: nothing is computed but their shape."""
+    """Return the features of one image on the `meta` device, which has only their shape."""
     try:
         with torch.no_grad():
             features: Tensor = (
@@ -120,7 +120,7 @@ def _probe(backbone: nn.Sequential, image_size: int) -> Tensor:
 
 
 def _with_outputs(layers: list[nn.Module], outputs: int) -> list[nn.Module]:
-    """Replace the last layer that has weights. A ReLU after it goes: no logit could be negative (SqueezeNet)."""
+    """Replace the last layer with weights; drop a ReLU after it, since logits may be negative (SqueezeNet)."""
     *_, position = (number for number, layer in enumerate(layers) if isinstance(layer, nn.Linear | nn.Conv2d))
     last, after = layers[position], layers[position + 1 :]
     new: nn.Module
@@ -133,17 +133,17 @@ def _with_outputs(layers: list[nn.Module], outputs: int) -> list[nn.Module]:
 
 
 def calibrate_batchnorm(network: Network, batches: Iterable[Tensor]) -> None:
-    """Give a network with random weights running statistics that fit it: the mean of those of batches of images.
+    """Set the running statistics of a network with random weights to their mean over batches of images.
 
-    A new BatchNorm claims a mean of 0 and a variance of 1. In evaluation mode, as the backbone is used here, that lets
-    the activations of a random network fade from block to block until the head sees next to nothing.
+    A new BatchNorm has a mean of 0 and a variance of 1. In evaluation mode, in which the backbone is used here, the
+    activations of a random network would then fade from block to block.
     """
     layers = [module for module in network.backbone.modules() if isinstance(module, _BatchNorm)]
     network.eval()
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
-        layer.momentum = None  # a plain mean over the batches
+        layer.momentum = None  # the plain mean over batches
         layer.train()
     with torch.no_grad():
         for images in batches:
@@ -154,7 +154,7 @@ def calibrate_batchnorm(network: Network, batches: Iterable[Tensor]) -> None:
 
 
 def require_blocks(network: Network, unfreeze: int) -> None:
-    """Refuse an `unfreeze` below 0 or above the number of blocks with a `StageError`."""
+    """Raise StageError if `unfreeze` is below 0 or above the number of blocks."""
     blocks = len(network.backbone)
     if not 0 <= unfreeze <= blocks:
         raise StageError(f"finetune.unfreeze: should be from 0 to {blocks}, the blocks of this network, is {unfreeze}")
@@ -170,7 +170,7 @@ def set_trainable(network: Network, unfreeze: int) -> None:
     blocks = len(network.backbone)
     network.requires_grad_(False)
     network.classifier.requires_grad_(True)
-    # Not [-unfreeze:], which is everything for 0.
+    # Not [-unfreeze:], which is all blocks for 0.
     network.backbone[blocks - unfreeze :].requires_grad_(True)
     for module in network.backbone.modules():
         if isinstance(module, _BatchNorm):
@@ -178,7 +178,7 @@ def set_trainable(network: Network, unfreeze: int) -> None:
 
 
 def describe_untrained(network: Network, unfreeze: int) -> str | None:
-    """Say which of the last `unfreeze` blocks have nothing to train, as DenseNet's last one; `None` if all have."""
+    """Name those of the last `unfreeze` blocks that have nothing to train, as DenseNet's last; `None` if all have."""
     names = network.block_names or tuple(map(str, range(len(network.backbone))))
     blocks = list(zip(names, network.backbone, strict=True))[len(network.backbone) - unfreeze :]
     without = [name for name, block in blocks if not any(tensor.requires_grad for tensor in block.parameters())]
@@ -188,10 +188,10 @@ def describe_untrained(network: Network, unfreeze: int) -> str | None:
 
 
 def cut(network: Network, unfreeze: int) -> tuple[nn.Sequential, Network]:
-    """Cut a network before its last `unfreeze` blocks: what is frozen, and what is trained.
+    """Cut a network before its last `unfreeze` blocks into a frozen prefix and a trained tail, which share its tensors.
 
-    Where no block is trained, a classifier that begins by pooling leaves that to the prefix, with its last block: of
-    maps of 7 x 7 values, one in 49 has to be kept. Both parts share the network's tensors.
+    If no block is trained, pooling at the beginning of the classifier moves into the prefix: of maps of 7 x 7 values,
+    one in 49 has to be stored.
     """
     first = len(network.backbone) - unfreeze
     prefix, classifier = network.backbone[:first], network.classifier
@@ -202,13 +202,13 @@ def cut(network: Network, unfreeze: int) -> tuple[nn.Sequential, Network]:
 
 
 def _leading_pooling(classifier: nn.Sequential) -> list[nn.Module]:
-    """Return the layers up to the first that is trained or random, if there is one among them that reduces."""
+    """Return the layers before the first that is trained or random, if they include pooling."""
     layers = list(takewhile(lambda layer: isinstance(layer, (*POOLING, nn.Flatten)), classifier))
     return layers if any(isinstance(layer, POOLING) for layer in layers) else []
 
 
 def count_shared_blocks(network: Network, other: Network) -> int:
-    """Return how many blocks, from the first on, are bit-identical in two networks of one architecture."""
+    """Return the number of first blocks that are bit-identical in two networks of one architecture."""
     count = 0
     for block, twin in zip(network.backbone, other.backbone, strict=True):
         twins = twin.state_dict()

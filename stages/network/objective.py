@@ -1,4 +1,4 @@
-"""From logits to a loss and to probabilities, for two classes and for many."""
+"""Logits -> loss and probabilities, for two classes and for more."""
 
 import unicodedata
 from collections import Counter
@@ -14,16 +14,16 @@ from stages.images.index import Entry, class_names
 
 
 def outputs_for(classes: int) -> int:
-    """Return the number of logits: one for two classes, else one a class."""
+    """Return the number of logits: one for two classes, otherwise one per class."""
     return 1 if classes == 2 else classes
 
 
 def loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
     """Return the mean log-loss of logits (n, outputs), nats: binary for one output, else cross-entropy.
 
-    `class_weights`, (classes,): each image's loss is multiplied by its class's. The sum is divided by n, not by the sum
-    of weights as torch's losses do: in a batch with one image of a rare class, that would take the weight away again.
-    `label_smoothing`, in [0, 1): the part of each target that is spread evenly over all classes
+    `class_weights`, (classes,): factors of the images' losses. The sum is divided by n, not by the sum of weights as in
+    torch's losses, which would cancel the weight in a batch with one image of a rare class. `label_smoothing`, in
+    [0, 1): the part of each target that is spread evenly over all classes
     (https://arxiv.org/abs/1512.00567).
     """
     if class_weights is not None:
@@ -32,7 +32,7 @@ def loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None, la
 
 
 def losses(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0) -> Tensor:
-    """Return each image's loss, (n,), of which `loss` is the mean; arguments as there."""
+    """Return the loss of each image, (n,); arguments as for `loss`, which is their mean."""
     each = _reduce(logits, labels, label_smoothing, "none")
     return each if class_weights is None else each * class_weights[labels]
 
@@ -49,8 +49,8 @@ def _reduce(logits: Tensor, labels: Tensor, label_smoothing: float, reduction: s
 def weigh_classes(setting: ClassWeights, train: list[Entry]) -> Tensor | None:
     """Return, and print, the weight of each class in the loss, (classes,); the mean over the training images is 1.
 
-    `balanced`: the inverse of the class's number of images; by name: in these proportions. Raises StageError where a
-    class has no weight, or a weight no class.
+    `balanced`: the inverse of the class's number of images; by name: in these proportions. Raises StageError if a class
+    has no weight, or a weight no class.
     """
     if setting is None:
         return None
@@ -59,7 +59,7 @@ def weigh_classes(setting: ClassWeights, train: list[Entry]) -> Tensor | None:
     if setting == "balanced":
         given = {name: 1 / counts[name] for name in names}
     else:
-        # macOS writes names of files in another Unicode form than keyboards do.
+        # macOS stores file names in another Unicode form than keyboards produce.
         spelt = {unicodedata.normalize("NFC", name): name for name in names}
         given = {spelt.get(unicodedata.normalize("NFC", name), name): weight for name, weight in setting.items()}
     if missing := [name for name in names if name not in given]:
@@ -78,8 +78,8 @@ def weigh_classes(setting: ClassWeights, train: list[Entry]) -> Tensor | None:
 def probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Return the probability of each class, (n, classes), for logits (n, outputs); one output is the logit of class 1.
 
-    They are divided by `temperature` first (`training.temperature`). Both columns of two classes come from the logit:
-    1 - p would round a small probability to 0, its loss to infinity.
+    Logits are divided by `temperature` first (`training.temperature`). With two classes, both columns come from the
+    logit: 1 - p would round a small probability to 0, and its loss to infinity.
     """
     logits = logits / temperature
     if logits.shape[1] == 1:

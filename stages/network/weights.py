@@ -28,20 +28,20 @@ from stages.network.backbones import cut_into_blocks, native_preprocessing, own_
 from stages.network.checkpoint import Description, read_own
 from stages.network.layouts import to_torchvision, unwrap, whose
 
-# In a .safetensors file: a JSON object; its `preprocessing` is what the images went through. One key only, since
-# safetensors writes several in an order that changes from run to run, and so would the file's bytes.
+# The key of a .safetensors file's JSON object, with the `preprocessing` of the images. One key only, since safetensors
+# writes several in random order, so the file's bytes would change from run to run.
 METADATA_KEY = "pretraining"
 
-_DOWNLOAD_TIMEOUT = 30  # seconds without an answer
+_DOWNLOAD_TIMEOUT = 30  # seconds without a response
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by torchvision's key names, and what is known about them.
+    """Tensors by torchvision's names, and their origin.
 
-    `source` is the name or the file as given; `sha256` is that of the file, or of the tensors of named weights; both
-    are `None` for random weights, whose `tensors` are empty. `own` is what a checkpoint of this project says of itself,
-    whose names its tensors then have.
+    `source`: the name or file in `params.yaml`; `sha256`: of the file, or of the tensors of named weights; both are
+    `None` for random weights, which have no `tensors`. `own`: the metadata of this project's checkpoint, whose names
+    the tensors then have.
     """
 
     tensors: Mapping[str, Tensor]
@@ -52,11 +52,11 @@ class Weights:
 
 
 def find_weights(arch: str, weights: str | None) -> Weights:
-    """Load what `model.weights` asks for. Nothing is unpickled but tensors.
+    """Load the weights that `model.weights` names. Only tensors are unpickled.
 
     Raises:
-        StageError: an unknown architecture or name (naming the near ones), a name that needs the network where there is
-            none, a file that is missing, damaged, or holds anything else than a dictionary of tensors.
+        StageError: an unknown architecture or name (similar ones are named), a failed download, a file that is missing,
+            damaged, or not a dictionary of tensors.
     """
     require_architecture(arch)
     if weights is None:
@@ -69,10 +69,10 @@ def find_weights(arch: str, weights: str | None) -> Weights:
 
 
 def load_into(stock: nn.Module, weights: Weights, arch: str) -> None:
-    """Copy weights into a stock model: its whole backbone, and of its classifier what the file has.
+    """Copy weights into a stock model: all of the backbone, and of the classifier what the file has.
 
-    Not those of a checkpoint of this project, which is for the network with its new head (`continue_from`). Raises
-    StageError where the weights are of another architecture.
+    Not those of this project's checkpoints, which are for a network with a new head (`continue_from`). Raises
+    StageError if the weights are of another architecture.
     """
     if weights.source is None or weights.own is not None:
         return
@@ -80,7 +80,7 @@ def load_into(stock: nn.Module, weights: Weights, arch: str) -> None:
     given = _fit_positions(to_torchvision(dict(weights.tensors)), stock)
     blocks = nn.ModuleList(cut_into_blocks(stock).blocks.values()).state_dict(keep_vars=True).values()
     backbone = {id(tensor) for tensor in blocks}
-    # Counts batches for an optional average; files older than torch 0.4.1 lack it, and nothing here reads it.
+    # A counter for an optional average, unused here; files older than torch 0.4.1 lack it.
     needed = [
         key for key, tensor in expected.items() if id(tensor) in backbone and not key.endswith("num_batches_tracked")
     ]
@@ -97,7 +97,7 @@ def load_into(stock: nn.Module, weights: Weights, arch: str) -> None:
                 + (f"; its names are {owner}" if owner else "")
                 + "; set model.arch to the network that it was made for, or save it with torchvision's names"
             )
-    # Not load_state_dict: MNASNet's asks for metadata, which a dictionary of tensors has not.
+    # Not load_state_dict: MNASNet's needs metadata, which a dictionary of tensors lacks.
     with torch.no_grad():
         for key, tensor in given.items():
             if key in expected and tensor.shape == expected[key].shape:
@@ -105,7 +105,7 @@ def load_into(stock: nn.Module, weights: Weights, arch: str) -> None:
 
 
 def _fit_positions(tensors: dict[str, Tensor], stock: nn.Module) -> dict[str, Tensor]:
-    """Interpolate a vision transformer's embeddings of positions, if they are of another size of images."""
+    """Interpolate a vision transformer's position embeddings, if they are for another size of images."""
     key = "encoder.pos_embedding"
     if not isinstance(stock, VisionTransformer) or key not in tensors or tensors[key].dim() != 3:
         return tensors
@@ -182,7 +182,7 @@ def _from_file(path: Path, native: Preprocessing) -> Weights:
 def _unpickle_tensors(path: Path, content: bytes) -> object:
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    # Damaged files end in nearly anything: RuntimeError, EOFError, IndexError, KeyError, UnpicklingError ...
+    # Damaged files raise nearly anything: RuntimeError, EOFError, IndexError, KeyError, UnpicklingError ...
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -200,7 +200,7 @@ def _unpickle_tensors(path: Path, content: bytes) -> object:
 
 
 def _stated_preprocessing(path: Path) -> Preprocessing | None:
-    """Return what a safetensors file says of its images; `None` where it says nothing."""
+    """Return the preprocessing stated in a safetensors file, or `None`."""
     with safe_open(path, framework="pt") as file:
         stated = (file.metadata() or {}).get(METADATA_KEY, "{}")
     fields = dict(json.loads(stated)).get("preprocessing")

@@ -1,4 +1,4 @@
-"""The figures of numbers: histories, confusion, curves, and what a probability is worth."""
+"""Figures of numbers: histories, confusion matrices, curves, calibration and losses."""
 
 import math
 from collections.abc import Sequence
@@ -28,10 +28,10 @@ from stages.scores.predictions import Predictions, find_confused, image_losses
 from stages.training.history import Epoch
 from stages.training.line import Point
 
-# More classes than these: no numbers in the cells of a confusion matrix, no names beside it.
+# With more classes: no numbers in the cells of a confusion matrix; no names beside it.
 _CLASSES_WITH_NUMBERS, _CLASSES_WITH_NAMES = 12, 40
 _LOG_RANGE = 30
-# Where both areas are above this, the corner of the curves is enlarged, this wide.
+# If both areas are above this, the corner of the curves is enlarged, this wide.
 _ZOOM_FROM, _ZOOM = 0.95, 0.15
 # Below this loss, nats, an image counts as certain; it keeps the axis short.
 _LEAST = 1e-8
@@ -41,7 +41,7 @@ _EDGES = np.linspace(0, 1, BINS + 1)
 def draw_training(
     histories: Sequence[Sequence[Epoch]], kept: Sequence[tuple[int, float]], line: Sequence[Point] = ()
 ) -> Figure:
-    """Draw loss and accuracy of both phases on one axis of epochs, with a ring round what was `kept` (`read_kept`).
+    """Draw loss and accuracy of both phases over epochs, with a ring around what was `kept` (`read_kept`).
 
     Beside them the points of the `line` from start to end of fine-tuning, if there are any.
     """
@@ -60,7 +60,7 @@ def draw_training(
                 label = f"{look.title}: {'training' if series == training else 'validation'}"
                 marker = {"marker": look.marker, "markersize": 5 if len(phase) <= 30 else 3, "markerfacecolor": face}
                 axes.plot(range(first, first + len(phase)), values, dashes, color=look.color, label=label, **marker)
-            # What lies within the line is no epoch.
+            # A point inside the line is no epoch.
             if not first or alpha in (0, 1):
                 _ring(axes, first + ring, getattr(phase[ring], validation))
             axes.set_ylabel(name)
@@ -79,7 +79,7 @@ def draw_training(
     losses.set_title("fine-tuning" if 0 < alpha < 1 else f"fine-tuning: epoch {finetune_epoch} kept ◯", loc="right")
     use_percent(accuracies, "y")
     accuracies.set_xlabel("epoch of the phase")
-    # The numbers begin again at the hand-over.
+    # Epochs are numbered from 0 again in the second phase.
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, first) if step * 20 >= first)
     places = [*range(0, handover, step), *range(handover, first, step)]
     accuracies.set_xticks(places, [str(every[place].number) for place in places])
@@ -114,7 +114,7 @@ def draw_confusion(predictions: Predictions) -> Figure:
 
     classes = len(predictions.classes)
     few, names = classes <= _CLASSES_WITH_NUMBERS, short_names(predictions.classes, 22)
-    # Room for a line of text a class.
+    # Space for one line of text per class.
     panel = max(5 if classes <= 3 else 6.2 if few else 7, 2.5 + 0.16 * min(classes, _CLASSES_WITH_NAMES))
     figure = new_figure(1 + max(5, panel - 2) * len(predictions.models), panel)
     panels = figure.subplots(1, len(predictions.models), squeeze=False)[0]
@@ -125,7 +125,7 @@ def draw_confusion(predictions: Predictions) -> Figure:
         empty = np.broadcast_to(totals == 0, counts.shape)
         shares = np.ma.masked_array(counts / np.maximum(totals, 1), mask=empty)
         colors = colormaps["Blues"].with_extremes(bad="#e8e8e8")
-        # The root lets single mistakes show beside a full diagonal.
+        # The square root makes single mistakes visible beside a full diagonal.
         image = axes.imshow(shares, cmap=colors, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
         right = int(np.trace(counts))
         axes.set_title(f"{LOOKS[model].title}: {right:,} of {plural(len(predicted), 'image')} right")
@@ -196,7 +196,7 @@ def _draw_curve(axes: Axes, curves: Curves, model: str, **more: Any) -> None:  #
 
 
 def _enlarge_corner(axes: Axes, curves: Curves, corner: float) -> None:
-    """Show a good curve's corner, at x = 0 or 1 and y = 1, once more: all that differs is there."""
+    """Enlarge the corner of good curves, at x = 0 or 1 and y = 1, where they differ."""
     shown = (-0.005, _ZOOM) if corner == 0 else (1 - _ZOOM, 1.005)
     inset = axes.inset_axes((0.3, 0.32, 0.55, 0.55))
     for model in curves:
@@ -210,7 +210,7 @@ def _enlarge_corner(axes: Axes, curves: Curves, corner: float) -> None:
 def draw_reliability(predictions: Predictions, calibrations: Calibrations) -> Figure:
     """Draw accuracy over the top probability, in 15 bins, and how many images each has, without and with temperatures.
 
-    Where a checkpoint's probabilities are right, its points lie on the diagonal (Guo et al. 2017,
+    A calibrated checkpoint's points lie on the diagonal (Guo et al. 2017,
     https://arxiv.org/abs/1706.04599). Bars are Wilson's 95% interval: a bin of three images says little.
     """
     temperatures = calibrations.temperatures
@@ -260,16 +260,16 @@ def _draw_bins(upper: Axes, lower: Axes, top: Floats, right: NDArray[np.bool_], 
 
 
 def draw_coverage(predictions: Predictions, calibrations: Calibrations) -> Figure:
-    """Draw how many mistakes are left when the least sure images are left to a person; ring: by `calibrations`."""
+    """Draw the error rate over the share of answered images, most confident first; ring: the chosen threshold."""
     figure = new_figure(8, 4.2)
     axes = figure.subplots()
     highest = 2 * MOST_WRONG
     for model, values in predictions.models.items():
         look = LOOKS[model]
         _, answered, wrong = risk_curve(predictions.labels, values)
-        # One early mistake is half of two answers: that spike would flatten all else.
+        # One early mistake is half of two answers, a spike that would flatten the rest.
         highest = max(highest, 1.1 * float(wrong[answered > 0.1].max(initial=0)))
-        # The surest image is where the axis begins.
+        # The axis begins at the most confident image.
         answered, wrong = np.append(0, answered), np.append(wrong[0], wrong)
         axes.plot(answered, wrong, look.line, color=look.color, linewidth=2, zorder=look.layer, label=look.title)
     axes.axhline(MOST_WRONG, color=GREY, linewidth=1, linestyle=":", label=f"{MOST_WRONG:.0%} of the answers")
@@ -287,7 +287,7 @@ def draw_coverage(predictions: Predictions, calibrations: Calibrations) -> Figur
 
 
 def draw_losses(predictions: Predictions) -> Figure:
-    """Draw how the images' log-losses are distributed, and which share of their sum the highest ones have."""
+    """Draw the distribution of the images' log-losses, and the share of the highest ones in their sum."""
     losses = {model: image_losses(predictions.labels, values) for model, values in predictions.models.items()}
     figure = new_figure(10, 5.6 if len(losses) > 1 else 3.6)
     grid = figure.add_gridspec(len(losses), 2, width_ratios=(1.6, 1))
@@ -328,7 +328,7 @@ def draw_losses(predictions: Predictions) -> Figure:
 
 
 def describe_losses(predictions: Predictions) -> str:
-    """Say in lines which images have most of the loss, and whether it rose though accuracy did not fall."""
+    """Return lines on the images with most of the loss, and on a loss that rose while accuracy did not fall."""
     lines, losses, mistakes = [], [], []
     for model, probabilities in predictions.models.items():
         title, values = LOOKS[model].title.capitalize(), image_losses(predictions.labels, probabilities)

@@ -1,4 +1,4 @@
-"""The figures of images: what the fine-tuned network gets wrong, what fine-tuning changed, near-duplicates."""
+"""Figures of images: mistakes, changes by fine-tuning, near-duplicates."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ _MOST_ALIKE = 8  # pairs
 
 @dataclass(frozen=True)
 class Album:
-    """Some images, and how the networks see them."""
+    """Images, and their preprocessing."""
 
     root: Path
     entries: list[Entry]
@@ -45,12 +45,12 @@ class Album:
         return torch.stack([transform(read_entry(self.root, entry, grey_max, least)) for entry in entries])
 
     def show(self, positions: Sequence[int]) -> Pixels:
-        """Return its images as they look to the network, (n, crop, crop, 3) in [0, 1]."""
+        """Return its preprocessed images for display, (n, crop, crop, 3) in [0, 1]."""
         return as_pixels(self.load(self.entries[position] for position in positions), self.preprocessing)
 
 
 def as_pixels(images: torch.Tensor, preprocessing: Preprocessing) -> Pixels:
-    """Return preprocessed images (n, 3, crop, crop) as they look, (n, crop, crop, 3) in [0, 1]."""
+    """Return preprocessed images (n, 3, crop, crop) for display, (n, crop, crop, 3) in [0, 1]."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     seen: Pixels = (images * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     return seen
@@ -131,7 +131,7 @@ def draw_changed(predictions: Predictions, album: Album) -> Figure | str:
 
 
 def draw_alike(pairs: list[tuple[Entry, Entry]], album: Album) -> Figure | str:
-    """Draw the pairs that are least nearly the same, which are the last, side by side: the first to be wrong."""
+    """Draw the least similar near-duplicates, the last ones, side by side: the most likely to be wrong."""
     if not pairs:
         return "No two images are nearly the same."
     shown = pairs[: -_MOST_ALIKE - 1 : -1]
@@ -187,7 +187,7 @@ def draw_sheet(
 
 
 def lay_over(pixels: Pixels, heat: NDArray[np.float32]) -> Pixels:
-    """Let the image show in grey through its heat map, whose colours rise in lightness: it reads in greyscale too."""
+    """Blend a heat map over the grey image; its colours increase in lightness, so it also reads in greyscale."""
     grey = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     mixed: Pixels = (0.4 * grey[..., None] + 0.6 * colormaps["inferno"](heat)[..., :3]).astype(np.float32)
     return mixed

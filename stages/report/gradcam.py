@@ -10,15 +10,15 @@ from torch.nn import functional
 from stages.network.backbones import ClassToken
 from stages.network.network import Network
 
-# Rows and columns below which a heat map says nothing of where the evidence is.
+# A heat map with fewer rows and columns is too coarse.
 _LEAST = 7
 
 
 def find_block(network: Network, size: int) -> int | None:
     """Return the number of the last block whose maps have 7 x 7 values or more, `None` if there is none."""
     features, found = torch.empty(1, 3, size, size, device="meta"), None
-    # The last two blocks of a network of tokens are its last layer of attention, behind which only the class token
-    # counts, and a LayerNorm.
+    # The last two blocks of a network of tokens are its last attention layer, after which only the class token counts,
+    # and a LayerNorm.
     with_maps = len(network.backbone) - 2 * isinstance(network.classifier[0], ClassToken)
     with torch.no_grad():
         for number, block in enumerate(copy.deepcopy(network.backbone[:with_maps]).to("meta").eval()):
@@ -31,17 +31,16 @@ def find_block(network: Network, size: int) -> int | None:
 def grad_cam(network: Network, images: Tensor, classes: Tensor, block: int) -> Tensor:
     """Return heat maps, (n, rows, columns) in [0, 1]: 1 where the evidence for the class is strongest in its image.
 
-    The maps that leave a block, each channel weighted by the mean gradient of the class's logit with respect to it;
-    what speaks against the class is cut off (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391). All 0 where
-    nothing speaks for the class.
+    The output maps of a block, each channel weighted by the mean gradient of the class's logit; negative values are set
+    to 0 (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391). All 0 without evidence for the class.
 
-    `network` is in evaluation mode, on the CPU; `images` are preprocessed, (n, 3, height, width). Of one output, class
-    1 is what raises the logit, 0 what lowers it. `block` is what `find_block` returns.
+    `network` is in evaluation mode, on the CPU; `images` are preprocessed, (n, 3, height, width). With one output,
+    class 1 raises the logit and class 0 lowers it. `block` is what `find_block` returns.
     """
     with torch.no_grad():
         found = network.backbone[: block + 1](images)
     with torch.enable_grad():
-        # A leaf of its own: gradients end here, and no part of the backbone needs any.
+        # A leaf: gradients end here, and the blocks before need none.
         found.requires_grad_()
         logits = network.classifier(network.backbone[block + 1 :](found))
         if logits.shape[1] == 1:
@@ -55,7 +54,7 @@ def grad_cam(network: Network, images: Tensor, classes: Tensor, block: int) -> T
 
 
 def _as_maps(features: Tensor) -> Tensor:
-    """Return what leaves a block as (n, channels, rows, columns), as many rows as columns.
+    """Return a block's output as square maps, (n, channels, rows, columns).
 
     Tokens are (n, 1 + rows * columns, channels), and Swin's blocks have their channels last.
     """

@@ -7,25 +7,25 @@ _MOST_LISTED = 20
 
 
 def bullets(lines: list[str]) -> str:
-    """Return a list, an item a line."""
+    """Return a list, one item per line."""
     return "\n".join(f"- {line}" for line in lines)
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """Return a table: the first column to the left, numbers in the others to the right."""
+    """Return a table; the first column is left-aligned, columns of numbers right-aligned."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def first(rows: list[list[str]], file: str) -> list[list[str]]:
-    """Return the first 20 rows of a table, and one that says how many more there are in a file."""
+    """Return the first 20 rows of a table, and a row with the number of further ones in a file."""
     if len(rows) <= _MOST_LISTED:
         return rows
     return [*rows[:_MOST_LISTED], [f"... {len(rows) - _MOST_LISTED:,} more in `{file}`", *[""] * (len(rows[0]) - 1)]]
 
 
 def cell(text: str) -> str:
-    """Let no name of a class or a file be taken for Markdown or for the end of a table's cell."""
+    """Escape a class or file name for a table's cell."""
     escaped = "".join(f"\\{character}" if character in r"\`*_{}[]<>#|~$&" else character for character in text)
     return " ".join(escaped.split())
 

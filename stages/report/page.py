@@ -1,4 +1,4 @@
-"""The report: the whole run on one page of Markdown, for a git host; the page of several runs; what cards share."""
+"""The report: a run on one page of Markdown for a git host; the page of several runs; tables for model cards."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,10 +18,10 @@ from stages.training.history import Epoch, out_of_patience, still_falling
 from stages.training.line import Point
 from stages.training.search import Candidate
 
-# With more, their scores are listed from the lowest recall on.
+# With more classes, scores are listed in order of recall, lowest first.
 _MANY_CLASSES = 20
 
-# In the order in which they are read: file name without its ending, title, what to see in it.
+# In reading order: file name without extension, title, caption.
 FIGURES = (
     ("training", "Training", "Filled: validation images; hollow: training images; ringed: the epoch kept."),
     ("confusion", "Which classes are taken for which", ""),
@@ -36,7 +36,7 @@ FIGURES = (
 )
 
 
-# Title, field of `Scores`, how a value and how a difference is written.
+# Title, field of `Scores`, formats of a value and of a difference.
 _ROWS: tuple[tuple[str, str, Write, Write], ...] = (
     ("accuracy", "accuracy", percent, points),
     ("balanced accuracy", "balanced_accuracy", percent, points),
@@ -190,14 +190,14 @@ def _classes(classes: list[ClassScores], titles: dict[str, str]) -> str:
 
 
 def tabulate_counts(split: dict[str, Any]) -> str:
-    """Return the number of images of each class and part, from the content of `split.json`, as a table."""
+    """Return a table of the number of images by class and part, from the content of `split.json`."""
     rows = [[cell(name), *(f"{numbers[part]:,}" for part in PARTS)] for name, numbers in class_counts(split).items()]
     total = ["**all**", *(f"**{count:,}**" for count in count_parts(split).values())]
     return table(["class", "train", "validation", "test"], [*first(rows, "split.json"), total])
 
 
 def tabulate_scores(evaluation: Evaluation) -> str:
-    """Return the scores of both checkpoints and the gain as a table; of one network, its scores alone."""
+    """Return a table of the scores of both checkpoints and the gain; for identical ones, of one checkpoint."""
     models, gain = list(evaluation.scores.values()), evaluation.gain
     rows = []
     for title, key, write, write_difference in _ROWS:
@@ -214,7 +214,7 @@ def tabulate_scores(evaluation: Evaluation) -> str:
 
 
 def tabulate_suspects(suspects: list[Suspect]) -> str:
-    """Return the first of them as a table; `suspects.csv` has the others."""
+    """Return a table of the first suspects; `suspects.csv` has the others."""
     rows = []
     for one in suspects:
         suggestion = cell(one.suggestion), number(one.suggestion_probability)
@@ -223,17 +223,17 @@ def tabulate_suspects(suspects: list[Suspect]) -> str:
 
 
 def tabulate_recipe(recipe: dict[str, Any]) -> str:
-    """Return parameters as a table, those of a section by their dotted names."""
+    """Return a table of parameters, by their dotted names."""
     return table(["parameter", "value"], [[f"`{name}`", code(value)] for name, value in flatten(recipe).items()])
 
 
 def titles_of(identical: bool) -> dict[str, str]:
-    """Return the title of each checkpoint; two that are the same network have one."""
+    """Return the title of each checkpoint; identical ones share one."""
     return {"finetuned": "both checkpoints"} if identical else {"head": "head phase", "finetuned": "fine-tuned"}
 
 
 def describe_suspects(suspects: list[Suspect], judged: Judged, classes: Sequence[str], split: dict[str, Any]) -> str:
-    """Return contradicted labels, those that are believed least, and the classes that are hardly told apart."""
+    """Describe contradictory labels, improbable labels, and classes that are hardly told apart."""
     paths, labels, probabilities = judged
     everywhere = len(paths) > count_parts(split)["test"]
     of = "" if everywhere else " Of the test images alone; `make folds` looks at all images."
@@ -271,7 +271,7 @@ def describe_training(
     line: list[Point],
     images: int,
 ) -> list[str]:
-    """Say what each phase kept, why it ended, and what its loss counts.
+    """Describe what each phase kept, why it ended, and what its loss includes.
 
     `histories` and `kept`, what `read_kept` returns, are of both phases; `candidates`: the heads tried, if any were,
     the kept one first; `line`: the points between start and end of fine-tuning, if they were measured; `images`: number
@@ -296,7 +296,7 @@ def describe_training(
         text = f"kept {what}; {weighted}validation loss {start} at the start,{end} {number(loss)} kept."
         if not epoch:
             text = "kept epoch 0, the head checkpoint: no epoch lowered the validation loss."
-        if is_head and candidates:  # the parameters may not be those of the head that was found
+        if is_head and candidates:  # `train_head`'s parameters need not be those of the found head
             pass
         elif is_head and still_falling(epochs, phase.epochs, phase.patience):
             text += f" It was still falling when the epochs ran out: raise `{section}.epochs` ({phase.epochs})."
@@ -312,7 +312,7 @@ def describe_training(
 
 
 def describe_limits(evaluation: Evaluation, split: dict[str, Any], tested: int) -> list[str]:
-    """Say how far the scores can be trusted; `split`: `split.json`; `tested`: test images, copies counted once."""
+    """Describe the limits of the scores; `split`: `split.json`; `tested`: test images, duplicates counted once."""
     gain, parts = evaluation.gain, count_parts(split)
     lines = [f"The test set has {plural(tested, 'image')}: one of them is {100 / tested:.2f} points of accuracy."]
     if copies := parts["test"] - tested:
@@ -340,7 +340,7 @@ def describe_limits(evaluation: Evaluation, split: dict[str, Any], tested: int) 
 
 
 def describe_probabilities(calibrations: Calibrations, validation: int, out_of_fold: int, identical: bool) -> str:
-    """Say what the temperatures changed, and how much to leave to a person.
+    """Describe the effect of the temperatures, and which images to leave to a person.
 
     `validation` images and `out_of_fold` predictions of the head are what the temperatures were fitted to; `identical`:
     both checkpoints are the same network.

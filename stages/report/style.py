@@ -1,4 +1,4 @@
-"""What all figures share: colours, letters, axes, and how they are saved. Drawn without a display."""
+"""Shared by all figures: colours, fonts, axes, saving. No display is needed."""
 
 import io
 import textwrap
@@ -21,7 +21,7 @@ from stages.common.files import write_bytes
 DPI = 150
 GREY = "#595959"
 
-_FONT = "DejaVu Sans"  # matplotlib brings it along, so figures look the same everywhere
+_FONT = "DejaVu Sans"  # part of matplotlib, so figures look the same everywhere
 
 
 # Whatever the user's own matplotlibrc says.
@@ -46,14 +46,14 @@ matplotlib.rcParams.update(
 
 @dataclass(frozen=True)
 class Look:
-    """How a checkpoint is drawn: told apart by lightness, dashes and markers too, not by colour alone."""
+    """The style of a checkpoint: not only colours differ, but also lightness, dashes and markers."""
 
     title: str
     color: str
     line: str
     marker: str
     marker_size: float
-    layer: float  # dashes lie above the full line under which they would vanish
+    layer: float  # dashed lines above full ones, which would hide them
 
 
 # Okabe and Ito's colours, told apart by colour-blind readers (https://jfly.uni-koeln.de/color/).
@@ -64,7 +64,7 @@ LOOKS = {
 
 
 def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
-    """Return an empty figure of so many inches."""
+    """Return an empty figure; sizes in inches."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout=layout)
     FigureCanvasAgg(figure)
     return figure
@@ -73,7 +73,7 @@ def new_figure(width: float, height: float, layout: Literal["constrained"] | Non
 def save_figure(path: Path, figure: Figure) -> None:
     """Write a PNG of 150 dpi without empty margins, whole or not at all; the same figure gives the same bytes."""
     content = io.BytesIO()
-    # Without a layout engine everything has its place already.
+    # Without a layout engine all positions are fixed.
     box = "tight" if figure.get_layout_engine() else None
     figure.savefig(content, format="png", bbox_inches=box, pad_inches=0.12, metadata={"Software": None})
     write_bytes(path, content.getvalue())
@@ -109,13 +109,13 @@ def wrap(text: str, width: float, size: float = 9) -> str:
 
 
 def use_percent(axes: Axes, which: str) -> None:
-    """Write the numbers of an axis, `x` or `y`, or of both, `xy`, as percent."""
+    """Format the numbers of an axis, `x`, `y` or both, `xy`, as percent."""
     for letter in which:
         getattr(axes, f"{letter}axis").set_major_formatter(PercentFormatter(xmax=1))
 
 
 def count_on_log_axis(axes: Axes, most: float) -> None:
-    """A logarithmic axis from 0 up: one image can be seen beside a thousand."""
+    """Use a logarithmic axis from 0, on which one image is visible beside a thousand."""
     axes.set(yscale="symlog", ylim=(0, most))
     axes.yaxis.set_major_locator(FixedLocator([0, *10.0 ** np.arange(np.floor(np.log10(most)) + 1)]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -123,11 +123,11 @@ def count_on_log_axis(axes: Axes, most: float) -> None:
 
 
 def use_log_axis(axes: Axes, which: str) -> None:
-    """Numbers as they are: with math text switched off, matplotlib's own powers of ten would show their source."""
+    """Use a logarithmic axis with plain numbers: matplotlib's powers of ten need math text, which is off."""
     axes.set(**{f"{which}scale": "log"})
     axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = axis.get_view_interval()
-    # A short axis may hold one power of ten alone.
+    # A short axis may contain only one power of ten.
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,), numticks=10))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())

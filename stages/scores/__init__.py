@@ -1,5 +1,5 @@
-"""From probabilities to numbers and a verdict.
+"""Scores, intervals and verdicts from probabilities.
 
-scikit-learn and SciPy are imported by the functions that use them: that takes a second, which a stage that has nothing
-to do yet, or stops at a wrong file, need not wait for.
+scikit-learn and SciPy are imported inside the functions that use them: the import takes a second, which a stage that
+fails early should not.
 """

@@ -1,7 +1,7 @@
-"""Whether probabilities mean what they say, without and with the temperature; and how much to leave to a person.
+"""Calibration with and without the temperature, and which images to leave to a person: `calibration.json`.
 
-`calibration.json` has both. What to leave is risk against coverage, as El-Yaniv and Wiener 2010 have it
-(https://www.jmlr.org/papers/v11/el-yaniv10a.html), with the highest probability as confidence.
+The latter is selective classification, risk against coverage (El-Yaniv and Wiener 2010,
+https://www.jmlr.org/papers/v11/el-yaniv10a.html), with the highest probability as confidence.
 """
 
 from collections.abc import Sequence
@@ -27,12 +27,12 @@ MOST_WRONG = 0.01
 
 @dataclass(frozen=True)
 class Coverage:
-    """Which images to leave to a person, and what that came to on the test images.
+    """Which images to leave to a person, and the results of this on the test images.
 
-    `threshold`: those with a highest probability below it, chosen on `validation` images so that at most 1% of the
-    others are wrong and as few as possible are left; `None` where there is no such threshold. `left`: their share of
-    the test images, with its 95% interval; `answered`, `mistakes`: how many others there are and how many of them are
-    wrong, a share whose 95% interval is `wrong_low` to `wrong_high`. Both intervals are Wilson's.
+    `threshold`: images with a highest probability below it are left. It is the lowest at which at most 1% of the other
+    `validation` images are wrong; `None` if there is none. `left`: their share of the test images, with its 95%
+    interval; `answered`, `mistakes`: numbers of the other test images and of mistakes among them, a share with the 95%
+    interval `wrong_low` to `wrong_high`. Both intervals are Wilson's.
     """
 
     threshold: float | None
@@ -47,9 +47,9 @@ class Coverage:
 
 
 def risk_curve(labels: Labels, probabilities: Probabilities) -> tuple[Floats, Floats, Floats]:
-    """Return each distinct highest probability of `probabilities`, (n, classes), descending, and two shares, (m,) each.
+    """Return the distinct highest probabilities, (m,), descending, and for each as threshold two shares, (m,).
 
-    That of the images which have it or more, the answered ones; and of these, that of the wrong ones.
+    These are the share of images answered, and the share of mistakes among them.
     """
     confidence = probabilities.max(axis=1)
     order = np.argsort(-confidence, kind="stable")
@@ -59,7 +59,7 @@ def risk_curve(labels: Labels, probabilities: Probabilities) -> tuple[Floats, Fl
 
 
 def choose_threshold(labels: Labels, probabilities: Probabilities) -> float | None:
-    """Return the lowest probability from which at most 1% of the answers are wrong, `None` if there is none."""
+    """Return the lowest threshold at which at most 1% of the answers are wrong, `None` if there is none."""
     confidence, _, wrong = risk_curve(labels, probabilities)
     return min(confidence[wrong <= MOST_WRONG].tolist(), default=None)
 
@@ -67,7 +67,7 @@ def choose_threshold(labels: Labels, probabilities: Probabilities) -> float | No
 def measure_coverage(
     labels: Labels, probabilities: Probabilities, threshold: float | None, validation: int
 ) -> Coverage:
-    """Measure on test images, labels (n,), a threshold that was chosen on so many validation images."""
+    """Measure a threshold, chosen on `validation` images, on test images, labels (n,)."""
     if threshold is None:
         return Coverage(None, validation)
     sure = probabilities.max(axis=1) >= threshold
@@ -79,7 +79,7 @@ def measure_coverage(
 
 
 def describe_coverage(coverage: Coverage) -> str:
-    """Put it into sentences."""
+    """Describe it in sentences."""
     if not coverage.validation:
         return "No validation images to choose from which probability on a prediction can do without a person."
     if coverage.threshold is None:
@@ -107,8 +107,8 @@ class Estimate:
 class Quality:
     """Mean log-loss in nats, Brier score and expected calibration error, as in `Scores`; lower is better.
 
-    The intervals are a bootstrap's over the test images. The calibration error has none: it is biased upwards, and more
-    so on a resample, which holds images twice (https://proceedings.mlr.press/v151/roelofs22a.html).
+    The intervals are bootstrap ones over the test images. The calibration error has none: it is biased upwards, even
+    more on resamples, which contain images twice (https://proceedings.mlr.press/v151/roelofs22a.html).
     """
 
     loss: Estimate
@@ -150,7 +150,7 @@ def measure_calibrations(
     checkpoints: Sequence[str],
     validation: tuple[Labels, Probabilities],
 ) -> Calibrations:
-    """Measure both checkpoints, from probabilities that their `temperatures` are in.
+    """Measure both checkpoints from probabilities that include their `temperatures`.
 
     `checkpoints`: the SHA-256 of both; `validation`: labels, (n,), and probabilities, (n, classes).
     """
@@ -164,9 +164,9 @@ def measure_calibrations(
 def measure_calibration(
     labels: Labels, probabilities: Probabilities, temperature: float, checkpoint: str
 ) -> Calibration:
-    """Measure what a temperature changed, from probabilities (n, classes) that it is in."""
+    """Measure the effect of a temperature from probabilities (n, classes) that include it."""
     sides = [without_temperature(probabilities, temperature), probabilities]
-    # Of each image, its log-loss and its squared error before, after, and their change: (n, 6).
+    # (n, 6): log-loss and squared error of each image before, after, and their change.
     before, after = (np.stack([image_losses(labels, p), squared_errors(labels, p)], axis=1) for p in sides)
     every = np.concatenate([before, after, after - before], axis=1)
     drawn = np.concatenate([counts @ every for counts in draw_counts(len(labels), np.random.default_rng(0))])
@@ -178,7 +178,7 @@ def measure_calibration(
 
 
 def without_temperature(probabilities: Probabilities, temperature: float) -> Probabilities:
-    """Return the probabilities (n, classes) that the logits have when they are not divided by `temperature`."""
+    """Return the probabilities (n, classes) of logits that are not divided by `temperature`."""
     from scipy.special import softmax
 
     if temperature == 1:

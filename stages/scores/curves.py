@@ -1,4 +1,4 @@
-"""ROC and precision-recall curves, and the tables from which DVC plots them."""
+"""ROC and precision-recall curves, and DVC's tables of them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +10,11 @@ from stages.common.files import write_csv
 from stages.scores.metrics import Floats, predicted_labels
 from stages.scores.predictions import Predictions
 
-# Where curves are measured, so many that no jump looks slanted; a table has each fifth of these places.
+# Positions at which curves are measured, dense enough for steep jumps; tables have every fifth one.
 GRID: Floats = np.linspace(0, 1, 996)
 _THINNED = 5
 
-# By checkpoint, a value for each place of `GRID`; empty where no class has a curve.
+# Checkpoint -> values at the positions of `GRID`; empty if no class has a curve.
 Curves = dict[str, Floats]
 
 
@@ -35,7 +35,7 @@ def precision_recall_curves(predictions: Predictions) -> Curves:
     from sklearn.metrics import precision_recall_curve
 
     def precisions(truth: NDArray[np.bool_], scores: Floats) -> Floats:
-        # Recalls descend to 0, whose precision is made up; a place has that of the first recall that reaches it.
+        # Recalls descend to 0, where the precision is a convention; positions take that of the first recall above.
         found, recalls, _ = precision_recall_curve(truth, scores)
         reached: Floats = found[:-1][len(recalls) - 2 - np.searchsorted(recalls[-2::-1], GRID)]
         return reached
@@ -44,7 +44,7 @@ def precision_recall_curves(predictions: Predictions) -> Curves:
 
 
 def counted_classes(predictions: Predictions) -> list[int]:
-    """Return the labels whose curves are averaged: of two classes the second, else each, one against the rest.
+    """Return the labels with curves to average: of two classes the second, otherwise each against the rest.
 
     A class without a test image, or with all of them, has no curve.
     """

@@ -1,4 +1,4 @@
-"""The result of the test: both checkpoints' scores, those of each class, the gain, and whether the test is clean.
+"""The test result: scores of both checkpoints, overall and by class, the gain, and contamination of the test.
 
 `python -m stages.scores.evaluation metrics` prints it again.
 """
@@ -28,10 +28,10 @@ _MOST_NAMED = 3
 
 @dataclass(frozen=True)
 class ClassScores:
-    """What both checkpoints are worth on the test images of one class, of which there are `support`.
+    """Scores of both checkpoints on the `support` test images of one class.
 
-    A precision is `None` where the class was never predicted, a recall where it has no test image. Kept in a table: as
-    metrics, `dvc exp show` would have a column for each.
+    A precision is `None` if the class was never predicted, a recall if it has no test image. Stored as a table, since
+    `dvc exp show` would have a column for each metric.
     """
 
     label: int
@@ -59,9 +59,9 @@ def score_classes(predictions: Predictions) -> list[ClassScores]:
 
 @dataclass(frozen=True)
 class BalancedGain:
-    """Balanced accuracy, the mean recall of the tested classes, before and after, and what fine-tuning added to it.
+    """Balanced accuracy, the mean recall of the tested classes, of both checkpoints, and the gain.
 
-    The 95% interval of `gain` is a bootstrap's over the images, or groups, of each class, paired.
+    The 95% interval of `gain` is a paired bootstrap's over the images, or groups, of each class.
     """
 
     head: float
@@ -72,7 +72,7 @@ class BalancedGain:
 
 
 def compare_balanced(predictions: Predictions, groups: Groups | None = None) -> BalancedGain | None:
-    """Return the gain in balanced accuracy where classes are unequal, more than 10 to 1; else `None`."""
+    """Return the gain in balanced accuracy if classes are unequal by more than 10 to 1, otherwise `None`."""
     counts = np.bincount(predictions.labels, minlength=len(predictions.classes))
     tested = np.flatnonzero(counts)
     if counts[tested].max() <= _UNEQUAL * counts[tested].min():
@@ -95,7 +95,7 @@ def count_parts(split: dict[str, Any]) -> dict[str, int]:
 
 
 def find_remarks(classes: Sequence[ClassScores], balanced: BalancedGain | None, split: dict[str, Any]) -> list[str]:
-    """Return lines for the console and the report; none where there is nothing to say. `split`: `split.json`."""
+    """Return remarks for the console and the report, if any. `split`: `split.json`."""
     tested = [scores for scores in classes if scores.support]
     remarks = []
     if balanced is not None:
@@ -104,7 +104,7 @@ def find_remarks(classes: Sequence[ClassScores], balanced: BalancedGain | None, 
             f"{percent(balanced.head)} before and {percent(balanced.finetuned)} after fine-tuning "
             f"({points(balanced.gain)}, 95% interval {points_range(balanced.gain_low, balanced.gain_high)})"
         )
-        if balanced.gain_low == balanced.gain_high:  # no image changed, of which no interval can be resampled
+        if balanced.gain_low == balanced.gain_high:  # no image changed, so there is nothing to resample
             values = percent(balanced.finetuned)
         remarks.append(
             f"The classes are unequal, {most:,} test images to {least:,}: look at the balanced accuracy, {values}."
@@ -149,7 +149,7 @@ def count_near_duplicates(leaks: list[Leak], predictions: Predictions, compared:
 
 
 def describe_near_duplicates(found: NearDuplicates, count: int) -> str:
-    """Put the result into one line; `count` is the number of all test images."""
+    """Describe the result in one line; `count` is the number of test images."""
     if found.pairs:
         verb = "is" if found.test_images == 1 else "are"
         line = f"{found.test_images} of {count} test images {verb} nearly the same as a training or validation image"
@@ -177,7 +177,7 @@ class Evaluation:
 
     @property
     def scores(self) -> dict[str, Scores]:
-        """The scores by checkpoint, in the order of training; the last one's alone where both are the same network."""
+        """The scores by checkpoint, in the order of training; only the last one's if both are the same network."""
         both = {"head": self.head, "finetuned": self.finetuned}
         return {"finetuned": self.finetuned} if self.gain.identical else both
 
@@ -203,7 +203,7 @@ def evaluate(
     )
 
 
-# Of `evaluation.json`, which `dvc metrics diff` and `dvc exp show` compare: a screen of it.
+# Fields of `evaluation.json`, which `dvc metrics diff` and `dvc exp show` compare: no more than fits a screen.
 _COMPARED = {
     "head": ("accuracy", "loss"),
     "finetuned": ("accuracy", "loss", "balanced_accuracy"),
@@ -225,7 +225,7 @@ def read_evaluation(folder: Path) -> Evaluation:
 
 
 def describe(evaluation: Evaluation) -> str:
-    """Return the scores and the gain as lines of aligned text, the verdict below them, and what else to know."""
+    """Return the scores and the gain as aligned text, then the verdict and remarks."""
     rows, gain = [("", "", "95% interval", "loss")], evaluation.gain
     names = {"head": "head", "finetuned": "both" if gain.identical else "fine-tuned"}
     for model, scores in evaluation.scores.items():
@@ -238,7 +238,7 @@ def describe(evaluation: Evaluation) -> str:
 
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows of cells as lines, the first column to the left, the others to the right."""
+    """Return rows of cells as lines; the first column is left-aligned, others right-aligned."""
     columns = [[cell.rjust(max(map(len, cells))) for cell in cells] for cells in zip(*rows, strict=True)]
     columns[0] = [cell.ljust(len(columns[0][0])) for cell, *_ in rows]
     return ["  ".join(line) for line in zip(*columns, strict=True)]

@@ -1,4 +1,4 @@
-"""Several runs of one pipeline, of folds or of seeds: what they say together."""
+"""Combined results of several runs, of folds or of seeds."""
 
 import math
 import statistics
@@ -17,7 +17,7 @@ from stages.scores.verdict import Gain, compare, describe_gain, judge_loss, loss
 
 @dataclass(frozen=True)
 class Run:
-    """One of the runs: its `name`, the number of its test images, both accuracies, and what fine-tuning changed."""
+    """One of the runs: its `name`, number of test images, both accuracies, and the effect of fine-tuning."""
 
     name: str
     images: int
@@ -35,12 +35,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Together:
-    """What several runs say together.
+    """The combined result of several runs.
 
-    Of folds, in which each image is tested once, `head` and `finetuned` are the accuracies on all `images`, with
-    their 95% intervals, and `gain` is that on all images. Its intervals are at least as wide as `corrected_half` has
-    it, and a verdict asks for one without 0, too. Of seeds, whose test images are the same, they are means over the
-    runs, from the lowest to the highest run, and there is no verdict.
+    Folds test each image once: `head` and `finetuned` are the accuracies on all `images`, with 95% intervals, and
+    `gain` is the difference on all images. Its intervals are at least as wide as those of `corrected_half`, and a
+    verdict needs one without 0. Seeds share their test images: the numbers are means over the runs, with the lowest and
+    highest run as bounds, and there is no verdict.
     """
 
     runs: list[Run]
@@ -58,8 +58,8 @@ def corrected_half(gains: Sequence[float], test_to_train: float) -> float:
     """Return half the width of the 95% interval of a mean over runs, at least two, that share training images.
 
     The corrected resampled t-test of Nadeau and Bengio (2003, https://doi.org/10.1023/A:1024068626366): the variance of
-    the mean is (1 / runs + `test_to_train`) times that of the runs, since gains that come of nearly the same training
-    vary less than gains at large.
+    the mean is (1 / runs + `test_to_train`) times that of the runs, since runs that share training images vary less
+    than independent ones.
     """
     from scipy.stats import t
 
@@ -71,10 +71,10 @@ def corrected_half(gains: Sequence[float], test_to_train: float) -> float:
 def combine_folds(
     predictions: dict[str, Predictions], test_to_train: float, groups: Groups | None = None, watched: bool = False
 ) -> Together:
-    """Put the runs of all folds, by name, together.
+    """Combine the runs of all folds, by name.
 
     `groups`: the number of the group of each image of all folds, (n,); the others as for `corrected_half` and
-    `compare`. Raises StageError where an image was tested in two folds: they are of different data.
+    `compare`. Raises StageError if an image was tested in two folds, which are then of different datasets.
     """
     runs, pooled = _runs(predictions), join(list(predictions.values()))
     if len(set(pooled.paths)) < len(pooled.paths):
@@ -84,7 +84,7 @@ def combine_folds(
         for scores in (score(pooled.labels, values, groups) for values in pooled.models.values())
     )
     gain = compare(pooled.labels, pooled.head, pooled.finetuned, groups, watched=watched)
-    # Around the gain on all images; folds differ in size by an image or so, hence the means hardly.
+    # Around the gain on all images, which is nearly the mean over folds, since their sizes hardly differ.
     half = corrected_half([run.gain for run in runs], test_to_train)
     low, high = min(gain.accuracy_low, gain.accuracy - half), max(gain.accuracy_high, gain.accuracy + half)
     gain = replace(gain, accuracy_low=low, accuracy_high=high)
@@ -98,7 +98,7 @@ def combine_folds(
 
 
 def combine_seeds(predictions: dict[str, Predictions]) -> Together:
-    """Put runs of other seeds on one split together; raises StageError where they were tested on different images."""
+    """Combine runs of different seeds on one split; raises StageError if their test images differ."""
     if len({tuple(run.paths) for run in predictions.values()}) > 1:
         raise StageError("the seeds are of different data: their test parts are not the same")
     runs = _runs(predictions)
@@ -121,7 +121,7 @@ def _runs(predictions: dict[str, Predictions]) -> list[Run]:
 
 
 def join(predictions: Sequence[Predictions]) -> Predictions:
-    """Return the predictions of all folds as those of one test."""
+    """Concatenate the predictions of all folds."""
     labels, *both = (
         np.concatenate([getattr(run, name) for run in predictions]) for name in ("labels", "head", "finetuned")
     )
@@ -129,13 +129,13 @@ def join(predictions: Sequence[Predictions]) -> Predictions:
 
 
 def describe_folds(together: Together) -> str:
-    """Put the result of all folds into lines, the verdict last."""
+    """Return the result of all folds as lines, the verdict last."""
     last = f"{describe_gain(together.gain)} {plural(len(together.runs), 'fold')}, each image tested once."
     return "\n".join([*_accuracies(together, f"on all {together.images:,} images", ""), last])
 
 
 def describe_seeds(together: Together) -> str:
-    """Put the result of several seeds into lines, the gain last."""
+    """Return the result of several seeds as lines, the gain last."""
     runs, gain = len(together.runs), together.gain
     last = (
         f"Gain of {plural(runs, 'seed')} on the same {plural(together.images, 'test image')}, mean and range: "

@@ -1,6 +1,6 @@
-"""What a model's probabilities are worth: accuracy, loss, ranking, calibration, and 95% intervals.
+"""Scores of a model's probabilities: accuracy, loss, ranking, calibration, and 95% intervals.
 
-Where images come in groups, whole groups are resampled: the cluster bootstrap of Field and Welsh (2007,
+If images come in groups, whole groups are resampled: the cluster bootstrap of Field and Welsh (2007,
 https://doi.org/10.1111/j.1467-9868.2007.00593.x).
 """
 
@@ -20,14 +20,14 @@ Probabilities = NDArray[np.float64]
 CALIBRATION_BINS = 15
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-# Of fewer images or groups that all agree, a sign test would not have p < 0.05.
+# With fewer images or groups, a sign test cannot have p < 0.05.
 FEWEST = 6
-# So many drawn images at once, to limit the memory.
+# Drawn images at once, to limit memory.
 _AT_ONCE = 2_000_000
 
 
 def predicted_labels(probabilities: Probabilities) -> Labels:
-    """Return the predicted labels (n,) for probabilities (n, classes); of two, 1 from a probability of 0.5 up."""
+    """Return the predicted labels (n,) for probabilities (n, classes); of two classes, 1 from a probability of 0.5."""
     if probabilities.shape[1] == 2:
         return (probabilities[:, 1] >= 0.5).astype(np.int64)
     labels: Labels = probabilities.argmax(axis=1)
@@ -36,15 +36,15 @@ def predicted_labels(probabilities: Probabilities) -> Labels:
 
 @dataclass(frozen=True)
 class Scores:
-    """What one model is worth on the test images. A number that is undefined is `None`.
+    """Scores of one model on the test images. An undefined number is `None`.
 
-    `accuracy`, and its 95% interval by Wilson's score method (https://doi.org/10.1080/01621459.1927.10502953), where
-    images come in groups at least as wide as that of resampled groups; `balanced_accuracy`: the mean recall of the
-    classes that are in the test set; `loss`: mean log-loss, nats;
-    `auroc`, `average_precision`: of two classes, those of class 1; of more, the mean over each class against the rest,
-    where they are defined; `f1_macro`: the mean over the classes that are in the test set or among the predictions;
-    `brier`: the mean squared error of the probability of class 1, in [0, 1], for two classes; for more, the sum over
-    the classes, in [0, 2] (Brier 1950), as scikit-learn has it; `ece`: see `expected_calibration_error`.
+    `accuracy`, with its 95% interval by Wilson's score method (https://doi.org/10.1080/01621459.1927.10502953), for
+    grouped images at least as wide as that of resampled groups; `balanced_accuracy`: the mean recall of the classes in
+    the test set; `loss`: mean log-loss, nats; `auroc`, `average_precision`: for two classes those of class 1, otherwise
+    the mean over each class against the rest, where defined; `f1_macro`: the mean over the classes in the test set or
+    among the predictions; `brier`: for two classes the mean squared error of the probability of class 1, in [0, 1],
+    otherwise the sum over the classes, in [0, 2] (Brier 1950), as in scikit-learn; `ece`: see
+    `expected_calibration_error`.
     """
 
     accuracy: float
@@ -94,7 +94,7 @@ def wilson_interval(successes: int, count: int) -> tuple[float, float]:
 
 
 def expected_calibration_error(right: NDArray[np.bool_], confidences: Floats) -> float:
-    """Return how far the highest probability is from the accuracy, in [0, 1]: 0 where 80% sure is right in 80%.
+    """Return the expected calibration error, in [0, 1]; 0 if predictions at 80% are right in 80% of cases.
 
     The mean over images of the distance of their bin's accuracy from its mean probability (Guo et al. 2017,
     https://arxiv.org/abs/1706.04599). `right`, (n,): whether the prediction is right; `confidences`: its probability.
@@ -110,7 +110,7 @@ def confidence_bins(confidences: Floats) -> Labels:
 
 
 def squared_errors(labels: Labels, probabilities: Probabilities) -> Floats:
-    """Return what each image adds to the mean that is the Brier score (see `Scores`), (n,)."""
+    """Return the squared error of each image, (n,), whose mean is the Brier score (see `Scores`)."""
     classes = probabilities.shape[1]
     errors = (probabilities - (labels[:, None] == np.arange(classes))) ** 2
     added: Floats = errors[:, 1] if classes == 2 else errors.sum(axis=1)
@@ -118,12 +118,12 @@ def squared_errors(labels: Labels, probabilities: Probabilities) -> Floats:
 
 
 def sum_groups(values: Floats, groups: Groups | None) -> Floats:
-    """Return the sum of `values` (n,) over each group, (groups,); `values` where there are none."""
+    """Return the sum of `values` (n,) over each group, (groups,); without groups, `values`."""
     return values if groups is None else np.bincount(np.unique(groups, return_inverse=True)[1], values).astype(float)
 
 
 def draw_counts(units: int, chance: np.random.Generator) -> Iterator[Floats]:
-    """Yield how often each unit is drawn in 2,000 resamples, (m, units), some resamples at a time."""
+    """Yield the counts of units in 2,000 resamples, (m, units), m resamples at a time."""
     many = max(1, _AT_ONCE // units)
     for first in range(0, RESAMPLES, many):
         draws = range(min(many, RESAMPLES - first))
@@ -142,8 +142,8 @@ def resample_means(values: Floats, groups: Groups | None, chance: np.random.Gene
 def mean_interval(values: Floats, groups: Groups | None) -> tuple[float, float] | None:
     """Return the 95% interval of the mean of `values` (n,), `None` with fewer than 6 images, or groups.
 
-    Percentiles of the resamples, expanded as Hesterberg (2015, https://doi.org/10.1080/00031305.2015.1089789) has it:
-    plain percentiles of few images are too narrow.
+    Percentiles of the resamples, expanded as in Hesterberg (2015, https://doi.org/10.1080/00031305.2015.1089789), since
+    plain percentiles are too narrow with few images.
     """
     from scipy.stats import norm, t
 
@@ -158,7 +158,7 @@ def mean_interval(values: Floats, groups: Groups | None) -> tuple[float, float] 
 def widen(bounds: tuple[float, float], values: Floats, groups: Groups | None, least: float) -> tuple[float, float]:
     """Return the interval of the mean of `values`, (n,), at least as wide as that of resampled groups.
 
-    `bounds`: the interval, were each image a group of its own; with too few groups it is from `least` to 1.
+    `bounds`: the interval without groups; with too few groups, the result is `least` to 1.
     """
     if groups is None:
         return bounds

@@ -1,4 +1,4 @@
-"""Every prediction for the test images, their files, the images worth looking at, and the last committed result."""
+"""Predictions for the test images: their files, notable images, and a comparison with the last commit."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ from stages.common.files import write_bytes, write_csv
 from stages.common.format import percent, plural
 from stages.scores.metrics import Floats, Labels, Probabilities, predicted_labels
 
-# With more, the table for git does not have every probability: 300 classes and 15,000 images would make it 195 MB.
+# With more classes, the table for git omits most probabilities: 300 classes and 15,000 images would be 195 MB.
 MOST_CLASSES = 20
 
 Positions = list[int]
@@ -27,8 +27,8 @@ Positions = list[int]
 class Predictions:
     """The test images: paths and labels (n,); class names by label; both checkpoints' probabilities (n, classes).
 
-    An image that is there several times, with the same bytes, is one image: see `count_once`. `identical`: both are the
-    same network, and `models` has it once; who draws them sets it.
+    Files with the same bytes are one image: see `count_once`. `identical`: both checkpoints are the same network, which
+    `models` then has once; set by the report.
     """
 
     paths: list[str]
@@ -48,7 +48,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write a table for git: `path,label`, then `MODEL.CLASS` for each model and class, with all digits.
 
     With more than 20 classes it has, for each model, `MODEL_prediction` (a label), `MODEL_probability` (of that label)
-    and `MODEL_true_probability` instead; the rest is in what `write_probabilities` writes.
+    and `MODEL_true_probability` instead; `write_probabilities` writes the rest.
     """
     names, columns, every = ["path", "label"], [], np.arange(len(predictions.labels))
     for model, values in predictions.models.items():
@@ -78,7 +78,7 @@ def read_predictions(path: Path) -> Predictions:
 
 
 def read_archive(path: Path, *names: str) -> list[NDArray[Any]]:
-    """Return arrays of a NumPy archive of predictions; raises StageError where it is something else."""
+    """Return arrays of a NumPy archive of predictions; raises StageError if it is anything else."""
     try:
         with np.load(path, allow_pickle=False) as content:
             return [content[name] for name in names]
@@ -89,8 +89,7 @@ def read_archive(path: Path, *names: str) -> list[NDArray[Any]]:
 def image_losses(labels: Labels, probabilities: Probabilities) -> Floats:
     """Return each image's log-loss in nats, (n,), at most 36, as scikit-learn's `log_loss` clips it.
 
-    A probability near 1 is counted from what the other classes leave, which keeps digits that the float does not:
-    1 - 1e-20 is 1.
+    A probability near 1 is computed from the sum of the others, which keeps digits that a float near 1 loses.
     """
     true = probabilities[np.arange(len(labels)), labels]
     others = np.where(np.arange(probabilities.shape[1]) == labels[:, None], 0, probabilities).sum(axis=1)
@@ -102,7 +101,7 @@ def image_losses(labels: Labels, probabilities: Probabilities) -> Floats:
 def find_confused(predictions: Predictions, model: str) -> list[tuple[int, int, Positions]]:
     """Return pairs of a true label and a predicted one, with the positions of their images, most confident first.
 
-    The pair with the most images is the first.
+    The pair with the most images comes first.
     """
     probabilities = predictions.models[model]
     predicted = predicted_labels(probabilities)
@@ -137,7 +136,7 @@ def _ordered(chosen: NDArray[np.bool_], values: Floats) -> Positions:
 def compare_with_committed(table: Path, predictions: Predictions) -> str | None:
     """Return a sentence on the fine-tuned network's accuracy against that of the last committed result.
 
-    Both count by the labels of now. `None` where there is no such result, none of the same images, or no difference.
+    Both use the current labels. `None` without such a result, shared images, or a difference.
     """
     labels, classes = dict(zip(predictions.paths, predictions.labels.tolist(), strict=True)), predictions.classes
     now = dict(zip(predictions.paths, predicted_labels(predictions.finetuned).tolist(), strict=True))
@@ -157,9 +156,9 @@ def compare_with_committed(table: Path, predictions: Predictions) -> str | None:
 
 
 def _read(content: str, classes: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Return path -> label and what the fine-tuned network predicted, -1 for a class that there no longer is.
+    """Return path -> label and the fine-tuned network's prediction, -1 for a class that no longer exists.
 
-    Nothing where it is no table of predictions. One without a column for each class is taken to have those of now.
+    Empty if it is no table of predictions. Without a column per class, the current classes are assumed.
     """
     (header, *rows) = list(csv.reader(io.StringIO(content, newline=""))) or [[]]
     label_of, start = {name: label for label, name in enumerate(classes)}, "finetuned."

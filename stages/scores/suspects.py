@@ -1,6 +1,6 @@
 """Labels that are probably wrong, by confident learning (Northcutt et al. 2021, https://arxiv.org/abs/1911.00068).
 
-It needs the probabilities of images on which the network was not trained.
+The network must not have been trained on the images.
 """
 
 from collections.abc import Sequence
@@ -14,18 +14,18 @@ from stages.scores.predictions import Predictions, read_archive
 
 _MOST_LISTED = 1000
 _DECIMALS = 4
-# Two classes that are told apart in fewer cases than this (half of them by tossing a coin), with so many images each.
+# Classes are inseparable below this fraction of right pairwise decisions (by chance: half), with so many images each.
 _HARDLY_APART, _ENOUGH = 0.65, 10
 
 
-# Images with probabilities of networks that were not trained on them: paths, labels (n,), (n, classes).
+# Paths, labels (n,), and probabilities (n, classes) by networks that were not trained on the images.
 Judged = tuple[list[str], Labels, Probabilities]
 
 
 def judge_all(predictions: Predictions, out_of_fold: Path) -> Judged:
-    """Return the test images, by the fine-tuned checkpoint, and those of the archive that `train_head` wrote.
+    """Return the test images, with the fine-tuned checkpoint's probabilities, and those of `train_head`'s archive.
 
-    The latter has none where the head was not searched for. Raises what `read_archive` does.
+    The archive is empty without a head search. Raises what `read_archive` does.
     """
     paths, labels, probabilities = read_archive(out_of_fold, "paths", "labels", "probabilities")
     if not len(paths):
@@ -35,9 +35,9 @@ def judge_all(predictions: Predictions, out_of_fold: Path) -> Judged:
 
 
 def find_inseparable(judged: Judged, classes: Sequence[str]) -> list[tuple[str, str, float]]:
-    """Return pairs of classes that are hardly told apart, the worst first, with how often they are.
+    """Return pairs of classes that are hardly told apart, the worst first, with the fraction of right decisions.
 
-    That is the mean over both classes of the fraction of images whose own class is more probable than the other one.
+    It is the mean over both classes of the fraction of images whose own class is more probable than the other.
     """
     _, labels, probabilities = judged
     wins = np.full((len(classes), len(classes)), np.nan)
@@ -52,9 +52,9 @@ def find_inseparable(judged: Judged, classes: Sequence[str]) -> list[tuple[str, 
 
 @dataclass(frozen=True)
 class Suspect:
-    """An image whose label is hardly believed, with the class that is believed instead; both with probabilities.
+    """An image with an improbable label, and the class that is more probable; both with probabilities.
 
-    `correction` is for who goes through them: filled in, their table is one for `data.corrections`.
+    `correction` is for the reader to fill in: the table then serves as `data.corrections`.
     """
 
     path: str
@@ -68,7 +68,7 @@ class Suspect:
 def find_suspects(
     paths: Sequence[str], labels: Labels, probabilities: Probabilities, classes: Sequence[str]
 ) -> list[Suspect]:
-    """Return the images of which another class is more probable than their label, the least believed label first.
+    """Return the images with a class more probable than their label, the least probable label first.
 
     They are ranked by how much more probable it is, which is confident learning's normalized margin; 1,000 at most.
     """
@@ -89,11 +89,11 @@ def find_suspects(
 
 
 def estimate_wrong_labels(labels: Labels, probabilities: Probabilities) -> float:
-    """Return how many labels are probably wrong: what lies off the diagonal of the confident joint, scaled to all.
+    """Estimate how many labels are wrong: the off-diagonal sum of the confident joint, scaled to all images.
 
     An image counts for a class if its probability is at least the mean probability of that class among the images
-    with that label, which makes up for classes of which a network is surer than of others; if for several, for the
-    most probable of them. Each label's row is scaled to the number of its images.
+    with that label, since networks are more confident of some classes; if for several, for the most probable one. Each
+    label's row is scaled to the number of its images.
     """
     count = probabilities.shape[1]
     own = [probabilities[labels == label, label] for label in range(count)]

@@ -1,4 +1,4 @@
-"""Whether fine-tuning helped, judged on the same images before and after."""
+"""Whether fine-tuning helped: a paired comparison on the same images."""
 
 import math
 from dataclasses import dataclass
@@ -27,17 +27,17 @@ Verdict = Literal["better", "worse", "no evidence"]
 
 @dataclass(frozen=True)
 class Gain:
-    """What fine-tuning added, on the same images: fine-tuned minus head.
+    """The gain from fine-tuning, on the same images: fine-tuned minus head.
 
-    `accuracy`, with its 95% interval (`paired_interval`); `loss`: log-loss, negative where fine-tuning lowered it, with
-    that of a paired bootstrap (`mean_interval`), `None` with fewer than 6 images;
-    `fixed`, `broken`: the images that only the fine-tuned, or only the head checkpoint gets right;
-    `mcnemar_p`: the exact two-sided p-value of McNemar's test (https://doi.org/10.1007/BF02295996): were both equally
-    good, `fixed` would be distributed like coin tosses. 1 where nothing changed;
-    `verdict`, on accuracy: `no evidence` where that p-value is not below 0.05; `loss_verdict`: where the interval of
-    `loss` holds 0, or there is none. Neither, and no p-value, where training watched the test images;
-    `groups`: how many these are, where images come in groups. Each is then one observation: a toss decides for all its
-    changes, and the interval of `accuracy` is at least as wide as that of resampled groups;
+    `accuracy`, with its 95% interval (`paired_interval`); `loss`: change in log-loss, negative if fine-tuning lowered
+    it, with the interval of a paired bootstrap (`mean_interval`), `None` with fewer than 6 images;
+    `fixed`, `broken`: numbers of images that only the fine-tuned, or only the head checkpoint gets right;
+    `mcnemar_p`: the exact two-sided p-value of McNemar's test (https://doi.org/10.1007/BF02295996), under which each
+    changed image is a fair coin toss; 1 if nothing changed;
+    `verdict`, on accuracy: `no evidence` unless that p-value is below 0.05; `loss_verdict`: `no evidence` if the
+    interval of `loss` contains 0 or is missing. `None`, like the p-value, if training watched the test images;
+    `groups`: the number of groups, if images come in groups. Each is one observation: one toss for all its changes, and
+    the interval of `accuracy` is at least as wide as that of resampled groups;
     `identical`: both checkpoints are the same network, and the gain is exactly 0.
     """
 
@@ -102,10 +102,10 @@ def judge_loss(bounds: tuple[float, float] | None) -> Verdict:
 
 
 def mcnemar_p(changes: NDArray[np.int64]) -> float:
-    """Return `Gain.mcnemar_p` for `changes`: fixed minus broken of each image, or group; their signs are tossed."""
+    """Return `Gain.mcnemar_p` for `changes`: fixed minus broken of each image, or group."""
     from scipy.stats import binom
 
-    chances = np.ones(1)  # of so many fixed ones in all
+    chances = np.ones(1)  # of each number of fixed images
     for size, count in zip(*np.unique(np.abs(changes[changes != 0]), return_counts=True), strict=True):
         tosses = np.zeros(size * count + 1)
         tosses[::size] = binom.pmf(np.arange(count + 1), count, 0.5)
@@ -115,11 +115,11 @@ def mcnemar_p(changes: NDArray[np.int64]) -> float:
 
 
 def paired_interval(both: int, fixed: int, broken: int, count: int) -> tuple[float, float]:
-    """Return the 95% interval of a difference of accuracies: of `count` images, `both` models get so many right.
+    """Return the 95% interval of a difference of accuracies on `count` images, `both` of which both models get right.
 
     Newcombe's hybrid score method, number 10 of Statistics in Medicine 17:2635-2650 (1998),
-    https://doi.org/10.1002/(SICI)1097-0258(19981130)17:22<2635::AID-SIM954>3.0.CO;2-C. It joins the Wilson intervals of
-    the two proportions by the correlation of their successes, and has a width where the models never differ, too.
+    https://doi.org/10.1002/(SICI)1097-0258(19981130)17:22<2635::AID-SIM954>3.0.CO;2-C. It combines the Wilson
+    intervals of both proportions by their correlation, and has a positive width even if the models never differ.
     """
     neither = count - both - fixed - broken
     first, second = both + broken, both + fixed
@@ -139,7 +139,7 @@ def paired_interval(both: int, fixed: int, broken: int, count: int) -> tuple[flo
 
 
 def describe_gain(gain: Gain) -> str:
-    """Put both verdicts into one plain line."""
+    """Return both verdicts in one line."""
     if gain.identical:
         return (
             "Fine-tuning changed nothing: both checkpoints are the same network. Try another finetune.lr, more blocks "
@@ -166,5 +166,5 @@ def loss_range(gain: Gain) -> str:
 
 
 def describe_groups(gain: Gain) -> str:
-    """Return what to add where whole groups were drawn."""
+    """Return a remark if whole groups were resampled, or ""."""
     return "" if gain.groups is None else f"; by {plural(gain.groups, 'whole group')}"

@@ -1,4 +1,4 @@
-"""Batches for the tail of a network: kept activations, or what the frozen prefix makes of images on the way."""
+"""Batches for the tail of a network: cached activations, or ones that the frozen prefix computes on the fly."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -16,15 +16,15 @@ from stages.images.batches import Order
 from stages.images.index import Entry
 from stages.training.features import FrozenPrefix, Kept
 
-# Rows that are in memory, or go to a GPU, at a time.
+# Rows read into memory, or copied to a GPU, at a time.
 READ_AT_ONCE = 1024
 
 
 class Part(NamedTuple):
     """This rank's part of a batch for the tail of a network, on its device.
 
-    `inputs`: activations, (n, ...); `labels`: (n,); `places`: n places in the batch; `whole`: images of the batch in
-    all ranks. Where n is 0, `inputs` is another image that does not count, or empty.
+    `inputs`: activations, (n, ...); `labels`: (n,); `places`: n positions in the batch; `whole`: size of the batch over
+    all ranks. If n is 0, `inputs` is a placeholder row, or empty.
     """
 
     inputs: Tensor
@@ -34,11 +34,11 @@ class Part(NamedTuple):
 
 
 class Batches(ABC):
-    """Batches for the tail of a network, iterated over once an epoch: this rank's part of each."""
+    """Batches for the tail of a network, iterated over once per epoch: this rank's part of each."""
 
     def __init__(self, prefix: FrozenPrefix, entries: list[Entry], batch_size: int, shuffle_seed: int | None) -> None:
         self.order = Order(len(entries), shuffle_seed, share=prefix.share)
-        # This rank's places in each batch, and how many images there are in it.
+        # This rank's positions in each batch, and the size of the batch.
         own, whole = (share.places(len(entries), batch_size) for share in (prefix.share, Share()))
         self.parts = [(places, len(every)) for places, every in zip(own, whole, strict=True)]
 
@@ -63,10 +63,10 @@ def open_batches(
     augment: Augment = "none",
     shuffle_seed: int | None = None,
 ) -> Batches:
-    """Return batches of activations; where not all are kept, and of augmented images, they are computed live.
+    """Return batches of activations, computed on the fly for augmented images or if any row is missing in `kept`.
 
-    Without augmentation, the bytes do not depend on what is kept. `shuffle_seed`: of the order, another in each epoch;
-    `None` keeps the index's.
+    Without augmentation, the bytes are the same either way. `shuffle_seed`: seed of the order, which changes every
+    epoch; `None`: the order of the index.
     """
     if augment == "none" and not kept.missing(entries):
         return _Rows(prefix, entries, kept, batch_size, shuffle_seed)
@@ -74,16 +74,16 @@ def open_batches(
 
 
 def read_all(prefix: FrozenPrefix, entries: list[Entry], kept: Kept, batch_size: int, title: str) -> Iterator[Tensor]:
-    """Yield the activations of images in batches, float32, on the CPU; in all ranks those of all images."""
+    """Yield the activations of images in batches, float32, on the CPU; every rank gets those of all images."""
     count = prefix.share.count
-    # Each begins with the first rank's part, so that it is put together as the whole index is.
+    # A multiple of the ranks: each batch then begins with the first rank's part, as `interleave` expects.
     batches = open_batches(prefix, entries, kept, -(-batch_size // count) * count)
     for part in tqdm(batches, desc=title, unit="batch", disable=None):
         yield interleave(part.inputs[: len(part.labels)].float().cpu())
 
 
 def interleave(rows: Tensor | None) -> Tensor:
-    """Return the rows of all places, (n, ...), where each rank has those of its share, or none, on the CPU."""
+    """Return the rows of all ranks in order, (n, ...), on the CPU; each rank gives those of its share, or `None`."""
     parts = [part for part in ranks.gather(rows) if part is not None and len(part)]
     if len(parts) == 1:
         return parts[0]
@@ -94,7 +94,7 @@ def interleave(rows: Tensor | None) -> Tensor:
 
 
 class _Rows(Batches):
-    """Batches of kept rows; on a GPU all of them are, where they fit into half of what is free of its memory."""
+    """Batches of cached rows; all are on the GPU if they fit into half of its free memory."""
 
     def __init__(
         self, prefix: FrozenPrefix, entries: list[Entry], kept: Kept, batch_size: int, shuffle_seed: int | None
@@ -132,7 +132,7 @@ class _Rows(Batches):
 
 
 class _Live(Batches):
-    """Batches of what the prefix makes of images, perhaps augmented, on the way."""
+    """Batches that the prefix computes on the fly, perhaps of augmented images."""
 
     def __init__(
         self, prefix: FrozenPrefix, entries: list[Entry], batch_size: int, augment: Augment, shuffle_seed: int | None

@@ -1,7 +1,7 @@
-"""The user's cache: files that can be computed again, shared by all experiments and processes.
+"""The user's cache: files that can be recomputed, shared by all experiments and processes.
 
-Not in the repository, where each experiment of `dvc exp run --queue` starts with an empty copy. Where there is no room,
-the files that were used longest ago are removed; a process that has one open still reads it, through its memory map.
+It lies outside the repository, of which `dvc exp run --queue` makes an empty copy for each experiment. When space runs
+out, the least recently used files are removed; a process that has one open still reads it through its memory map.
 `python -m stages.training.cache` prints the cache's size.
 """
 
@@ -23,7 +23,7 @@ _LOCK = ".lock"
 
 
 def cache_folder() -> Path:
-    """Return the folder: `DVC_FINETUNE_CACHE` if that is set, else where the system keeps a user's caches."""
+    """Return `DVC_FINETUNE_CACHE` if it is set, otherwise the system's folder for a user's caches."""
     chosen = os.environ.get(VARIABLE)
     return Path(chosen).absolute() if chosen else platformdirs.user_cache_path("dvc-finetune", appauthor=False)
 
@@ -39,10 +39,10 @@ def states_folder() -> Path:
 
 
 def make_room(needed: int, max_gigabytes: float, spare: Collection[Path] = ()) -> None:
-    """Remove files, those used longest ago first, until `needed` bytes more fit; none if they cannot.
+    """Remove the least recently used files until `needed` more bytes fit; none if they cannot.
 
-    `max_gigabytes`: of the whole cache, 10^9 bytes each; `spare`: files that may not go. Raises OSError where they do
-    not fit, under the limit or on the disk, or the cache cannot be used.
+    `max_gigabytes`: limit of the whole cache, 10^9 bytes each; `spare`: files to leave. Raises OSError if the bytes fit
+    neither under the limit nor on the disk, or the cache cannot be used.
     """
     cache_folder().mkdir(parents=True, exist_ok=True)
     files = list(_files())
@@ -70,7 +70,7 @@ def size() -> tuple[int, int]:
 
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Hold a lock on a folder whose content only one process at a time may make; raises OSError."""
+    """Hold a lock on a folder that only one process at a time may fill; raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_suffix(_LOCK))
     try:

@@ -1,8 +1,8 @@
-"""What a network's frozen blocks make of the images: looked up in the user's cache, computed where missing, and kept.
+"""Activations of the frozen blocks: looked up in the user's cache, computed if missing, and stored there.
 
-A folder of the cache has the activations at one depth: its name is a hash of the blocks, the preprocessing, the
-precision, and of the code and libraries that compute them. In it an image's row is found by the SHA-256 of its file. So
-nothing stale can be read, and another learning rate, seed or split reads what an earlier run wrote.
+Each depth has a folder in the cache, named by a hash of the blocks, the preprocessing, the precision, and the code and
+libraries that compute the activations. Within it, a row is found by the SHA-256 of its image file. So no stale row is
+read, and runs with another learning rate, seed or split share rows.
 """
 
 import hashlib
@@ -35,22 +35,22 @@ from stages.images.preprocessing import Preprocessing
 from stages.training import cache
 from stages.training.kernels import fold_batchnorm
 
-# One size for all: the last digits of a convolution may depend on the number of images in the batch.
+# Always the same: the last digits of a convolution may depend on the batch size.
 BATCH = 32
 _KEY = "activations"
 _FILE_BYTES = 2**26
-# Bytes of a row beside its values: the hash of its image and its checksum, as JSON, and a share of the header.
+# Bytes of a row beside its values: the hash of its image and its checksum as JSON, and a share of the header.
 ROW_OVERHEAD = 110
-# What decides about a value beside torch.
+# Beside torch, the libraries on which an activation depends.
 _LIBRARIES = ("pillow", "pillow-heif", "torchvision")
 _CODE = ("images", "network", "training/features.py", "training/kernels.py")
 
 
 @dataclass(frozen=True)
 class FrozenPrefix:
-    """The frozen blocks, on `device`, and how images, below the folder `root`, reach them.
+    """The frozen blocks on `device`, and the preprocessing of images below `root` for them.
 
-    Of several ranks, each computes the part of `share`; all of them do the same with the same images.
+    Each rank computes its `share`; all ranks make the same calls.
     """
 
     blocks: nn.Sequential
@@ -68,15 +68,15 @@ class FrozenPrefix:
 
     @cached_property
     def _folded(self) -> list[nn.Module]:
-        """The blocks with BatchNorm folded into convolutions, each by itself: what leaves one may be kept."""
+        """The blocks with BatchNorm folded into convolutions; each by itself, since its output may be stored."""
         return [fold_batchnorm(block).eval().to(memory_format=torch.channels_last) for block in self.blocks]
 
-    # Not inference_mode: its tensors cannot enter what autograd looks at.
+    # Not inference_mode, whose tensors autograd refuses.
     @torch.no_grad()
     def forward(self, images: Tensor, cuts: Collection[int] | None = None) -> list[Tensor]:
-        """Return the activations after some numbers of blocks, by default after all: contiguous, (n, ...) each.
+        """Return the activations after each number of blocks in `cuts` (default: all), contiguous, (n, ...) each.
 
-        The last digits of an image's activations do not depend on the other images, nor on their number.
+        An image's activations do not depend on the other images or their number, to the last digit.
         """
         cuts = [len(self.blocks)] if cuts is None else cuts
         after: list[list[Tensor]] = [[] for _ in cuts]
@@ -88,17 +88,17 @@ class FrozenPrefix:
                     activations = block(activations)
                     for rows, cut in zip(after, cuts, strict=True):
                         if cut == number:
-                            # A copy: the next block may begin with a layer that works in place.
+                            # A copy: the next block may begin with an in-place layer.
                             kept = torch.empty(activations.shape, dtype=dtype_of(self.precision), device=self.device)
                             rows.append(kept.copy_(activations)[: len(batch)])
         return [torch.cat(rows) for rows in after]
 
     def names(self) -> list[str]:
-        """Return names for the activations after 0, 1, 2 ... blocks: hashes of all that they come from."""
+        """Return a name for the activations after 0, 1, 2 ... blocks: a hash of everything they depend on."""
         about: dict[str, object] = {
             "preprocessing": self.preprocessing.to_json(),
             "precision": self.precision,
-            # The same computation elsewhere differs in its last digits.
+            # Devices differ in the last digits.
             "device": self.device.type,
             "libraries": [torch.__version__, *map(_version, _LIBRARIES)],
             "code": hash_code(Path(stages.__path__[0]), _CODE),
@@ -116,39 +116,42 @@ class FrozenPrefix:
 
 @dataclass
 class Kept:
-    """Rows on disk, read through a memory map when they are asked for, also once another process has removed the file.
+    """Rows on disk, read through a memory map on demand, even after another process has removed the file.
 
-    `rows`: SHA-256 of an image -> a file's tensor and the row in it; `paths`: the files.
+    `rows`: SHA-256 of an image -> the tensor of a file and the row in it; `paths`: the files.
     """
 
     rows: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
     paths: set[Path] = field(default_factory=set)
 
     def missing(self, entries: Iterable[Entry]) -> list[Entry]:
-        """Return those of some images that are not here, each file once."""
+        """Return those of some images that have no row, one entry per SHA-256."""
         return list({entry.sha256: entry for entry in entries if entry.sha256 not in self.rows}.values())
 
     def look_up(self, folder: Path, entries: Iterable[Entry]) -> None:
-        """Add what a folder holds of those images that are missing."""
+        """Add the rows of missing images that a folder holds."""
         other = find(folder, self.missing(entries))
         self.rows |= other.rows
         self.paths |= other.paths
 
     def gather(self, entries: Iterable[Entry]) -> Tensor:
-        """Return the activations of some images, at least one, all of which are here: (n, ...)."""
+        """Return the activations of one or more images that have rows, (n, ...)."""
         return torch.stack([tensor[row] for tensor, row in (self.rows[entry.sha256] for entry in entries)])
 
 
 def keep(prefix: FrozenPrefix, wanted: Mapping[int, list[Entry]], max_gigabytes: float) -> dict[int, Kept]:
-    """Look up activations at some depths; compute the missing ones in one pass over the images, and keep them.
+    """Look up activations at some depths; compute the missing ones in one pass over the images, and store them.
 
-    Where there is no room for all that are missing at a depth, none of them are computed, and a line says so: they are
-    then computed each time they are used. Several ranks compute a part each, and find all.
+    If the missing rows of a depth do not all fit, none of them is stored: a message says that they are computed at each
+    use. Each rank computes a part, and all ranks find all rows.
 
     Args:
-        prefix: whose activations.
-        wanted: number of blocks -> images; what comes first has the room first. Returned is what is kept of these.
-        max_gigabytes: of the whole cache.
+        prefix: the blocks.
+        wanted: number of blocks -> images; depths that come first get space first.
+        max_gigabytes: limit of the whole cache.
+
+    Returns:
+        Number of blocks -> the rows that are stored.
 
     Raises:
         StageError: an image is gone or changed since the index was made, or machines have different caches.
@@ -170,7 +173,7 @@ def keep(prefix: FrozenPrefix, wanted: Mapping[int, list[Entry]], max_gigabytes:
         problem: OSError | None = None
         try:
             if ranks.rank() == 0:
-                # In one order for all processes: none then waits for one that waits for it.
+                # In the same order in all processes, against deadlocks.
                 for folder in sorted(folders.values()):
                     stack.enter_context(cache.one_at_a_time(folder))
                 look_up()
@@ -187,14 +190,14 @@ def keep(prefix: FrozenPrefix, wanted: Mapping[int, list[Entry]], max_gigabytes:
     for cut, entries in wanted.items():
         if missing := found[cut].missing(entries):
             why = cache.explain(problem) if problem is not None else "another process removed them"
-            print(f"activations of {len(missing):,} images are not kept, but computed each time: {why}", flush=True)
+            print(f"activations of {len(missing):,} images are not stored, but computed at each use: {why}", flush=True)
     return found
 
 
 def _plan(
     prefix: FrozenPrefix, wanted: Mapping[int, list[Entry]], found: Mapping[int, Kept], max_gigabytes: float
 ) -> tuple[dict[int, list[Entry]], OSError | None]:
-    """Return which images to compute at each depth, and why these are not all; makes the room for them."""
+    """Make room; return which images to compute at each depth, and why some are left out."""
     planned: dict[int, list[Entry]] = {}
     problem: OSError | None = None
     crop = prefix.preprocessing.crop
@@ -213,7 +216,7 @@ def _plan(
 
 
 def _compute(prefix: FrozenPrefix, wanted: dict[int, list[Entry]], folders: dict[int, Path]) -> None:
-    """Compute this rank's part of activations at some depths, in one pass, and write it; raises OSError."""
+    """Compute and write this rank's part of the activations, in one pass; raises OSError."""
     started = time.monotonic()
     every = list({entry.sha256: entry for own in wanted.values() for entry in own}.values())
     entries = prefix.share.of(every)
@@ -235,7 +238,7 @@ def _compute(prefix: FrozenPrefix, wanted: dict[int, list[Entry]], folders: dict
 
 
 class Writer:
-    """Collects the rows of `wanted` images, by the SHA-256 of their files, and writes them into a folder."""
+    """Collects the rows of `wanted` images, SHA-256 of their files, and writes them into a folder."""
 
     def __init__(self, folder: Path, wanted: set[str]) -> None:
         self.folder, self.wanted = folder, wanted
@@ -250,7 +253,7 @@ class Writer:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was not written yet; raises OSError."""
+        """Write the collected rows; raises OSError."""
         if not self.rows:
             return
         tensor = torch.stack(list(self.rows.values()))
@@ -262,13 +265,13 @@ class Writer:
 
 
 def find(folder: Path, entries: Iterable[Entry]) -> Kept:
-    """Return what a folder holds of some images; a file that is damaged is removed, with a line."""
+    """Return the rows of some images in a folder; a damaged file is removed, with a message."""
     kept, hashes = Kept(), {entry.sha256 for entry in entries}
     for path in sorted(folder.glob("*.safetensors")) if hashes else []:
         try:
             with safe_open(path, framework="pt") as content:
                 about = json.loads(content.metadata()[_KEY])
-                tensor = content.get_tensor(_KEY)  # a memory map: its bytes are read when they are used
+                tensor = content.get_tensor(_KEY)  # a memory map, read on use
             rows: dict[str, tuple[Tensor, int]] = {}
             for row, (sha256, checksum) in enumerate(zip(about["images"], about["crc32"], strict=True)):
                 if sha256 in hashes and sha256 not in kept.rows:
@@ -279,13 +282,13 @@ def find(folder: Path, entries: Iterable[Entry]) -> Kept:
             print(f"{path}: damaged ({error}); its activations are computed again", flush=True)
             with suppress(OSError):
                 path.unlink()
-        except OSError:  # another process removed it just now, or it may not be read
+        except OSError:  # removed by another process just now, or not readable
             continue
         else:
             if rows:
                 kept.rows |= rows
                 kept.paths.add(path)
-                with suppress(OSError):  # not on a read-only disk
+                with suppress(OSError):  # fails on a read-only disk
                     os.utime(path)
     return kept
 

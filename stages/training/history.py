@@ -19,9 +19,9 @@ SERIES = ("train_loss", "train_accuracy", "val_loss", "accuracy")
 class Epoch:
     """One line of the history: mean log-losses in nats, weighted by `class_weights`, and accuracies, fractions.
 
-    Epoch 0 is the network as the phase found it. `val_loss` and `accuracy` are those on the watched images, the loss
-    after division of the logits by `temperature`; the training's are means over the epoch, while the weights were
-    changing, the loss with `label_smoothing`.
+    Epoch 0 is the network before the phase. `val_loss`, of logits divided by `temperature`, and `accuracy` are of the
+    watched images. `train_loss`, with `label_smoothing`, and `train_accuracy` are means over the epoch, taken while the
+    weights changed.
     """
 
     number: int
@@ -38,30 +38,30 @@ def best_epoch(epochs: Sequence[Epoch]) -> Epoch:
 
 
 def out_of_patience(epochs: Sequence[Epoch], patience: int | None) -> bool:
-    """Say whether the validation loss has not been lower for `patience` epochs; never without a patience."""
+    """Whether the validation loss has not fallen for `patience` epochs; `None`: never."""
     return bool(epochs) and patience is not None and epochs[-1].number - best_epoch(epochs).number >= patience
 
 
 def still_falling(epochs: Sequence[Epoch], limit: int, patience: int | None) -> bool:
-    """Say whether a phase was ended by its number of epochs, `limit`, before its validation loss stopped falling.
+    """Whether a phase reached its last epoch, `limit`, while its validation loss was still falling.
 
-    That is for `patience` epochs, or for one. A loss that is 0 to all digits shown has nowhere to fall.
+    It has stopped falling after `patience` epochs without a lower one, or after one; also at 0 to all digits shown.
     """
     trained = [epoch for epoch in epochs if epoch.number > 0]
     return len(trained) == limit and not out_of_patience(trained, patience or 1) and trained[-1].val_loss >= _SHOWN
 
 
 class History:
-    """Writes one phase's history into a folder: `metrics.json`, and a table a series under `plots/metrics`.
+    """Writes one phase's history into a folder: `metrics.json`, and one table per series under `plots/metrics`.
 
-    The format is DVCLive's, which DVC plots. Of several ranks, those that write no outputs write none of it.
+    The format is DVCLive's, which DVC plots. Only ranks that write outputs write it.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.epochs = folder, list[Epoch]()
 
     def add(self, epoch: Epoch) -> None:
-        """Write one epoch more; raises OSError."""
+        """Add an epoch and write; raises OSError."""
         self.epochs.append(epoch)
         if not ranks.writes_outputs():
             return
@@ -72,7 +72,7 @@ class History:
         self.finish(epoch)
 
     def finish(self, selected: Epoch, point: Point | None = None) -> None:
-        """Write the validation loss of what is kept, which `dvc metrics diff` compares: of an epoch, or of a point."""
+        """Write the validation loss of the epoch or point that is kept, which `dvc metrics diff` compares."""
         kept = {"val_loss": selected.val_loss}
         if point is not None:
             kept = {"val_loss": point.val_loss, "alpha": point.alpha}
@@ -97,13 +97,13 @@ def _table(folder: Path, name: str) -> Path:
 
 
 def read_kept(folder: Path, epochs: Sequence[Epoch]) -> tuple[int, float]:
-    """Return the number of the epoch whose weights were kept, and the fraction of the phase's change that was.
+    """Return the number of the kept epoch, and the fraction of the phase's change that was kept.
 
-    The fraction is 1 where no line was measured, but for epoch 0. Raises OSError.
+    Without a line, the fraction is 0 for epoch 0 and otherwise 1. Raises OSError.
     """
     summary: dict[str, float] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     if "alpha" in summary:
         return (epochs[-1].number if summary["alpha"] else 0), summary["alpha"]
-    # The last one, if it is as good as the first of those with this loss.
+    # The last epoch, if it has this loss; otherwise the first that has it.
     number = next(epoch.number for epoch in (epochs[-1], *epochs) if epoch.val_loss == summary["val_loss"])
     return number, float(number > 0)

@@ -1,4 +1,4 @@
-"""What makes training and predicting faster: the same network in fewer and cheaper steps."""
+"""Faster training and prediction: the same network in fewer and cheaper steps."""
 
 import copy
 from typing import TypeVar
@@ -12,11 +12,11 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def fold_batchnorm(module: AnyModule) -> AnyModule:
-    """Return a module that computes the same in fewer steps, with the same parameters and buffers, not copies of them.
+    """Return a module that computes the same in fewer steps and shares its parameters and buffers with `module`.
 
-    Where a Sequential has a convolution right before a BatchNorm, the two become one convolution. BatchNorm has to be
-    in evaluation mode and frozen, as `Network` keeps it. Training the result trains `module`. What lies between two
-    modules of a Sequential is no longer what it was: where it is looked at, each of the two has to be folded by itself.
+    In a Sequential, a convolution right before a BatchNorm absorbs it. BatchNorm has to be frozen and in evaluation
+    mode, as `Network` keeps it. Training the result trains `module`. Outputs of single layers change: fold the modules
+    on both sides of a looked-at output separately.
     """
     shared = [*module.parameters(), *module.buffers()]
     folded = copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
@@ -32,7 +32,7 @@ def fuse_for_training(module: AnyModule, device: torch.device, precision: Precis
     """Return a module that trains the same parameters in fewer and cheaper steps; BatchNorm as for `fold_batchnorm`."""
     fused = fold_batchnorm(module)
     for child in fused.modules():
-        # In place, autograd has to copy the input first: unlike ReLU's, their gradients are computed from that.
+        # Their gradients need the input, unlike ReLU's, so autograd would copy it before an in-place step.
         if isinstance(child, nn.Hardswish | nn.Hardsigmoid | nn.SiLU):
             child.inplace = False
     if device.type == "cpu" and precision == "bfloat16":
@@ -48,9 +48,9 @@ def _sequences(module: nn.Module) -> list[nn.Sequential]:
 
 
 class _FoldedConv2d(nn.Module):
-    """A convolution and the frozen BatchNorm after it as one convolution: BatchNorm in evaluation mode is affine.
+    """A convolution with the frozen BatchNorm after it folded in: BatchNorm in evaluation mode is affine.
 
-    The convolution's parameters stay its own, so an optimizer trains them through the fold.
+    The convolution keeps its parameters, so an optimizer trains them through the fold.
     """
 
     scale: Tensor

@@ -1,4 +1,4 @@
-"""Back from the end of fine-tuning on the straight line to its start, as far as the validation images demand.
+"""The straight line between the weights before and after fine-tuning, and the point on it to keep.
 
 Interpolating the weights of two checkpoints that share their start often beats both (WiSE-FT, Wortsman et al. 2022,
 https://arxiv.org/abs/2109.01903). BatchNorm is the same in both, bit for bit, so a point on the line needs no new
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stages.images.index import Groups
 
-# Fractions of the change to measure, from the start to the end.
+# Measured fractions of the change, from the start to the end.
 ALPHAS = tuple(step / 10 for step in range(11))
 
 
@@ -33,22 +33,21 @@ class Point:
 
 
 def choose(losses: Sequence[NDArray[np.float64]], groups: Groups | None = None) -> int:
-    """Return the position of the point to keep: nearest to the middle, of those that the images cannot tell from best.
+    """Return the position of the point to keep: the one nearest to the middle among those as good as the best.
 
-    These are the points whose mean loss is less than a standard error above the lowest, that of the paired difference
-    over the images, or groups of them (the one-standard-error rule, Breiman et al. 1984). Among them, the middle of the
-    line is what WiSE-FT recommends where nothing is known; of two as near to it, the later one is kept. So it takes
-    evidence to go back to the start, or on to the end. Where there is a barrier between the two, a point whose loss is
-    clearly higher than that of both, no point with a higher mean loss than the start is kept: averaging asks for
-    weights that are linearly connected (Frankle et al. 2020, https://arxiv.org/abs/1912.05671), and the rate was too
-    high for that.
+    As good as the best are points whose mean loss exceeds the lowest by less than a standard error of their paired
+    difference over images or groups (the one-standard-error rule, Breiman et al. 1984). The middle is WiSE-FT's
+    recommendation without further knowledge; of two points as near to it, the later one is kept. So it takes evidence
+    to return to the start or to go to the end. If some point between has a clearly higher loss than both ends, a
+    barrier, no point with a higher mean loss than the start is kept: averaging needs linearly connected weights
+    (Frankle et al. 2020, https://arxiv.org/abs/1912.05671), and the learning rate was too high for that.
 
-    `losses`: for each of `ALPHAS`, the loss of each image, (n,); not finite ones rule a point out. Images of a group,
-    whose numbers are `groups`, (n,), count as one observation.
+    `losses`: for each of `ALPHAS`, the loss of each image, (n,); a point with one that is not finite is out. `groups`:
+    group numbers, (n,); a group counts as one observation.
     """
 
     def is_higher(one: int, other: int) -> bool:
-        """Whether a mean loss is higher than another by the standard error of their difference, or more."""
+        """Whether a mean loss exceeds another by at least the standard error of their difference."""
         excess = losses[one] - losses[other]
         sums = excess - excess.mean()
         sums = sums if groups is None else np.bincount(groups, sums)

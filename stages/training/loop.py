@@ -29,7 +29,7 @@ from stages.training.optimizer import make_optimizer, schedule_rate, trainable_p
 from stages.training.resume import State, StateFile
 from stages.training.temperature import Losses, Scores, score_logits
 
-# Steps from one look at the losses to the next: each makes a GPU wait.
+# Steps between checks of the losses: each check makes a GPU wait.
 _CHECKED = 50
 
 
@@ -37,9 +37,9 @@ _CHECKED = 50
 class Fit:
     """How a training ended.
 
-    `selected` is the one of `epochs` whose weights the network now has. With `select: line`, `line` has the points that
-    were measured, and the weights are those of `point`; `selected` then is epoch 0, or the last one. `failure` is what
-    cut the training short, if anything did; `start_competed`: epoch 0 was one of those to select from.
+    `selected` is the one of `epochs` whose weights the network now has. With `select: line`, `line` has the measured
+    points, and the weights are those of `point`; `selected` is then epoch 0 or the last one. `failure`: what cut the
+    training short, or `None`; `start_competed`: epoch 0 could be selected.
     """
 
     epochs: list[Epoch]
@@ -53,9 +53,9 @@ class Fit:
 class Trainer:
     """Trains what `set_trainable` left trainable in a network or in the tail of one, and evaluates it.
 
-    Frozen tensors and all of BatchNorm are never changed. `class_weights`, as for `objective.loss`, are in the training
-    and in the validation loss. `tempered`: the latter is that of the probabilities that will be served, after a
-    temperature fitted to the same images; else that of the logits as they are.
+    Frozen tensors and all of BatchNorm never change. `class_weights`, as for `objective.loss`, apply to training and
+    validation loss. `tempered`: the validation loss is measured after a temperature fitted to the same images, like the
+    probabilities that will be served; otherwise on the raw logits.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class Trainer:
     ) -> None:
         self.device, self.precision, self.tempered = device, precision, tempered
         self.class_weights = None if class_weights is None else class_weights.to(device)
-        # In channels-last, oneDNN trains depthwise convolutions three times as fast. A head alone begins with
-        # flattening, which undoes it.
+        # oneDNN trains depthwise convolutions three times as fast in channels-last. A head alone begins by flattening,
+        # which undoes it.
         self._layout = torch.channels_last if len(network.backbone) else torch.contiguous_format
         self.network = network.to(device).to(memory_format=self._layout)
         self._fused = fuse_for_training(self.network, device, precision)
@@ -88,27 +88,27 @@ class Trainer:
     ) -> Fit:
         """Train for `phase.epochs`, or until the validation loss has not fallen for `phase.patience` epochs.
 
-        At the end the network has the weights that `phase.select` asks for: those of the epoch with the lowest
-        validation loss, of the last one, or of the point between start and end that `line.choose` keeps.
+        At the end the network has the weights that `phase.select` asks for: of the epoch with the lowest validation
+        loss, of the last one, or of the point between start and end that `line.choose` keeps.
 
         Args:
             train: batches of the training images.
-            val: those of the images to watch.
+            val: batches of the watched images.
             phase: how to train.
-            on_epoch: called for epoch 0, the network as it is, and after each epoch, also those of a stopped run.
+            on_epoch: called for epoch 0, before training, and for each epoch, including those of a resumed run.
             state: where a stopped run resumes.
-            keep_start: `select: best` may choose epoch 0, and patience counts from it. On a line it is one end.
+            keep_start: with `select: best`, epoch 0 competes and patience counts from it. On a line it is one end.
             layer_decay: as for `make_optimizer`.
-            groups: of the images to watch, as for `line.choose`.
+            groups: of the watched images, as for `line.choose`.
 
         Raises:
-            StageError: the loss is not finite before there is an epoch to keep. Later, `Fit.failure` says so, and the
-                network has the weights selected so far.
+            StageError: the loss is not finite before there is an epoch to keep. After that, `Fit.failure` says so, and
+                the network has the weights selected so far.
         """
         trainable = trainable_parameters(self.network)
         start = _copy_of(trainable) if phase.select == "line" else []
         optimizer = make_optimizer(self.network, phase, layer_decay)
-        # Trains with the mean gradient of all ranks.
+        # Averages the gradients of all ranks.
         self._trained = (
             DistributedDataParallel(self._fused, forward_sync_buffers=False) if ranks.joined() else self._fused
         )
@@ -156,7 +156,7 @@ class Trainer:
         return stopped.weights if stopped.selected is None else stopped.selected
 
     def _go_back(self, epochs: list[Epoch], start: list[Tensor], val: Batches, groups: Groups | None) -> Fit:
-        """Measure the line from the start to the weights as they are, and keep the point that `line.choose` says."""
+        """Measure the line from the start to the current weights, and keep the point that `line.choose` selects."""
         trainable = trainable_parameters(self.network)
         end = _copy_of(trainable)
 
@@ -191,7 +191,7 @@ class Trainer:
         return self._score(*self._predict(batches))[0]
 
     def _predict(self, batches: Batches) -> tuple[Tensor, Tensor]:
-        """Return the logits, (n, outputs), float32, and the labels, (n,), of all images of all processes."""
+        """Return the logits, (n, outputs), float32, and the labels, (n,), of all images of all ranks."""
         own = [(self.logits(inputs).cpu(), labels.cpu()) for inputs, labels, *_ in batches if len(labels)]
         columns = [[row[column] for row in own] for column in (0, 1)]
         logits, labels = (interleave(torch.cat(rows) if rows else None) for rows in columns)
@@ -201,9 +201,9 @@ class Trainer:
         return score_logits(logits, labels, self.class_weights, self.tempered)
 
     def step(self, part: Part, optimizer: torch.optim.Optimizer, phase: Phase) -> tuple[Tensor, Tensor]:
-        """Take one optimizer step, that of the whole batch; return the loss of this rank's part, and its logits before.
+        """Take one optimizer step on a batch; return the loss and the logits of this rank's part, from before the step.
 
-        Of `phase`, `label_smoothing`, `mixup` and `clip_norm`, the largest norm of all gradients together, are used.
+        Uses `label_smoothing`, `mixup` and `clip_norm`, the largest norm of all gradients together, of `phase`.
         """
         self._trained.train()
         inputs, labels = part.inputs, part.labels.to(self.device)
@@ -220,7 +220,7 @@ class Trainer:
         if share < 1 and len(labels):
             loss = share * loss + (1 - share) * loss_for(others)
         optimizer.zero_grad()
-        # So that the mean over the ranks is that of the whole batch.
+        # The mean over the ranks is then that of the whole batch.
         weighted = loss * (len(labels) * ranks.count() / part.whole)
         weighted.backward()  # type: ignore[no-untyped-call]
         if phase.clip_norm is not None:
@@ -245,7 +245,7 @@ class Trainer:
         number: int,
     ) -> Epoch:
         title, started = f"epoch {number}/{phase.epochs}", time.monotonic()
-        # Not around the batches: a bar that its own iteration has ended shows no results any more.
+        # Not around the batches: once its own iteration ends, a bar shows no more results.
         with tqdm(total=len(train), desc=title, unit="batch", disable=None) as progress:
             result = _Pass(self.device, self._outputs)
             train.set_epoch(number)
@@ -270,7 +270,7 @@ class Trainer:
 
     def _forward(self, inputs: Tensor, network: nn.Module) -> Tensor:
         with autocast(self.device, self.precision):
-            # Tokens have no such layout: it is one of maps.
+            # Only maps have this layout, not tokens.
             layout = self._layout if inputs.dim() == 4 else torch.contiguous_format
             logits: Tensor = network(inputs.to(self.device, memory_format=layout))
         return logits.float()
@@ -279,11 +279,14 @@ class Trainer:
 def mix(part: Part, alpha: float) -> tuple[Tensor, Tensor, float]:
     """Mix each input with another one of the batch, as mixup does (Zhang et al. 2018, https://arxiv.org/abs/1710.09412).
 
-    Kept activations are mixed as images would be: manifold mixup (Verma et al. 2019, https://arxiv.org/abs/1806.05236).
-    Of several ranks, each mixes its own images with those of all. Returned are the mixed inputs, the labels of the
-    others, (n,), and the share of the first ones, in [0.5, 1], from Beta(alpha, alpha).
+    Cached activations are mixed like images: manifold mixup (Verma et al. 2019, https://arxiv.org/abs/1806.05236). Each
+    rank mixes its own images with those of all ranks.
+
+    Returns:
+        The mixed inputs, the labels of the other images, (n,), and the share of the first ones, in [0.5, 1], from
+        Beta(alpha, alpha).
     """
-    # From the processor's generator: its state is what a stopped run resumes with.
+    # From the CPU's generator, whose state a stopped run restores.
     drawn = float(torch.distributions.Beta(alpha, alpha).sample())
     share, order = ranks.agree((max(drawn, 1 - drawn), torch.randperm(part.whole)))
     count = len(part.labels)
@@ -296,7 +299,7 @@ def mix(part: Part, alpha: float) -> tuple[Tensor, Tensor, float]:
 
 
 def _join_parts(inputs: Tensor, labels: Tensor, places: range) -> tuple[Tensor, Tensor]:
-    """Return the inputs, (n, ...), and the labels of a whole batch, of which each rank gives its places."""
+    """Return the inputs, (n, ...), and the labels of a whole batch, of which each rank has its `places`."""
     if not ranks.joined():
         return inputs, labels
     parts = [part for part in ranks.gather((inputs.cpu(), labels.cpu(), places)) if len(part[2])]
@@ -306,7 +309,7 @@ def _join_parts(inputs: Tensor, labels: Tensor, places: range) -> tuple[Tensor, 
 
 
 class _Pass:
-    """What the batches of one pass came to, on the device: reading it at each batch would make a GPU wait."""
+    """Sums over the batches of one pass, on the device: reading them at each batch would make a GPU wait."""
 
     def __init__(self, device: torch.device, outputs: int) -> None:
         kind = BinaryAccuracy if outputs == 1 else MulticlassAccuracy
@@ -321,13 +324,13 @@ class _Pass:
         self._counts.append(whole)
         self._losses.append(len(labels) * loss if len(labels) else torch.zeros((), device=self._device))
         if len(labels):
-            # BinaryAccuracy compares what it is given with 0.5: that has to be a probability, not a logit.
+            # BinaryAccuracy has a threshold of 0.5, so it needs probabilities, not logits.
             probabilities = objective.probabilities(logits)
             self._accuracy.update(probabilities[:, 1] if logits.shape[1] == 1 else probabilities, labels)
 
     def scores(self) -> Scores:
-        """Return the means over all images of all processes, at least one."""
-        total = 0.0  # Python's: some devices have no floats of 64 bits
+        """Return the means over all images of all ranks, at least one."""
+        total = 0.0  # Python's: some devices have no 64-bit floats
         for value in ranks.add_up(torch.stack(self._losses)).tolist():
             total += value
         accuracy = sync_and_compute(self._accuracy) if ranks.joined() else self._accuracy.compute()

@@ -1,4 +1,4 @@
-"""What turns gradients into new weights: the optimizer, and the course of its learning rate."""
+"""The optimizer and its learning rate schedule."""
 
 import math
 from typing import Any
@@ -11,7 +11,7 @@ from stages.common.params import Phase
 from stages.network.network import Network
 
 _MOMENTUM = 0.9
-# Steps of a warm-up. With one step, 45 photos ended the first epoch with 36 times the loss that they began with.
+# Steps of a warm-up. With one step, the first epoch on 45 photos ended with 36 times the loss it began with.
 LEAST_WARMUP = 10
 
 
@@ -23,10 +23,10 @@ def trainable_parameters(module: nn.Module) -> list[nn.Parameter]:
 def make_optimizer(network: Network, phase: Phase, layer_decay: float = 1.0) -> torch.optim.Optimizer:
     """Make the optimizer of a phase, over the trainable tensors alone.
 
-    A frozen tensor that is given to an optimizer may move by weight decay or by an old gradient. Biases and what
-    normalization layers learn do not decay (He et al. 2018, https://arxiv.org/abs/1812.01187). Adam is its amsgrad
-    variant (https://openreview.net/forum?id=ryQu7f-RZ), SGD has a momentum of 0.9. `layer_decay`: the head learns at
-    `phase.lr`, each block at this fraction of the rate of what follows it (BEiT, https://arxiv.org/abs/2106.08254).
+    An optimizer could move a frozen tensor by weight decay or an old gradient. Biases and the parameters of
+    normalization layers do not decay (He et al. 2018, https://arxiv.org/abs/1812.01187). Adam is the amsgrad variant
+    (https://openreview.net/forum?id=ryQu7f-RZ), SGD has a momentum of 0.9. The head learns at `phase.lr`, each block at
+    the fraction `layer_decay` of the rate of the next one (BEiT, https://arxiv.org/abs/2106.08254).
     """
     groups: list[dict[str, Any]] = []
     for depth, part in enumerate([network.classifier, *reversed(network.backbone)]):
@@ -44,7 +44,7 @@ def make_optimizer(network: Network, phase: Phase, layer_decay: float = 1.0) -> 
 
 
 def schedule_rate(optimizer: torch.optim.Optimizer, phase: Phase, steps: int, done: int = 0) -> LambdaLR:
-    """Let the rate of each group follow `rate_factor`; `step()` advances to the next optimizer step."""
+    """Schedule the rate of each group by `rate_factor`; `step()` advances to the next optimizer step."""
     return LambdaLR(optimizer, lambda step: rate_factor(step, steps, phase.schedule, phase.warmup), last_epoch=done - 1)
 
 
@@ -56,9 +56,9 @@ def rate_factor(step: int, steps: int, schedule: str, warmup: float) -> float:
         steps: of the whole phase.
         schedule: `constant`, or `cosine`: half a cosine from 1 after the warm-up down to 0 after the last step
             (https://arxiv.org/abs/1608.03983).
-        warmup: the fraction of `steps` in which the rate rises evenly, from the first step on, to its full value; above
-            0, at least `LEAST_WARMUP` steps or half of all. Adam's first steps move every weight by about the rate,
-            whatever the gradient (https://arxiv.org/abs/1908.03265).
+        warmup: the fraction of `steps` in which the rate rises linearly to its full value; if above 0, at least
+            `LEAST_WARMUP` steps or half of all. Adam's first steps move every weight by about the rate, whatever the
+            gradient (https://arxiv.org/abs/1908.03265).
     """
     rising = max(round(warmup * steps), min(LEAST_WARMUP, steps // 2)) if warmup else 0
     if step < rising:

@@ -1,4 +1,4 @@
-"""What the pages share around the training itself: what is read, what is left behind, and both finished networks."""
+"""What the training stages share: their inputs and outputs, and predictions of both finished networks."""
 
 import argparse
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from stages.training.resume import StateFile
 
 @dataclass(frozen=True)
 class Entries:
-    """The images to train on, and those to watch: the validation part, or the test part where that is empty."""
+    """The images to train on and to watch: the validation split, or the test split if that is empty."""
 
     train: list[Entry]
     watched: list[Entry]
@@ -32,16 +32,16 @@ class Entries:
 
     @property
     def validation(self) -> list[Entry]:
-        """The validation part; none where it is empty."""
+        """The validation split, which may be empty."""
         return [] if self.watches_test else self.watched
 
     def unchanging(self, phase: Phase) -> list[Entry]:
-        """Return those that look the same in each epoch."""
+        """Return the images that are the same in every epoch."""
         return [*self.train, *self.watched] if phase.augment == "none" else self.watched
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Give a page the files of a phase as arguments."""
+    """Add the files of a phase to a script's arguments."""
     parser.add_argument("--params", type=Path, required=True)
     parser.add_argument("--index", type=Path, required=True, help="folder with train.csv, val.csv and test.csv")
     parser.add_argument("--start", type=Path, required=True, help="checkpoint to start from")
@@ -50,18 +50,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(params: Params) -> torch.device:
-    """Become one of several ranks, if there are to be several; set this one up, and return the device to compute on."""
+    """Become one of several ranks if the parameters ask for it; set up torch, and return the device."""
     ranks.start_processes(params.processes, params.device)
     device = resolve_device(params.device)
     rank = ranks.rank()
-    # With one seed for all, dropout would leave out the same places in each part of a batch.
+    # With the same seed on all ranks, dropout would drop the same positions in each part of a batch.
     make_deterministic(seed_for(params.seed, rank) if rank else params.seed)
     reuse_freed_memory()
     return device
 
 
 def read_entries(index: Path) -> Entries:
-    """Read which images to train on and which to watch; raises what `read_index` does."""
+    """Read the images to train on and to watch; raises what `read_index` does."""
     train, val = (read_index(index / f"{part}.csv") for part in ("train", "val"))
     return Entries(train, val or read_index(index / "test.csv"), watches_test=not val)
 
@@ -69,7 +69,7 @@ def read_entries(index: Path) -> Entries:
 def load(start: Path, index: Path, params: Params) -> tuple[Network, Description, Entries]:
     """Load a checkpoint and the images to train it on.
 
-    Raises StageError where a file is missing or damaged, they are of different classes, or other machines have others.
+    Raises StageError if a file is missing or damaged, classes differ, or another machine has other files.
     """
     ranks.require_same(params, _inputs(start, index))
     entries = read_entries(index)
@@ -79,7 +79,7 @@ def load(start: Path, index: Path, params: Params) -> tuple[Network, Description
 
 
 def open_prefix(blocks: nn.Sequential, description: Description, device: torch.device, params: Params) -> FrozenPrefix:
-    """Put the images before the blocks that training does not change."""
+    """Return frozen blocks with the preprocessing of images for them."""
     root, workers = Path(params.data.path), resolve_workers(params.workers)
     return FrozenPrefix(blocks, root, description.preprocessing, device, params.precision, workers)
 
@@ -87,9 +87,9 @@ def open_prefix(blocks: nn.Sequential, description: Description, device: torch.d
 def keep_features(
     network: Network, description: Description, entries: Entries, device: torch.device, params: Params
 ) -> tuple[FrozenPrefix, Kept]:
-    """Keep, in one pass over the images, what enters the head and what enters the blocks that fine-tuning will train.
+    """Store, in one pass over the images, the inputs of the head and of the blocks that fine-tuning will train.
 
-    Returns all blocks with the images before them, and what is kept of what leaves the last one.
+    Returns the prefix of all blocks, and the stored inputs of the head.
     """
     phase, later = params.train_head, params.finetune
     blocks, _ = cut(network.to(device), unfreeze=0)
@@ -102,7 +102,7 @@ def keep_features(
 
 
 def require_enough(phase: Phase, images: int) -> None:
-    """Say what part of a batch each of several ranks has; raises StageError where it would have none."""
+    """Print the batch size of each rank; raises StageError if a rank would have no image."""
     whole, count = min(phase.batch_size, images), ranks.count()
     least, more = divmod(whole, count)
     if not least:
@@ -113,7 +113,7 @@ def require_enough(phase: Phase, images: int) -> None:
 
 
 def open_state(script: str, arguments: argparse.Namespace, phase: Phase, params: Params) -> StateFile:
-    """Return where a stopped run of this phase keeps its state: it resumes after its last finished epoch."""
+    """Return the state file of this phase; a stopped run resumes after its last finished epoch."""
     files = [Path(script), *_inputs(arguments.start, arguments.index)]
     settings = [phase.model_dump(), params.seed, params.precision, params.class_weights]
     return StateFile(resolve_device(params.device), params.cache.max_gigabytes, [*files, *settings])
@@ -131,12 +131,13 @@ def finish(
 ) -> None:
     """Write the checkpoint and end the history.
 
-    Where the start has a temperature (`calibrated`), that of the result is the start's, times the ratio of what the
-    validation images ask for afterwards and before: the start's may be fitted to more images, and what is particular to
-    the validation images cancels. Otherwise it is fitted to them; not at all where training watched the test images.
+    `calibrated`: the start has a temperature. That of the result is the start's, times the ratio of the temperatures
+    fitted to the validation images afterwards and before: the start's may be fitted to more images, and peculiarities
+    of the validation images cancel. Otherwise it is fitted to the validation images, or left at 1 if training watched
+    the test images.
 
     Raises:
-        StageError: training failed with no start to fall back on; the weights selected before it did are written.
+        StageError: training failed and cannot fall back on the start; the weights selected before are written.
     """
     selected, point = fit.selected, fit.point
     if not entries.watches_test and selected.number:
@@ -167,7 +168,7 @@ def _inputs(start: Path, index: Path) -> list[Path]:
 def predict_with_both(
     head: Network, finetuned: Network, description: Description, test: list[Entry], params: Params
 ) -> list[Tensor]:
-    """Return the logits of both checkpoints, (n, outputs), float64; one pass serves the blocks that they share."""
+    """Return the logits of both checkpoints, (n, outputs), float64; their shared blocks run once."""
     device = resolve_device(params.device)
     unfrozen = len(head.backbone) - count_shared_blocks(head, finetuned)
     blocks, tail = cut(head.to(device), unfrozen)

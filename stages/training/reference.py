@@ -1,8 +1,8 @@
-"""How unlike the training images an image is: by what enters the classifier of the fine-tuned network.
+"""How unlike the training images an image is, by the features that enter the fine-tuned network's classifier.
 
 The cosine distance to the nearest training image (deep nearest neighbours, Sun et al. 2022,
-https://arxiv.org/abs/2204.06507), over the distance that 99% of the validation images stay below: above 1.0, an image
-is farther from the training images than those. docs/results.md says what else was measured.
+https://arxiv.org/abs/2204.06507), divided by the 99th percentile of this distance among validation images. Alternatives
+that were measured: docs/results.md.
 """
 
 import json
@@ -26,7 +26,7 @@ from stages.training.features import FrozenPrefix, Kept
 from stages.training.loop import Trainer, predict
 from stages.training.phase import Entries
 
-# Of the training images, and of those that the threshold comes from.
+# Training images, and images for the threshold.
 MOST = 5_000
 FLAGGED = 0.01
 _KEY, _FEATURES = "reference", "features"
@@ -34,7 +34,7 @@ _AT_ONCE = 1024
 
 
 class Features(nn.Module):
-    """What leaves the backbone -> a vector of length 1 for each image, (n, d): maps by their mean, class tokens."""
+    """Outputs of the backbone -> a unit vector per image, (n, d): the mean of maps, or the class token."""
 
     def forward(self, activations: Tensor) -> Tensor:
         """Return the features."""
@@ -44,7 +44,7 @@ class Features(nn.Module):
 
 
 class Unlike(nn.Module):
-    """Features, (n, d) -> how unlike the training images they are, (n,): above 1.0, more than 99% of others.
+    """Features, (n, d) -> how unlike the training images they are, (n,); above 1.0: more than 99% of images.
 
     `nearest`: features of training images, (m, d); `threshold`: the cosine distance that counts as 1.0.
     """
@@ -64,16 +64,16 @@ class Unlike(nn.Module):
 def measure_unlike(
     tail: Network, prefix: FrozenPrefix, kept: Kept, entries: Entries, batch_size: int, precision: Precision, seed: int
 ) -> Unlike:
-    """Take the features of training images, and the threshold that flags 1% of the validation images.
+    """Compute the features of training images, and the threshold that flags 1% of the validation images.
 
-    Without validation images, the threshold is that of the training images, each against the others. Of more than
-    `MOST` images, a sample is taken; a line says what the result comes from. `tail`: the blocks that were trained, and
-    the classifier; `prefix`: what comes before; `kept`: as `keep` returns it; `seed`: of the samples.
+    Without validation images, the threshold comes from the training images, each against the others. At most `MOST`
+    images of either are used, drawn by `seed`; a message gives the numbers. `tail`: the trained blocks and the
+    classifier; `prefix`: the blocks before them; `kept`: as returned by `keep`.
     """
     trainer = Trainer(Network(tail.backbone, nn.Sequential(Features())), prefix.device, precision)
     chosen = []
     for part in (entries.train, entries.validation):
-        # A copy would be at distance 0 from its original.
+        # A copy has distance 0 from its original.
         own = list({entry.sha256: entry for entry in part}.values())
         rows = torch.randperm(len(own), generator=generator_for(seed))[:MOST].sort().values
         chosen.append([own[row] for row in rows.tolist()])
@@ -95,15 +95,15 @@ def measure_unlike(
 
 
 def write_reference(path: Path, unlike: Unlike, checkpoint: Path) -> None:
-    """Write what `read_reference` reads, for the checkpoint that is written already."""
+    """Write the file that `read_reference` reads, for a checkpoint that is already written."""
     about = json.dumps({"checkpoint_sha256": sha256_of(checkpoint), "threshold": unlike.threshold})
     write_bytes(path, safetensors.torch.save({_FEATURES: unlike.nearest.contiguous()}, {_KEY: about}))
 
 
 def read_reference(checkpoint: Path) -> Unlike | None:
-    """Read `reference.safetensors` beside a checkpoint; where it is absent or another's, say so and return `None`.
+    """Read `reference.safetensors` beside a checkpoint; if it is missing or another one's, print so and return `None`.
 
-    Raises StageError where it is damaged.
+    Raises StageError if it is damaged.
     """
     path = checkpoint.with_name("reference.safetensors")
     try:

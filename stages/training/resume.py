@@ -1,7 +1,7 @@
-"""The state of a training that was stopped: it resumes after a finished epoch, and ends with the same bytes.
+"""The state of a stopped training, which resumes after its last finished epoch and ends with the same bytes.
 
-The state is in the user's cache: DVC removes a stage's outputs before it runs. Its name is a hash of everything the
-training depends on, so a state that does not fit is not found.
+It is in the user's cache, since DVC removes a stage's outputs before it runs. Its name is a hash of everything the
+training depends on, so only the same training finds it.
 """
 
 import hashlib
@@ -22,9 +22,9 @@ from stages.common.files import hash_code, sha256_of, whole_file
 from stages.training import cache
 from stages.training.history import Epoch
 
-# Whose code training depends on.
+# Subpackages whose code affects training.
 _ROOMS = ("common", "images", "network", "training")
-# A state can be half a gigabyte, and writing it take as long as an epoch: it is written when more work would be lost.
+# Writing a state of half a gigabyte can take as long as an epoch: it is written when more work would be lost.
 SECONDS = 30.0
 
 
@@ -32,8 +32,8 @@ SECONDS = 30.0
 class State:
     """A training after an epoch.
 
-    `epochs` are all that are finished; `weights` are the trained tensors, `selected` those of the epoch selected so far
-    (`None`: the same); `optimizer` is its state; `random` is what `random_state` returned then, in each process.
+    `epochs`: all finished ones; `weights`: the trained tensors; `selected`: those of the epoch selected so far, `None`
+    if it is the last; `optimizer`: its state; `random`: the `random_state` of each rank.
     """
 
     epochs: list[Epoch]
@@ -44,9 +44,9 @@ class State:
 
 
 class StateFile:
-    """Where one training keeps its state.
+    """The file with the state of one training.
 
-    `depends_on`: JSON values, and files by their bytes: all that another result could come from.
+    `depends_on`: JSON values, and paths of files, whose bytes count: everything that affects the result.
     """
 
     def __init__(self, device: torch.device, max_gigabytes: float, depends_on: list[Any]) -> None:
@@ -59,10 +59,7 @@ class StateFile:
         self._written = time.monotonic()
 
     def save(self, state: State) -> None:
-        """Write a state, whole or not at all, if the work of more than `SECONDS` would be lost without.
-
-        Where it cannot be written, a line says why.
-        """
+        """Write a state, whole or not at all, if `SECONDS` have passed since the last one; print why if that fails."""
         if not ranks.agree(self._can_be_written and time.monotonic() - self._written >= SECONDS):
             return
         self._written = time.monotonic()
@@ -83,13 +80,13 @@ class StateFile:
             try:
                 torch.save(values, file)
             except RuntimeError as error:
-                # On a full disk torch's writer fails once more, at its end, which hides why it failed at first.
+                # On a full disk torch's writer fails a second time when it closes, which hides the first error.
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from None
                 raise
 
     def load(self) -> State | None:
-        """Return the state, if there is one; one that is damaged, or not in all processes, is ignored."""
+        """Return the state, or `None`; a state that is damaged, or not on all ranks, is ignored."""
         state = self._load()
         finished = ranks.gather(None if state is None else state.epochs[-1].number)
         return state if len(set(finished)) == 1 else None
@@ -107,7 +104,7 @@ class StateFile:
             return None
 
     def remove(self) -> None:
-        """Remove the state: the training has ended, and its outputs are written."""
+        """Remove the state, once the outputs of the training are written."""
         if not ranks.rank():
             with suppress(OSError):
                 self.path.unlink()

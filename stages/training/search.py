@@ -1,10 +1,10 @@
-"""The head is found: linear heads and heads with a hidden layer, tried by folds on what the frozen backbone gives.
+"""Head search: linear heads and heads with a hidden layer, compared by cross-validation on frozen features.
 
-The features are kept, so all candidates are trained at once, on the device. Linear ones are logistic regressions with
-an L2 penalty, as in linear evaluation (DINOv2's trains 52 heads in one pass, https://arxiv.org/abs/2304.07193); one
-eigendecomposition serves all penalties and folds. Heads with a hidden layer are trained as `train_head` says, but for
-their learning rate. Every image of training and validation is predicted by heads that were not trained on it:
-these out-of-fold logits choose the candidate and the temperature.
+The features are cached, so all candidates are trained at once, on the device. Linear heads are logistic regressions
+with an L2 penalty, as in linear evaluation (DINOv2 trains 52 heads in one pass, https://arxiv.org/abs/2304.07193);
+one eigendecomposition serves all penalties and folds. Heads with a hidden layer are trained by the parameters of
+`train_head` except the learning rate. Out-of-fold logits of all training and validation images choose the candidate and
+the temperature.
 """
 
 import io
@@ -33,29 +33,29 @@ from stages.training.phase import Entries
 from stages.training.temperature import fit_temperature, score_logits
 
 FOLDS = 5
-# Of the sum of the images' losses, on standardized features: scikit-learn's 1 / C.
+# For the sum of the losses, on standardized features: scikit-learn's 1 / C.
 PENALTIES = tuple(10 ** (exponent / 2) for exponent in range(-3, 7))
-# Of `train_head.lr`. Few: each costs a training of every fold.
+# Fractions of `train_head.lr`. Few, since each is a training per fold.
 RATES = (0.3, 1.0)
-# A head whose training loss is below this fraction of its out-of-fold loss has fit its images: no higher rate is tried.
+# A head with a training loss below this fraction of its out-of-fold loss has fit its images: no higher rate is tried.
 _FITTED = 0.5
-# Images of training and validation that the candidates are trained on; more choose no better, and take their time.
+# Training and validation images used to compare candidates; more of them choose no better and take longer.
 SAMPLE = 5_000
-# Images whose features are in memory.
+# Images with features in memory.
 MOST = 100_000
-# By the head with a hidden layer that is kept: of many images, fewer epochs do.
+# By the final training of a head with a hidden layer: with many images, fewer epochs suffice.
 _IMAGES_SEEN = 1_000_000
-# Passes over the images of a linear head: to compare, and to keep.
+# Passes over the images to train a linear head: for comparison, and for the final one.
 _PASSES, _FINAL_PASSES = 100, 200
-# Logits of linear heads in work at one time. Where those of all penalties are more, they are tried one by one.
+# Logits of linear heads in memory at once. If those of all penalties are more, penalties are tried one by one.
 _MOST_VALUES = 2**22
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A head to try: linear with a `penalty`, or with a hidden layer, trained at `lr`; the other one is `None`.
+    """A head to try: linear with a `penalty`, or with a hidden layer and `lr`; the other one is `None`.
 
-    `loss`: mean log-loss out-of-fold; `accuracy` likewise.
+    `loss`, the mean log-loss, and `accuracy` are out-of-fold.
     """
 
     penalty: float | None
@@ -66,7 +66,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Data:
-    """What the heads are trained on.
+    """Training data of the heads.
 
     `features`: (n, d), standardized; `labels`: (n,), on the same device; `outputs`: number of logits; `weights`:
     (classes,), as for `objective.loss`, or `None`.
@@ -79,7 +79,7 @@ class Data:
 
 
 def assign_folds(entries: list[Entry], seed: int) -> Tensor:
-    """Return the fold of each image, (n,), from 0: classes in equal parts, copies and groups together."""
+    """Return the fold of each image, (n,), from 0; stratified by class, with duplicates and groups in one fold."""
     seen: dict[str, int] = {}
     folds: dict[str, int] = {}
     for unit in order_units(entries, seed):
@@ -92,10 +92,10 @@ def assign_folds(entries: list[Entry], seed: int) -> Tensor:
 def search(
     data: Data, folds: Tensor, hidden: int, phase: TrainHead, seed: int
 ) -> tuple[list[Candidate], list[nn.Module]]:
-    """Try all candidates on training and validation images, whose `folds`, (n,), are on the CPU.
+    """Compare all candidates on training and validation images; `folds`, (n,), are on the CPU.
 
     Returns:
-        The candidates, that with the lowest out-of-fold loss first; for each fold, its head that has not seen it.
+        The candidates, lowest out-of-fold loss first; of the first one, the heads that have not seen fold 0, 1, ...
     """
     sampled = torch.randperm(len(folds), generator=generator_for(seed))[:SAMPLE].sort().values
     chosen = torch.zeros(len(folds), dtype=torch.bool).index_fill(0, sampled, True)
@@ -103,7 +103,7 @@ def search(
     tried: list[tuple[Candidate, list[nn.Module]]] = []
 
     def try_linear(*penalties: float) -> float:
-        """Try penalties at once; return the loss of the last."""
+        """Try several penalties at once; return the loss of the last one."""
         each = [penalty for penalty in penalties for _ in range(FOLDS)]
         (heads,) = train_linear(data, rows * len(penalties), each, phase.label_smoothing, _PASSES, _PASSES)
         for number, penalty in enumerate(penalties):
@@ -114,7 +114,7 @@ def search(
     if len(PENALTIES) * FOLDS * len(sampled) * data.outputs <= _MOST_VALUES:
         try_linear(*PENALTIES)
     else:
-        # The loss falls to one side of the middle, and rises beyond its lowest point.
+        # From the middle, the loss falls to one side only, until its minimum.
         middle = len(PENALTIES) // 2
         start = try_linear(PENALTIES[middle])
         for side in (PENALTIES[middle + 1 :], PENALTIES[middle - 1 :: -1]):
@@ -141,8 +141,7 @@ def search(
 
 
 def _judge(candidate: Candidate, heads: list[nn.Module], data: Data, folds: Tensor) -> Candidate:
-    # Not after the temperature: a head that has learned its images by heart is a bad start for fine-tuning, however
-    # well its logits are scaled afterwards.
+    # Without a temperature: an overfitted head is a bad start for fine-tuning, however well its logits are scaled.
     logits, labels = _predict_out_of_fold(heads, data.features, folds), data.labels.cpu()
     scores, _ = score_logits(logits, labels, data.weights, tempered=False)
     return replace(candidate, loss=scores.loss, accuracy=scores.accuracy)
@@ -158,20 +157,20 @@ def _predict_out_of_fold(heads: list[nn.Module], features: Tensor, folds: Tensor
 def train_linear(
     data: Data, rows: Sequence[Tensor], penalties: Sequence[float], smoothing: float, passes: int, every: int
 ) -> Iterator[list[nn.Module]]:
-    """Train linear heads, each with its own images and penalty, at once.
+    """Train linear heads at once, each with its own images and penalty; yield them after every `every` steps.
 
     The loss is the sum over the images, plus half the penalty times the squared weights. In the principal axes of the
-    features its curvature has a diagonal bound, Böhning's (1992, https://doi.org/10.1007/BF00048682): a step is the
-    gradient divided by that, which cannot overshoot, with Nesterov's momentum, restarted where it points uphill
+    features, its curvature has a diagonal bound (Böhning 1992, https://doi.org/10.1007/BF00048682). A step is the
+    gradient divided by the bound, which cannot overshoot, with Nesterov's momentum, restarted when it points uphill
     (https://arxiv.org/abs/1204.3982).
 
     Args:
-        data: of which the rows are positions.
-        rows: the images of each head.
-        penalties: of each head, above 0.
+        data: features and labels of all images.
+        rows: positions of the images of each head.
+        penalties: one per head, above 0.
         smoothing: label smoothing, in [0, 1).
-        passes: over the images, a step each; the heads are yielded after each `every` of them.
-        every: see there.
+        passes: number of steps, each over all images.
+        every: steps between yields.
     """
     used = torch.unique(torch.cat(list(rows))).to(data.features.device)
     squares, axes = _find_axes(data.features[used])
@@ -183,7 +182,7 @@ def train_linear(
     counted = torch.stack([torch.isin(used, own.to(used)) for own in rows], dim=1) * weight[:, None]
     squares = torch.cat([squares, squares.new_tensor([float(len(used))])])
     penalty = squares.new_tensor(penalties).repeat(len(squares), 1)
-    penalty[-1] = 0  # the bias has none
+    penalty[-1] = 0  # none for the bias
     curvature = (0.25 if data.outputs == 1 else 0.5) * float(weight.max())
     bound, penalty = (curvature * squares[:, None] + penalty)[:, :, None], penalty[:, :, None]
 
@@ -205,10 +204,10 @@ def train_linear(
 
 
 def _find_axes(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the eigenvalues of `features.T @ features` that are not 0, (axes,), and their vectors, (d, axes)."""
+    """Return the nonzero eigenvalues of `features.T @ features`, (axes,), and their eigenvectors, (d, axes)."""
     wide = features.shape[1] > len(features)
     small = features.T if wide else features
-    # In 64 bits, on the CPU: Apple's GPUs have neither.
+    # In float64, on the CPU: Apple's GPUs have neither this nor `eigh`.
     squares, vectors = torch.linalg.eigh((small.T @ small).cpu().double())
     kept = squares > squares[-1] * 1e-7
     squares, vectors = squares[kept], vectors[:, kept]
@@ -224,7 +223,7 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
 
 
 class _Heads(nn.Module):
-    """Several heads with a hidden layer that begin with the same values: (heads, n, inputs) -> (heads, n, outputs)."""
+    """Several heads with a hidden layer and the same initial values: (heads, n, inputs) -> (heads, n, outputs)."""
 
     def __init__(self, count: int, first: nn.Linear, last: nn.Linear) -> None:
         super().__init__()
@@ -236,7 +235,7 @@ class _Heads(nn.Module):
         return torch.baddbmm(self.biases[1], hidden, self.weights[1])
 
     def clip_gradients(self, largest: float) -> None:
-        """Limit the norm of each head's gradients: together, they would be shorter the more heads there are."""
+        """Limit the norm of each head's gradients: a common limit would depend on the number of heads."""
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         norms = sum(gradient.square().sum((1, 2)) for gradient in gradients) ** 0.5
         for gradient in gradients:
@@ -252,9 +251,9 @@ class _Heads(nn.Module):
 def train_hidden(
     data: Data, rows: Sequence[Tensor], hidden: int, phase: TrainHead, seed: int
 ) -> Iterator[list[nn.Module]]:
-    """Train a head with so many `hidden` units on each of several selections of images, at once.
+    """Train heads with `hidden` units at once, each on its own images; yield them after each epoch.
 
-    They are yielded after each epoch, which takes as many of each of the `rows` as the smallest selection has.
+    An epoch takes as many of each head's images, positions `rows`, as the head with the fewest has.
     """
     device, generator = data.features.device, generator_for(seed)
     with torch.random.fork_rng(devices=[]):
@@ -270,7 +269,7 @@ def train_hidden(
         order = torch.stack([own[torch.randperm(len(own), generator=generator)[:least]] for own in rows]).to(device)
         for batch in torch.split(order, phase.batch_size, dim=1):
             logits, labels = heads(data.features[batch]), data.labels[batch]
-            # The sum over heads: each has the gradient of its own mean.
+            # Times the number of heads, so that each has the gradient of its own mean.
             loss = len(rows) * objective.loss(logits.flatten(0, 1), labels.flatten(), weights, phase.label_smoothing)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -285,9 +284,9 @@ def train_hidden(
 class Found:
     """The head that was found.
 
-    `layers`: what comes behind the pooling; `epochs`: the history of its training; `candidates`: all that were tried,
-    the found one first; `entries` and `logits`, (n, outputs): the images of training and validation, each predicted by
-    a head that was not trained on it; `temperature`: what these logits ask for.
+    `layers`: those after the pooling; `epochs`: the history of its training; `candidates`: all of them, the found one
+    first; `entries` and `logits`, (n, outputs): the training and validation images with their out-of-fold logits;
+    `temperature`: fitted to these logits.
     """
 
     layers: list[nn.Module]
@@ -298,7 +297,7 @@ class Found:
     temperature: float
 
     def install(self, network: Network, description: Description) -> Description:
-        """Give a network this head in place of its own, and return what its checkpoint then says of itself."""
+        """Replace a network's head by this one, and return the new description of its checkpoint."""
         pooling = [layer for layer in network.classifier if isinstance(layer, (*POOLING, nn.Flatten))]
         network.classifier = nn.Sequential(*pooling, *self.layers)
         hidden = 0 if self.candidates[0].lr is None else description.recipe["model"]["hidden"]
@@ -316,10 +315,10 @@ def find_head(
 ) -> Found:
     """Choose a head by folds over training and validation images, and train it on the training images.
 
-    Of several ranks, all read, and the first one searches. Of more than `MOST` images, a sample is in memory.
+    All ranks read, and the first one searches. At most `MOST` images, drawn at random, are in memory.
 
-    `read`: images -> what enters the head, in batches, pooled or to be flattened, (n, d, ...); `hidden`: units of a
-    hidden layer; `phase`: how heads with one are trained; `weights`: as for `objective.loss`.
+    `read`: images -> batches of inputs of the head, (n, d, ...), flattened if not pooled; `hidden`: units of a hidden
+    layer; `phase`: how heads with one are trained; `weights`: as for `objective.loss`.
     """
     every, labelled = [*entries.train, *entries.watched], [*entries.train, *entries.validation]
     chosen = torch.randperm(len(every), generator=generator_for(seed))[:MOST].sort().values
@@ -328,7 +327,7 @@ def find_head(
     folds = assign_folds(labelled, seed)
     count, known = int((chosen < len(entries.train)).sum()), int((chosen < len(labelled)).sum())
     spread, mean = torch.std_mean(features[:count], dim=0)
-    # A value that never changes says nothing, and must not be divided by 0.
+    # Not 0 for a feature that is constant.
     spread = torch.where(spread > 0, spread, 1.0)
     features.sub_(mean).div_(spread)
     labels = torch.tensor([entry.label for entry in used], device=device)
@@ -378,7 +377,7 @@ def _train_again(
 
 
 def describe_search(found: Found) -> str:
-    """Return lines on what was tried: the best linear head and the best one with a hidden layer, and which is kept."""
+    """Return lines on the best linear head, the best one with a hidden layer, and which of them is kept."""
     linear = next(one for one in found.candidates if one.lr is None)
     hidden = next(one for one in found.candidates if one.lr is not None)
     names = f"linear head, L2 penalty {linear.penalty:.3g}", f"head with a hidden layer, lr {hidden.lr:.2g}"
@@ -394,9 +393,9 @@ def describe_search(found: Found) -> str:
 
 
 def write_out_of_fold(path: Path, found: Found | None) -> None:
-    """Write `paths`, `labels` and `probabilities` of the images of training and validation, out-of-fold (`.npz`).
+    """Write `paths`, `labels` and out-of-fold `probabilities` of the training and validation images (`.npz`).
 
-    No rows where the head was not searched for.
+    Without a search there are no rows.
     """
     entries, probabilities = [], np.empty((0, 0))
     if found is not None:

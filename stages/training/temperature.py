@@ -1,4 +1,4 @@
-"""Temperature scaling: probabilities that are right as often as they say (Guo et al. 2017, arXiv:1706.04599)."""
+"""Temperature scaling, for calibrated probabilities (Guo et al. 2017, arXiv:1706.04599)."""
 
 import math
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from stages.network import objective
 
 Losses = NDArray[np.float64]
 
-# Of the normal prior of log T, whose mean is 0: 95% of it lies between 0.38 and 2.7.
+# Of the normal prior of log T, with mean 0: 95% of it lies between 0.38 and 2.7.
 _PRIOR_DEVIATION = 0.5
 _LOWEST, _HIGHEST = 0.05, 20.0
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Of some images: the mean log-loss, after division by `temperature`, and the fraction classified correctly."""
+    """The mean log-loss of some images after division of the logits by `temperature`, and their accuracy."""
 
     loss: float
     accuracy: float
@@ -29,11 +29,11 @@ class Scores:
 def score_logits(
     logits: Tensor, labels: Tensor, class_weights: Tensor | None = None, tempered: bool = True
 ) -> tuple[Scores, Losses]:
-    """Return the scores of logits, (n, outputs), on the CPU, and the loss of each image, infinite where one is not.
+    """Return the scores of logits, (n, outputs), on the CPU, and the loss of each image.
 
-    `tempered`: a temperature is fitted to the images first.
+    `tempered`: a temperature is fitted to the images first. If a logit is not finite, all losses are infinite.
     """
-    # BinaryAccuracy compares what it is given with 0.5: that has to be a probability, not a logit.
+    # `binary_accuracy` has a threshold of 0.5, so it needs probabilities, not logits.
     probabilities = objective.probabilities(logits)
     two = logits.shape[1] == 1
     accuracy = binary_accuracy(probabilities[:, 1], labels) if two else multiclass_accuracy(probabilities, labels)
@@ -45,13 +45,13 @@ def score_logits(
 
 
 def fit_temperature(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> float:
-    """Return the temperature T > 0 by which to divide logits, so that their probabilities have the lowest log-loss.
+    """Return the temperature T > 0 that logits are divided by for the lowest log-loss.
 
-    It is what maximizes the posterior under a log-normal prior that counts as much as a few images. Without it, a few
-    validation images that are all classified correctly would have T go to 0 and make the network infinitely sure. The
-    logits, (n, outputs), finite, on the CPU, are of images on which the network was not trained.
+    It maximizes the posterior under a log-normal prior that weighs as much as a few images. Without a prior, a few
+    validation images that are all classified correctly would drive T to 0 and probabilities to 1. The logits,
+    (n, outputs), finite, on the CPU, are of images on which the network was not trained.
     """
-    # 0.2 s, which `--help` should not take.
+    # Here: the import takes 0.2 s, which would delay `--help`.
     from scipy.optimize import minimize_scalar
 
     def cost(log_temperature: float) -> float:
@@ -59,14 +59,14 @@ def fit_temperature(logits: Tensor, labels: Tensor, class_weights: Tensor | None
         return float(tempered_losses(logits, labels, math.exp(log_temperature), class_weights).sum()) + prior
 
     bounds = (math.log(_LOWEST), math.log(_HIGHEST))
-    # One minimum: the loss is convex in 1 / T, and the prior in log T.
+    # There is one minimum: the loss is convex in 1 / T, and the prior in log T.
     return math.exp(minimize_scalar(cost, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x)
 
 
 def tempered_losses(logits: Tensor, labels: Tensor, temperature: float, class_weights: Tensor | None = None) -> Losses:
-    """Return the log-loss of each image, nats, (n,), once its logits are divided by `temperature`.
+    """Return the log-loss of each image, nats, (n,), after division of the logits by `temperature`.
 
-    In NumPy, since torch's Apple devices have no floats of 64 bits. Arguments as for `fit_temperature`.
+    In NumPy, since Apple's GPUs have no float64. Arguments as for `fit_temperature`.
     """
     values, true = np.asarray(logits, dtype=np.float64), labels.numpy()
     if values.shape[1] == 1:

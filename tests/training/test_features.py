@@ -139,7 +139,7 @@ def test_kept_activations_train_as_live_ones_do(built: Project, capsys: pytest.C
     assert computed(capsys) > 0
     built.set("cache.max_gigabytes", 0.0)
     live = losses()
-    assert "images are not kept, but computed each time: " in capsys.readouterr().out
+    assert "images are not stored, but computed at each use: " in capsys.readouterr().out
     assert live == kept
     assert all(of_stage[0] != of_stage[2] for of_stage in live)
 
@@ -270,7 +270,9 @@ def test_where_not_all_fit_none_are_computed_in_advance_and_the_bytes_are_the_sa
     capsys.readouterr()
     built.set("cache.max_gigabytes", total / 2 / 1e9)
     assert built.run("train_head", "finetune") == 0
-    line = r"activations of 32 images are not kept, but computed each time: .*no room for .* under cache.max_gigabytes"
+    line = (
+        r"activations of 32 images are not stored, but computed at each use: .*no room for .* under cache.max_gigabytes"
+    )
     assert re.search(line, capsys.readouterr().out)
     assert 0 < sum(path.stat().st_size for path in kept_files(cold_cache)) <= total / 2
     assert [built.checkpoint(name).read_bytes() for name in ("head", "finetuned")] == checkpoints
@@ -295,7 +297,7 @@ def test_rows_that_another_process_removes_are_computed_live_and_what_is_in_use_
     assert built.checkpoint("head").read_bytes() == checkpoint
     monkeypatch.setattr(features, "find", lambda folder, entries: real(folder, []))
     assert built.run("train_head") == 0
-    assert "images are not kept, but computed each time: another process removed them" in capsys.readouterr().out
+    assert "images are not stored, but computed at each use: another process removed them" in capsys.readouterr().out
     assert built.checkpoint("head").read_bytes() == checkpoint
 
 
