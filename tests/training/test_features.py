@@ -216,7 +216,7 @@ def test_a_cache_that_cannot_be_written_is_told_and_training_goes_on(
         monkeypatch.setattr(features, "write_bytes", refuse)
     assert built.run("train_head", "finetune", "evaluate") == 0
     out = capsys.readouterr().out
-    lines = [line for line in out.splitlines() if "images are not kept" in line]
+    lines = [line for line in out.splitlines() if "images are not stored" in line]
     # Each at its own depth: those of the head, of fine-tuning in passing and for itself, of the test images.
     assert len(lines) >= 4
     assert all(str(cold_cache) in line for line in lines)
@@ -243,7 +243,7 @@ def test_many_files_take_few_descriptors(built: Project) -> None:
         return built.run("train_head")
 
     assert run_forked(said := built.path("said"), work) == 0, said.read_text()
-    assert "not kept" not in said.read_text()
+    assert "not stored" not in said.read_text()
     assert len(kept_files(cache.activations_folder())) > 60
 
 
@@ -293,7 +293,7 @@ def test_rows_that_another_process_removes_are_computed_live_and_what_is_in_use_
 
     monkeypatch.setattr(features, "find", find_and_lose)
     assert built.run("train_head") == 0
-    assert "not kept" not in capsys.readouterr().out
+    assert "not stored" not in capsys.readouterr().out
     assert built.checkpoint("head").read_bytes() == checkpoint
     monkeypatch.setattr(features, "find", lambda folder, entries: real(folder, []))
     assert built.run("train_head") == 0
