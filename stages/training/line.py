@@ -35,33 +35,26 @@ class Point:
 
 
 def choose(losses: Sequence[NDArray[np.float64]], groups: Groups | None = None) -> int:
-    """Return the position of the point to keep: the one nearest to `_PREFERRED` among those as good as the best.
+    """Return the position of the point to keep: of those as good as the best, the one nearest to `_PREFERRED`.
 
     As good as the best are points whose mean loss exceeds the lowest by less than a standard error of their paired
-    difference over images or groups (the one-standard-error rule, Breiman et al. 1984). Of two points as near to the
-    preferred one, the later is kept. So it takes evidence to return towards the start. If some point between has a
-    clearly higher loss than both ends, a barrier, no point with a higher mean loss than the start is kept: averaging
-    needs linearly connected weights (Frankle et al. 2020, https://arxiv.org/abs/1912.05671), and the learning rate was
-    too high for that.
+    difference over images or groups (the one-standard-error rule, Breiman et al. 1984), and does not exceed that of the
+    start. So fine-tuning never ends with a higher validation loss, also at rates that are too high, where much worse
+    weights lie between the start and the end. Of two points as near to the preferred one, the later is kept.
 
     `losses`: for each of `ALPHAS`, the loss of each image, (n,); a point with one that is not finite is out. `groups`:
     group numbers, (n,); a group counts as one observation.
     """
 
-    def is_higher(one: int, other: int) -> bool:
-        """Whether a mean loss exceeds another by at least the standard error of their difference."""
+    def is_as_good(one: int, other: int) -> bool:
+        """Whether a mean loss exceeds another by less than the standard error of their difference."""
         excess = losses[one] - losses[other]
         sums = excess - excess.mean()
         sums = sums if groups is None else np.bincount(groups, sums)
-        return bool(excess.mean() >= math.sqrt((sums**2).sum()) / len(excess))
+        return bool(excess.mean() < math.sqrt((sums**2).sum()) / len(excess))
 
-    usable = [position for position, values in enumerate(losses) if np.isfinite(values).all()]
-    lowest = min(usable, key=lambda position: float(losses[position].mean()))
-    has_barrier = any(is_higher(between, 0) and is_higher(between, usable[-1]) for between in usable[1:-1])
-    near = [
-        position
-        for position in usable
-        if (position == lowest or not is_higher(position, lowest))
-        and (not has_barrier or losses[position].mean() <= losses[0].mean())
-    ]
+    means = [float(values.mean()) for values in losses]
+    usable = [position for position, mean in enumerate(means) if math.isfinite(mean) and mean <= means[0]]
+    lowest = min(usable, key=means.__getitem__)
+    near = [position for position in usable if position == lowest or is_as_good(position, lowest)]
     return min(near, key=lambda position: (abs(ALPHAS[position] - _PREFERRED), -position))

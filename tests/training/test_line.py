@@ -26,35 +26,34 @@ def test_a_lowest_point_that_is_known_is_kept_where_the_images_tell_it_from_its_
     assert ALPHAS[choose(losses(best, depth=10.0))] == best
 
 
-@pytest.mark.parametrize("best", [0.1, 1.0])
+@pytest.mark.parametrize("best", [0.6, 1.0])
 def test_of_points_that_the_images_cannot_tell_apart_most_of_the_change_is_kept(best: float) -> None:
     assert ALPHAS[choose(losses(best, depth=1e-4, noise=1e-3))] == 0.8
 
 
-def test_the_loss_kept_is_never_more_than_a_standard_error_above_that_of_the_start() -> None:
+def test_the_loss_kept_is_never_above_that_of_the_start() -> None:
     chance = np.random.default_rng(1)
     for _ in range(200):
         every = [values + chance.normal(0, 0.1) for values in losses(chance.random(), chance.exponential(0.3), 0.3, 30)]
-        excess = every[choose(every)] - every[0]
-        assert excess.mean() <= excess.std() / np.sqrt(30) + 1e-12
+        assert every[choose(every)].mean() <= every[0].mean()
 
 
 def test_images_of_a_group_are_one_observation() -> None:
     change = np.random.default_rng(0).normal(0, 0.1, 12)
-    single = [1 + alpha * (change - change.mean() + 0.02) for alpha in ALPHAS]
+    single = [1 + alpha * (change - change.mean() - 0.02) for alpha in ALPHAS]
     tenfold = [np.repeat(values, 10) for values in single]
-    # Twelve images cannot tell the start from the end, and ten copies of each can no more.
+    # Twelve images cannot tell 80% from the end, and ten copies of each can no more.
     assert choose(tenfold, np.repeat(np.arange(12), 10)) == choose(single) == 8
-    assert choose(tenfold) == 0
+    assert choose(tenfold) == 10
 
 
-def test_a_point_behind_a_barrier_is_not_kept() -> None:
+@pytest.mark.parametrize(("slope", "kept"), [(0.2, 0), (-0.2, 10)])
+def test_of_a_line_through_worse_weights_no_point_between_is_kept(slope: float, kept: int) -> None:
     # As at rates that are too high: the images cannot tell the end from the start, but the way there is much worse.
     random = np.random.default_rng(0)
     start, change = random.normal(1, 1, 100), random.normal(0, 4, 100)
-    line = [start + alpha * (change - change.mean() + 0.2) for alpha in ALPHAS]
-    assert choose(line) == 8
-    assert choose([values + 8 * alpha * (1 - alpha) for values, alpha in zip(line, ALPHAS, strict=True)]) == 0
+    line = [start + alpha * (change - change.mean() + slope) + 8 * alpha * (1 - alpha) for alpha in ALPHAS]
+    assert choose(line) == kept
 
 
 def test_a_line_on_which_nothing_changes_leaves_the_start() -> None:
