@@ -1,5 +1,8 @@
 """Head search: linear heads and heads with a hidden layer, compared by cross-validation on frozen features.
 
+The features are centred. Then either each is divided by its own spread, or all by their common spread, which weights
+features by how much they vary. Linear heads decide which, since it depends on network and dataset (docs/recipe.md).
+
 The features are cached, so all candidates are trained at once, on the device. Linear heads are logistic regressions
 with an L2 penalty, as in linear evaluation (DINOv2 trains 52 heads in one pass, https://arxiv.org/abs/2304.07193);
 one eigendecomposition serves all penalties and folds. Heads with a hidden layer are trained by the parameters of
@@ -90,41 +93,23 @@ def assign_folds(entries: list[Entry], seed: int) -> Tensor:
 
 
 def search(
-    data: Data, folds: Tensor, hidden: int, phase: TrainHead, seed: int
-) -> tuple[list[Candidate], list[nn.Module]]:
+    data: Data, ratio: Tensor, folds: Tensor, hidden: int, phase: TrainHead, seed: int
+) -> tuple[list[Candidate], list[nn.Module], bool]:
     """Compare all candidates on training and validation images; `folds`, (n,), are on the CPU.
 
+    `ratio`, (d,): the spread of each feature over the common one. Features times `ratio` are tried, too.
+
     Returns:
-        The candidates, lowest out-of-fold loss first; of the first one, the heads that have not seen fold 0, 1, ...
+        The candidates, lowest out-of-fold loss first; of the first one, the heads that have not seen fold 0, 1, ...;
+        whether they are for the features times `ratio`.
     """
     sampled = torch.randperm(len(folds), generator=generator_for(seed))[:SAMPLE].sort().values
     chosen = torch.zeros(len(folds), dtype=torch.bool).index_fill(0, sampled, True)
     rows = [torch.where(chosen & (folds != fold))[0] for fold in range(FOLDS)]
-    tried: list[tuple[Candidate, list[nn.Module]]] = []
-
-    def try_linear(*penalties: float) -> float:
-        """Try several penalties at once; return the loss of the last one."""
-        each = [penalty for penalty in penalties for _ in range(FOLDS)]
-        (heads,) = train_linear(data, rows * len(penalties), each, phase.label_smoothing, _PASSES, _PASSES)
-        for number, penalty in enumerate(penalties):
-            own = heads[FOLDS * number : FOLDS * (number + 1)]
-            tried.append((_judge(Candidate(penalty, None), own, data, folds), own))
-        return tried[-1][0].loss
-
-    if len(PENALTIES) * FOLDS * len(sampled) * data.outputs <= _MOST_VALUES:
-        try_linear(*PENALTIES)
-    else:
-        # From the middle, the loss falls to one side only, until its minimum.
-        middle = len(PENALTIES) // 2
-        start = try_linear(PENALTIES[middle])
-        for side in (PENALTIES[middle + 1 :], PENALTIES[middle - 1 :: -1]):
-            lowest = start
-            for penalty in side:
-                if (loss := try_linear(penalty)) >= lowest:
-                    break
-                lowest = loss
-            if lowest < start:
-                break
+    both = [data, replace(data, features=data.features * ratio)]
+    linear = [_try_linear(each, folds, rows, phase) for each in both]
+    common = min(one.loss for one, _ in linear[1]) < min(one.loss for one, _ in linear[0])
+    data, tried = both[common], linear[common]
     for rate in RATES:
         lr = rate * phase.lr
         *_, heads = train_hidden(data, rows, hidden, phase.model_copy(update={"lr": lr}), seed)
@@ -137,7 +122,40 @@ def search(
         if sum(map(float, losses)) / FOLDS < _FITTED * tried[-1][0].loss:
             break
     tried.sort(key=lambda one: one[0].loss)
-    return [candidate for candidate, _ in tried], tried[0][1]
+    return [candidate for candidate, _ in tried], tried[0][1], common
+
+
+def _try_linear(
+    data: Data, folds: Tensor, rows: list[Tensor], phase: TrainHead
+) -> list[tuple[Candidate, list[nn.Module]]]:
+    """Train linear heads on the images of each fold, `rows`, and judge them on the others."""
+    tried: list[tuple[Candidate, list[nn.Module]]] = []
+
+    def train(*penalties: float) -> float:
+        """Try several penalties at once; return the loss of the last one."""
+        each = [penalty for penalty in penalties for _ in range(FOLDS)]
+        (heads,) = train_linear(data, rows * len(penalties), each, phase.label_smoothing, _PASSES, _PASSES)
+        for number, penalty in enumerate(penalties):
+            own = heads[FOLDS * number : FOLDS * (number + 1)]
+            tried.append((_judge(Candidate(penalty, None), own, data, folds), own))
+        return tried[-1][0].loss
+
+    images = len(torch.unique(torch.cat(rows)))
+    if len(PENALTIES) * FOLDS * images * data.outputs <= _MOST_VALUES:
+        train(*PENALTIES)
+    else:
+        # From the middle, the loss falls to one side only, until its minimum.
+        middle = len(PENALTIES) // 2
+        start = train(PENALTIES[middle])
+        for side in (PENALTIES[middle + 1 :], PENALTIES[middle - 1 :: -1]):
+            lowest = start
+            for penalty in side:
+                if (loss := train(penalty)) >= lowest:
+                    break
+                lowest = loss
+            if lowest < start:
+                break
+    return tried
 
 
 def _judge(candidate: Candidate, heads: list[nn.Module], data: Data, folds: Tensor) -> Candidate:
@@ -284,12 +302,13 @@ def train_hidden(
 class Found:
     """The head that was found.
 
-    `layers`: those after the pooling; `epochs`: the history of its training; `candidates`: all of them, the found one
-    first; `entries` and `logits`, (n, outputs): the training and validation images with their out-of-fold logits;
-    `temperature`: fitted to these logits.
+    `layers`: those after the pooling; `common`: they divide all features by their common spread; `epochs`: the history
+    of its training; `candidates`: all of them, the found one first; `entries` and `logits`, (n, outputs): the training
+    and validation images with their out-of-fold logits; `temperature`: fitted to these logits.
     """
 
     layers: list[nn.Module]
+    common: bool
     epochs: list[Epoch]
     candidates: list[Candidate]
     entries: list[Entry]
@@ -327,6 +346,7 @@ def find_head(
     folds = assign_folds(labelled, seed)
     count, known = int((chosen < len(entries.train)).sum()), int((chosen < len(labelled)).sum())
     spread, mean = torch.std_mean(features[:count], dim=0)
+    together = spread.square().mean().sqrt()
     # Not 0 for a feature that is constant.
     spread = torch.where(spread > 0, spread, 1.0)
     features.sub_(mean).div_(spread)
@@ -336,7 +356,11 @@ def find_head(
     found: Found | None = None
     if ranks.rank() == 0:
         data = Data(features[:known], labels[:known], outputs, weights)
-        candidates, heads = search(data, folds[chosen[:known]], hidden, phase, seed)
+        ratio = spread / together if together > 0 else torch.ones_like(spread)
+        candidates, heads, common = search(data, ratio, folds[chosen[:known]], hidden, phase, seed)
+        if common:
+            features *= ratio
+            spread = spread / ratio
         epochs: list[Epoch] = []
         head = heads[0]
         for number, head in _train_again(candidates[0], data, count, hidden, phase, seed):
@@ -346,7 +370,7 @@ def find_head(
             watching, _ = score_logits(logits[count:], labels[count:].cpu(), weights, tempered=not entries.watches_test)
             epochs.append(Epoch(number, training.loss, training.accuracy, watching.loss, watching.accuracy))
         layers = [layer.cpu() for layer in (Standardize(mean, spread), *head.children())]
-        found = Found(layers, epochs, candidates, labelled, torch.empty(0), 1.0)
+        found = Found(layers, common, epochs, candidates, labelled, torch.empty(0), 1.0)
     del features
     logits, first = torch.zeros(len(labelled), outputs), 0
     for batch in read(labelled):
@@ -389,6 +413,7 @@ def describe_search(found: Found) -> str:
     sample = f", compared on a sample of {SAMPLE:,}" if len(found.entries) > SAMPLE else ""
     sample += f" and trained on one of {MOST:,}" if len(found.entries) > MOST else ""
     tried = f"{len(found.candidates)} heads tried by {FOLDS} folds of {len(found.entries):,} images{sample}"
+    tried += ", features divided by their common spread" * found.common
     return "\n".join([*lines, f"{tried}: kept {kept}"])
 
 

@@ -129,6 +129,19 @@ def test_features_on_any_scale_find_the_same_head() -> None:
     assert [one.loss for one in scaled.candidates] == pytest.approx([one.loss for one in plain.candidates], abs=2e-3)
 
 
+@pytest.mark.parametrize("common", [True, False])
+def test_features_keep_their_proportions_where_those_that_vary_most_tell_the_classes(common: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 3
+    telling = torch.randn(400, 10, generator=generator) + 2 * torch.eye(10)[labels]
+    noise = torch.randn(400, 300, generator=generator)
+    small = (1.0, 0.05) if common else (0.05, 1.0)
+    found = find(torch.cat([small[0] * telling, small[1] * noise], dim=1), labels)
+    assert found.common == common
+    spread = found.layers[0].spread
+    assert (spread.max() / spread.min() < 1.0001) == common
+
+
 def test_swapped_labels_of_training_images_are_found_without_training_again() -> None:
     generator = torch.Generator().manual_seed(1)
     truth = torch.randint(0, 3, (600,), generator=generator)
