@@ -33,7 +33,7 @@ from stages.network.network import POOLING, Network, Standardize
 from stages.training.history import Epoch
 from stages.training.optimizer import make_optimizer, schedule_rate
 from stages.training.phase import Entries
-from stages.training.temperature import fit_temperature, score_logits
+from stages.training.temperature import Losses, Scores, fit_temperature, score_logits
 
 FOLDS = 5
 # For the sum of the losses, on standardized features: scikit-learn's 1 / C.
@@ -97,7 +97,8 @@ def search(
 ) -> tuple[list[Candidate], list[nn.Module], bool]:
     """Compare all candidates on training and validation images; `folds`, (n,), are on the CPU.
 
-    `ratio`, (d,): the spread of each feature over the common one. Features times `ratio` are tried, too.
+    `ratio`, (d,): the spread of each feature over the common one. Features times `ratio` are tried, too. They are
+    taken if they lower the best linear head's out-of-fold loss by more than a standard error of the paired difference.
 
     Returns:
         The candidates, lowest out-of-fold loss first; of the first one, the heads that have not seen fold 0, 1, ...;
@@ -108,7 +109,9 @@ def search(
     rows = [torch.where(chosen & (folds != fold))[0] for fold in range(FOLDS)]
     both = [data, replace(data, features=data.features * ratio)]
     linear = [_try_linear(each, folds, rows, phase) for each in both]
-    common = min(one.loss for one, _ in linear[1]) < min(one.loss for one, _ in linear[0])
+    best = [min(tried, key=lambda one: one[0].loss)[1] for tried in linear]
+    own, other = (_score(heads, each, folds)[1] for heads, each in zip(best, both, strict=True))
+    common = bool((own - other).mean() > (own - other).std() / math.sqrt(len(own)))
     data, tried = both[common], linear[common]
     for rate in RATES:
         lr = rate * phase.lr
@@ -159,10 +162,15 @@ def _try_linear(
 
 
 def _judge(candidate: Candidate, heads: list[nn.Module], data: Data, folds: Tensor) -> Candidate:
+    scores, _ = _score(heads, data, folds)
+    return replace(candidate, loss=scores.loss, accuracy=scores.accuracy)
+
+
+def _score(heads: list[nn.Module], data: Data, folds: Tensor) -> tuple[Scores, Losses]:
+    """Return out-of-fold scores and the loss of each image, (n,)."""
     # Without a temperature: an overfitted head is a bad start for fine-tuning, however well its logits are scaled.
     logits, labels = _predict_out_of_fold(heads, data.features, folds), data.labels.cpu()
-    scores, _ = score_logits(logits, labels, data.weights, tempered=False)
-    return replace(candidate, loss=scores.loss, accuracy=scores.accuracy)
+    return score_logits(logits, labels, data.weights, tempered=False)
 
 
 def _predict_out_of_fold(heads: list[nn.Module], features: Tensor, folds: Tensor) -> Tensor:
