@@ -18,6 +18,8 @@ from stages.images.index import Groups
 ALPHAS = tuple(step / 10 for step in range(11))
 # The fraction that is kept if the validation images allow it: docs/recipe.md has the measurements.
 _PREFERRED = 0.8
+# How many standard errors of the paired difference the lowest loss has to be below that of the start.
+_EVIDENCE = 0.25
 
 
 @dataclass(frozen=True)
@@ -37,24 +39,28 @@ class Point:
 def choose(losses: Sequence[NDArray[np.float64]], groups: Groups | None = None) -> int:
     """Return the position of the point to keep: of those as good as the best, the one nearest to `_PREFERRED`.
 
-    As good as the best are points whose mean loss exceeds the lowest by less than a standard error of their paired
-    difference over images or groups (the one-standard-error rule, Breiman et al. 1984), and does not exceed that of the
-    start. So fine-tuning never ends with a higher validation loss, also at rates that are too high, where much worse
-    weights lie between the start and the end. Of two points as near to the preferred one, the later is kept.
+    The start is kept if the lowest mean loss is not below its own by at least `_EVIDENCE`. As good as the best are
+    points whose mean loss exceeds the lowest by less than a standard error of their paired difference over images or
+    groups (the one-standard-error rule, Breiman et al. 1984), and does not exceed that of the start: at rates that are
+    too high, much worse weights lie between the start and an end that a few images cannot tell from it. Of two points
+    as near to the preferred one, the later is kept.
 
     `losses`: for each of `ALPHAS`, the loss of each image, (n,); a point with one that is not finite is out. `groups`:
     group numbers, (n,); a group counts as one observation.
     """
 
-    def is_as_good(one: int, other: int) -> bool:
-        """Whether a mean loss exceeds another by less than the standard error of their difference."""
+    def errors_above(one: int, other: int) -> float:
+        """Return how many standard errors of their paired difference a mean loss is above another."""
         excess = losses[one] - losses[other]
         sums = excess - excess.mean()
         sums = sums if groups is None else np.bincount(groups, sums)
-        return bool(excess.mean() < math.sqrt((sums**2).sum()) / len(excess))
+        mean, error = float(excess.mean()), math.sqrt((sums**2).sum()) / len(excess)
+        return mean / error if error else math.copysign(math.inf, mean) if mean else 0.0
 
     means = [float(values.mean()) for values in losses]
     usable = [position for position, mean in enumerate(means) if math.isfinite(mean) and mean <= means[0]]
     lowest = min(usable, key=means.__getitem__)
-    near = [position for position in usable if position == lowest or is_as_good(position, lowest)]
+    if errors_above(0, lowest) < _EVIDENCE:
+        return 0
+    near = [position for position in usable if position == lowest or errors_above(position, lowest) < 1]
     return min(near, key=lambda position: (abs(ALPHAS[position] - _PREFERRED), -position))

@@ -154,7 +154,7 @@ def finish(
         print(f"training stopped: {fit.failure}")
     kept, why = f"epoch {selected.number}", ""
     if not selected.number:
-        why = f": {'no point towards the end' if fit.line else 'no epoch'} has a lower validation loss"
+        why = f": no {'point towards the end has a clearly' if fit.line else 'epoch has a'} lower validation loss"
     elif point is not None:
         kept = f"{point.alpha:.0%} of the change"
     scores = selected if point is None else point

@@ -56,6 +56,13 @@ def test_of_a_line_through_worse_weights_no_point_between_is_kept(slope: float, 
     assert choose(line) == kept
 
 
+@pytest.mark.parametrize(("errors", "kept"), [(0.2, 0), (0.3, 8)])
+def test_the_start_is_left_only_for_a_gain_of_a_quarter_of_a_standard_error(errors: float, kept: int) -> None:
+    change = np.random.default_rng(0).normal(0, 1, 60)
+    change -= change.mean() + errors * change.std() / 60**0.5
+    assert choose([1 + alpha * change for alpha in ALPHAS]) == kept
+
+
 def test_a_line_on_which_nothing_changes_leaves_the_start() -> None:
     assert choose([np.ones(5)] * len(ALPHAS)) == 0
 
