@@ -33,14 +33,14 @@ from stages.network.network import POOLING, Network, Standardize
 from stages.training.history import Epoch
 from stages.training.optimizer import make_optimizer, schedule_rate
 from stages.training.phase import Entries
-from stages.training.temperature import Losses, Scores, fit_temperature, score_logits
+from stages.training.temperature import Losses, fit_temperature, score_logits
 
 FOLDS = 5
 # For the sum of the losses, on standardized features: scikit-learn's 1 / C.
 PENALTIES = tuple(10 ** (exponent / 2) for exponent in range(-3, 7))
-# Fractions of `train_head.lr`. Few, since each is a training per fold.
-RATES = (0.3, 1.0)
-# A head with a training loss below this fraction of its out-of-fold loss has fit its images: no higher rate is tried.
+# Of `train_head.lr`, in order; each is a training per fold, so a higher rate is tried only if it may help.
+RATES = (0.3, 1.0, 3.0)
+# A head with a training loss below this fraction of its out-of-fold loss has fit its images: no higher rate helps.
 _FITTED = 0.5
 # Training and validation images used to compare candidates; more of them choose no better and take longer.
 SAMPLE = 5_000
@@ -65,6 +65,15 @@ class Candidate:
     lr: float | None
     loss: float = math.nan
     accuracy: float = math.nan
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A candidate with its scores, the heads that have not seen fold 0, 1, ..., and the loss of each image, (n,)."""
+
+    candidate: Candidate
+    heads: list[nn.Module]
+    losses: Losses
 
 
 @dataclass(frozen=True)
@@ -107,32 +116,43 @@ def search(
     sampled = torch.randperm(len(folds), generator=generator_for(seed))[:SAMPLE].sort().values
     chosen = torch.zeros(len(folds), dtype=torch.bool).index_fill(0, sampled, True)
     rows = [torch.where(chosen & (folds != fold))[0] for fold in range(FOLDS)]
-    both = [data, replace(data, features=data.features * ratio)]
-    linear = [_try_linear(each, folds, rows, phase) for each in both]
-    best = [min(tried, key=lambda one: one[0].loss)[1] for tried in linear]
-    own, other = (_score(heads, each, folds)[1] for heads, each in zip(best, both, strict=True))
-    common = bool((own - other).mean() > (own - other).std() / math.sqrt(len(own)))
-    data, tried = both[common], linear[common]
+    tried = _try_linear(data, folds, rows, phase)
+    best, scaled = tried[0], replace(data, features=data.features * ratio)
+    # The mean square of all features is 1 either way, so the best penalty is nearly the same.
+    tried_scaled = _try_linear(scaled, folds, rows, phase, best.candidate.penalty)
+    gain = best.losses - tried_scaled[0].losses
+    if common := bool(gain.mean() > gain.std() / math.sqrt(len(gain))):
+        data, tried = scaled, tried_scaled
+    lowest = math.inf
     for rate in RATES:
         lr = rate * phase.lr
         *_, heads = train_hidden(data, rows, hidden, phase.model_copy(update={"lr": lr}), seed)
-        tried.append((_judge(Candidate(None, lr), heads, data, folds), heads))
+        tried.append(_judge(Candidate(None, lr), heads, data, folds))
         with torch.inference_mode():
             losses = [
                 objective.loss(head(data.features[own]), data.labels[own], data.weights)
                 for head, own in zip(heads, rows, strict=True)
             ]
-        if sum(map(float, losses)) / FOLDS < _FITTED * tried[-1][0].loss:
+        loss = tried[-1].candidate.loss
+        if sum(map(float, losses)) / FOLDS < _FITTED * loss or loss >= lowest:
             break
-    tried.sort(key=lambda one: one[0].loss)
-    return [candidate for candidate, _ in tried], tried[0][1], common
+        lowest = loss
+    tried.sort(key=_loss)
+    return [one.candidate for one in tried], tried[0].heads, common
 
 
 def _try_linear(
-    data: Data, folds: Tensor, rows: list[Tensor], phase: TrainHead
-) -> list[tuple[Candidate, list[nn.Module]]]:
-    """Train linear heads on the images of each fold, `rows`, and judge them on the others."""
-    tried: list[tuple[Candidate, list[nn.Module]]] = []
+    data: Data, folds: Tensor, rows: list[Tensor], phase: TrainHead, near: float | None = None
+) -> list[_Tried]:
+    """Train linear heads on the images of each fold, `rows`, and judge them on the others; lowest loss first.
+
+    `near`: only this one of `PENALTIES` and its neighbours are tried.
+    """
+    tried: list[_Tried] = []
+    grid = PENALTIES
+    if near is not None:
+        place = PENALTIES.index(near)
+        grid = PENALTIES[max(place - 1, 0) : place + 2]
 
     def train(*penalties: float) -> float:
         """Try several penalties at once; return the loss of the last one."""
@@ -140,17 +160,17 @@ def _try_linear(
         (heads,) = train_linear(data, rows * len(penalties), each, phase.label_smoothing, _PASSES, _PASSES)
         for number, penalty in enumerate(penalties):
             own = heads[FOLDS * number : FOLDS * (number + 1)]
-            tried.append((_judge(Candidate(penalty, None), own, data, folds), own))
-        return tried[-1][0].loss
+            tried.append(_judge(Candidate(penalty, None), own, data, folds))
+        return tried[-1].candidate.loss
 
     images = len(torch.unique(torch.cat(rows)))
-    if len(PENALTIES) * FOLDS * images * data.outputs <= _MOST_VALUES:
-        train(*PENALTIES)
+    if len(grid) * FOLDS * images * data.outputs <= _MOST_VALUES:
+        train(*grid)
     else:
         # From the middle, the loss falls to one side only, until its minimum.
-        middle = len(PENALTIES) // 2
-        start = train(PENALTIES[middle])
-        for side in (PENALTIES[middle + 1 :], PENALTIES[middle - 1 :: -1]):
+        middle = len(grid) // 2
+        start = train(grid[middle])
+        for side in (grid[middle + 1 :], grid[:middle][::-1]):
             lowest = start
             for penalty in side:
                 if (loss := train(penalty)) >= lowest:
@@ -158,19 +178,18 @@ def _try_linear(
                 lowest = loss
             if lowest < start:
                 break
-    return tried
+    return sorted(tried, key=_loss)
 
 
-def _judge(candidate: Candidate, heads: list[nn.Module], data: Data, folds: Tensor) -> Candidate:
-    scores, _ = _score(heads, data, folds)
-    return replace(candidate, loss=scores.loss, accuracy=scores.accuracy)
-
-
-def _score(heads: list[nn.Module], data: Data, folds: Tensor) -> tuple[Scores, Losses]:
-    """Return out-of-fold scores and the loss of each image, (n,)."""
+def _judge(candidate: Candidate, heads: list[nn.Module], data: Data, folds: Tensor) -> _Tried:
     # Without a temperature: an overfitted head is a bad start for fine-tuning, however well its logits are scaled.
     logits, labels = _predict_out_of_fold(heads, data.features, folds), data.labels.cpu()
-    return score_logits(logits, labels, data.weights, tempered=False)
+    scores, losses = score_logits(logits, labels, data.weights, tempered=False)
+    return _Tried(replace(candidate, loss=scores.loss, accuracy=scores.accuracy), heads, losses)
+
+
+def _loss(tried: _Tried) -> float:
+    return tried.candidate.loss
 
 
 def _predict_out_of_fold(heads: list[nn.Module], features: Tensor, folds: Tensor) -> Tensor:

@@ -178,7 +178,7 @@ def searching(project: Project) -> Project:
 
 def test_the_head_that_was_found_is_what_the_checkpoint_has_and_what_is_fine_tuned(searching: Project) -> None:
     assert searching.run("train_head", "finetune", "evaluate", "plot") == 0
-    best = read_table(searching.path("metrics/train_head/candidates.csv"), Candidate, "train_head")[0]
+    best, *others = read_table(searching.path("metrics/train_head/candidates.csv"), Candidate, "train_head")
     initial, head = (load_file(searching.checkpoint(name)) for name in ("initial", "head"))
     assert all(torch.equal(tensor, head[key]) for key, tensor in initial.items() if key.startswith("backbone."))
     _, description = load_checkpoint(searching.checkpoint("head"))
@@ -191,7 +191,7 @@ def test_the_head_that_was_found_is_what_the_checkpoint_has_and_what_is_fine_tun
         parts = searching.parts()
         assert content["paths"].tolist() == [entry.path for part in ("train", "val") for entry in parts[part]]
         assert content["probabilities"].sum(axis=1) == pytest.approx(1)
-    assert "of 12 heads tried by folds" in searching.path("metrics/report.md").read_text()
+    assert f"of {1 + len(others)} heads tried by folds" in searching.path("metrics/report.md").read_text()
 
 
 def test_the_same_run_gives_the_same_bytes(searching: Project) -> None:
