@@ -6,12 +6,12 @@ from typing import Any
 import yaml
 from torch import nn
 
+from stages.common.format import bullets, cell, code
 from stages.deploy.onnx import describe_resize
 from stages.images.preprocessing import Preprocessing, margin_colour
 from stages.network.backbones import cut_into_blocks, stock_options, stock_shapes
 from stages.network.checkpoint import Description
 from stages.network.network import Network, Standardize
-from stages.report.markdown import bullets, cell, code
 from stages.report.page import describe_limits, tabulate_counts, tabulate_recipe, tabulate_scores
 from stages.scores.evaluation import Evaluation
 from stages.scores.metrics import Scores

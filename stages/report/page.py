@@ -3,12 +3,27 @@
 from collections.abc import Sequence
 from typing import Any
 
-from stages.common.format import number, p_value, percent, percent_range, plural, points, points_range, signed
+from stages.common.format import (
+    Write,
+    bullets,
+    cell,
+    code,
+    first,
+    number,
+    or_undefined,
+    p_value,
+    percent,
+    percent_range,
+    plural,
+    points,
+    points_range,
+    signed,
+    table,
+)
 from stages.common.params import Params, flatten
 from stages.images.division import CONFLICT
 from stages.images.index import PARTS, class_counts
 from stages.images.near_duplicates import LOOKED_FOR, Leak
-from stages.report.markdown import Write, bullets, cell, code, first, or_undefined, table
 from stages.scores.calibration import Calibrations, Estimate, describe_coverage
 from stages.scores.evaluation import ClassScores, Evaluation, count_parts, describe_near_duplicates
 from stages.scores.folds import Together

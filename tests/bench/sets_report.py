@@ -9,9 +9,8 @@ from statistics import fmean
 
 from matplotlib.ticker import PercentFormatter
 
-from stages.common.format import plural, points, signed
+from stages.common.format import cell, plural, points, signed, table
 from stages.report import style
-from stages.report.markdown import cell, table
 from stages.report.style import Look
 
 # In the order of the columns; these colours are Okabe and Ito's, too.

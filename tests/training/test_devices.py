@@ -23,9 +23,9 @@ from stages.network.network import Network, build_network, cut, set_trainable
 from stages.training import loop
 from stages.training.batches import Part
 from stages.training.features import FrozenPrefix
+from stages.training.heads import Data, train_hidden
 from stages.training.loop import Trainer
 from stages.training.optimizer import make_optimizer
-from stages.training.search import Data, train_hidden
 
 CUDA = torch.device("cuda")
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")

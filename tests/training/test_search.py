@@ -17,16 +17,9 @@ from stages.images.index import Entry
 from stages.network.checkpoint import load_checkpoint
 from stages.scores.suspects import find_suspects
 from stages.training import search
+from stages.training.heads import Data, train_hidden, train_linear
 from stages.training.phase import Entries
-from stages.training.search import (
-    FOLDS,
-    Candidate,
-    Data,
-    assign_folds,
-    find_head,
-    train_hidden,
-    train_linear,
-)
+from stages.training.search import FOLDS, Candidate, assign_folds, find_head
 
 
 def phase() -> TrainHead:
