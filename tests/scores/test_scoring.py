@@ -118,7 +118,7 @@ def test_the_paired_interval_is_the_published_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("both", "fixed", "broken", "count"), [(380, 8, 3, 400), (0, 3, 2, 5), (0, 1, 0, 1), (400, 0, 0, 400)]
+    ("both", "fixed", "broken", "count"), [(380, 8, 3, 400), (0, 3, 2, 5), (0, 4, 1, 5), (0, 1, 0, 1), (400, 0, 0, 400)]
 )
 def test_the_paired_interval_holds_the_difference_and_turns_round_with_the_models(
     both: int, fixed: int, broken: int, count: int
