@@ -133,6 +133,8 @@ def test_features_keep_their_proportions_where_those_that_vary_most_tell_the_cla
     assert found.common == common
     spread = found.layers[0].spread
     assert (spread.max() / spread.min() < 1.0001) == common
+    # On the second scale, only the best penalty of the first one and its neighbours are tried.
+    assert sum(one.penalty is not None for one in found.candidates) == (3 if common else len(search.PENALTIES))
 
 
 def test_swapped_labels_of_training_images_are_found_without_training_again() -> None:
