@@ -174,10 +174,10 @@ class Repository:
         for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
             shutil.copy(ROOT / name, folder / name)
         shutil.copytree(ROOT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+        # Not what stages make: `dvc repro` may have been run in this checkout.
+        made = ("images", "index", "checkpoints", "weights", "labels", "corrections", "*.npz")
         for name in (".dvc", "data"):
-            ignore = shutil.ignore_patterns(
-                "__pycache__", "images", "index", "checkpoints", "weights", "labels", "cache", "tmp"
-            )
+            ignore = shutil.ignore_patterns("__pycache__", "cache", "tmp", *made)
             shutil.copytree(ROOT / name, folder / name, ignore=ignore)
         for lock in folder.rglob("dvc.lock"):
             lock.unlink()
