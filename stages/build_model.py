@@ -8,9 +8,9 @@ from stages.common.format import enumerate_names
 from stages.common.params import load_params
 from stages.images.index import read_index
 from stages.network.checkpoint import save_checkpoint
-from stages.network.initial import build_initial
 from stages.network.layer_table import write_layers
 from stages.network.network import require_blocks
+from stages.network.weights import build_initial
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Pretrained weights: torchvision's by name, a file, or none."""
+"""Pretrained weights: torchvision's by name, a file, or none; and the network that training starts from."""
 
 import difflib
 import hashlib
@@ -10,6 +10,7 @@ import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -22,11 +23,23 @@ from torchvision.models import VisionTransformer, WeightsEnum, get_model_weights
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from stages.common.cli import StageError, is_out_of_memory
-from stages.common.params import weight_file
+from stages.common.device import make_deterministic
+from stages.common.machine import resolve_workers
+from stages.common.params import Params, weight_file
+from stages.images.batches import Batches, Order
+from stages.images.index import Entry, class_names
 from stages.images.preprocessing import Preprocessing
-from stages.network.backbones import cut_into_blocks, native_preprocessing, own_normalization, require_architecture
-from stages.network.checkpoint import Description, read_own
+from stages.network.backbones import (
+    cut_into_blocks,
+    native_preprocessing,
+    own_normalization,
+    require_architecture,
+    stock_model,
+)
+from stages.network.checkpoint import Description, continue_from, read_own
 from stages.network.layouts import to_torchvision, unwrap, whose
+from stages.network.network import Network, build_network, calibrate_batchnorm, set_trainable
+from stages.network.objective import outputs_for
 
 # The key of a .safetensors file's JSON object, with the `preprocessing` of the images. One key only, since safetensors
 # writes several in random order, so the file's bytes would change from run to run.
@@ -205,3 +218,53 @@ def _stated_preprocessing(path: Path) -> Preprocessing | None:
         stated = (file.metadata() or {}).get(METADATA_KEY, "{}")
     fields = dict(json.loads(stated)).get("preprocessing")
     return None if fields is None else Preprocessing.from_json(fields)
+
+
+# More images hardly change the statistics of a random network.
+CALIBRATION_BATCHES, CALIBRATION_BATCH = 16, 64
+
+
+def build_initial(params: Params, entries: list[Entry]) -> tuple[Network, Description, str]:
+    """Build the network of `params.model` with a frozen backbone; the same seed gives the same network.
+
+    The training images `entries` name the classes and calibrate a random backbone.
+
+    Returns:
+        The network, the metadata of its checkpoint, and the origin of its weights, in words.
+
+    Raises:
+        StageError: no such network or weights, or they do not fit each other or the size of the images.
+    """
+    model, classes = params.model, class_names(entries)
+    make_deterministic(params.seed)
+    weights = find_weights(model.arch, model.weights)
+    preprocessing = weights.preprocessing.framed(model.image_size, model.framing, params.data.grey_max)
+    stock = stock_model(model.arch, preprocessing.crop)
+    load_into(stock, weights, model.arch)
+    hidden, standardized, own = model.hidden, False, weights.own
+    if own is not None and (own.head, own.classes) == (model.head, tuple(classes)):
+        hidden, standardized = own.hidden, own.standardized
+    network = build_network(stock, model.head, hidden, outputs_for(len(classes)), preprocessing.crop, standardized)
+    description = Description(
+        model.arch,
+        model.head,
+        hidden,
+        tuple(classes),
+        preprocessing,
+        weights.source,
+        weights.sha256,
+        standardized=standardized,
+        recipe={"seed": params.seed, "model": model.model_dump()},
+    )
+    source = weights.source or "random"
+    if own is not None:
+        kept = continue_from(network, description, weights.tensors, own)
+        source += f" with {'its' if kept else 'a new'} head"
+    if weights.source is None:
+        root, workers = Path(params.data.path), resolve_workers(params.workers)
+        order = Order(len(entries), params.seed)
+        batches = Batches(root, entries, preprocessing, CALIBRATION_BATCH, workers, order=order)
+        images = (images for images, _ in islice(batches, CALIBRATION_BATCHES) if len(images) > 1)
+        calibrate_batchnorm(network, images)
+    set_trainable(network, 0)
+    return network, description, source

@@ -21,13 +21,13 @@ from stages.common.params import Phase, Precision
 from stages.images.index import Groups
 from stages.network import objective
 from stages.network.network import Network
+from stages.network.objective import Losses, Scores, score_logits
 from stages.training.batches import Batches, Part, interleave
 from stages.training.history import Epoch, best_epoch, out_of_patience
 from stages.training.kernels import fuse_for_training
 from stages.training.line import ALPHAS, Point, choose
 from stages.training.optimizer import make_optimizer, schedule_rate, trainable_parameters
 from stages.training.resume import State, StateFile
-from stages.training.temperature import Losses, Scores, score_logits
 
 # Steps between checks of the losses: each check makes a GPU wait.
 _CHECKED = 50

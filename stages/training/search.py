@@ -26,10 +26,10 @@ from stages.images.index import Entry
 from stages.network import objective
 from stages.network.checkpoint import Description
 from stages.network.network import POOLING, Network, Standardize
+from stages.network.objective import Losses, fit_temperature, score_logits
 from stages.training.heads import Data, train_hidden, train_linear
 from stages.training.history import Epoch
 from stages.training.phase import Entries
-from stages.training.temperature import Losses, fit_temperature, score_logits
 
 FOLDS = 5
 # For the sum of the losses, on standardized features: scikit-learn's 1 / C.

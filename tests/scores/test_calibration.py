@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from stages.network import objective
+from stages.network.objective import fit_temperature
 from stages.scores.calibration import (
     choose_threshold,
     describe_coverage,
@@ -16,7 +17,6 @@ from stages.scores.calibration import (
 )
 from stages.scores.metrics import predicted_labels, score
 from stages.scores.predictions import Predictions
-from stages.training.temperature import fit_temperature
 
 
 def honest(images: int, outputs: int, spread: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
