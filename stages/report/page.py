@@ -297,7 +297,7 @@ def describe_training(
         head = candidates[0]
         kind = f"hidden layer, lr {head.lr:.2g}" if head.lr else f"linear, L2 penalty {head.penalty:.3g}"
         lines.append(
-            f"Head phase: of {len(candidates)} heads tried by folds, this one has the lowest {weighted}out-of-fold "
+            f"Head phase: of {len(candidates)} heads tried by folds, one was chosen by its {weighted}out-of-fold "
             f"log-loss: {kind} ({number(head.loss)}, accuracy {percent(head.accuracy)}); `candidates.csv` has all."
         )
     titles, sections = ("Head phase", "Fine-tuning"), ("train_head", "finetune")

@@ -54,11 +54,13 @@ _MOST_VALUES = 2**22
 class Candidate:
     """A head to try: linear with a `penalty`, or with a hidden layer and `lr`; the other one is `None`.
 
-    `loss`, the mean log-loss, and `accuracy` are out-of-fold.
+    `common`: its features are divided by their common spread, not each by its own; `loss`, the mean log-loss, and
+    `accuracy` are out-of-fold.
     """
 
     penalty: float | None
     lr: float | None
+    common: bool = False
     loss: float = math.nan
     accuracy: float = math.nan
 
@@ -85,15 +87,15 @@ def assign_folds(entries: list[Entry], seed: int) -> Tensor:
 
 def search(
     data: Data, ratio: Tensor, folds: Tensor, hidden: int, phase: TrainHead, seed: int
-) -> tuple[list[Candidate], list[nn.Module], bool]:
+) -> tuple[list[Candidate], list[nn.Module]]:
     """Compare all candidates on training and validation images; `folds`, (n,), are on the CPU.
 
     `ratio`, (d,): the spread of each feature over the common one. Features times `ratio` are tried, too. They are
     taken if they lower the best linear head's out-of-fold loss by more than a standard error of the paired difference.
 
     Returns:
-        The candidates, lowest out-of-fold loss first; of the first one, the heads that have not seen fold 0, 1, ...;
-        whether they are for the features times `ratio`.
+        The candidates, the chosen one first, the others by out-of-fold loss; of the first one, the heads that have not
+        seen fold 0, 1, ...
     """
     sampled = torch.randperm(len(folds), generator=generator_for(seed))[:SAMPLE].sort().values
     chosen = torch.zeros(len(folds), dtype=torch.bool).index_fill(0, sampled, True)
@@ -101,10 +103,10 @@ def search(
     tried = _try_linear(data, folds, rows, phase)
     best, scaled = tried[0], replace(data, features=data.features * ratio)
     # The mean square of all features is 1 either way, so the best penalty is nearly the same.
-    tried_scaled = _try_linear(scaled, folds, rows, phase, best.candidate.penalty)
-    gain = best.losses - tried_scaled[0].losses
+    others = _try_linear(scaled, folds, rows, phase, best.candidate.penalty)
+    gain = best.losses - others[0].losses
     if common := bool(gain.mean() > gain.std() / math.sqrt(len(gain))):
-        data, tried = scaled, tried_scaled
+        data, tried, others = scaled, others, tried
     lowest = math.inf
     for rate in RATES:
         lr = rate * phase.lr
@@ -119,8 +121,10 @@ def search(
         if sum(map(float, losses)) / FOLDS < _FITTED * loss or loss >= lowest:
             break
         lowest = loss
-    tried.sort(key=_loss)
-    return [one.candidate for one in tried], tried[0].heads, common
+    best, *rest = sorted(tried, key=_loss)
+    listed = [replace(one.candidate, common=common) for one in rest]
+    listed += [replace(one.candidate, common=not common) for one in others]
+    return [replace(best.candidate, common=common), *sorted(listed, key=lambda one: one.loss)], best.heads
 
 
 def _try_linear(
@@ -185,13 +189,12 @@ def _predict_out_of_fold(heads: list[nn.Module], features: Tensor, folds: Tensor
 class Found:
     """The head that was found.
 
-    `layers`: those after the pooling; `common`: they divide all features by their common spread; `epochs`: the history
-    of its training; `candidates`: all of them, the found one first; `entries` and `logits`, (n, outputs): the training
-    and validation images with their out-of-fold logits; `temperature`: fitted to these logits.
+    `layers`: those after the pooling; `epochs`: the history of its training; `candidates`: all of them, the found one
+    first; `entries` and `logits`, (n, outputs): the training and validation images with their out-of-fold logits;
+    `temperature`: fitted to these logits.
     """
 
     layers: list[nn.Module]
-    common: bool
     epochs: list[Epoch]
     candidates: list[Candidate]
     entries: list[Entry]
@@ -240,8 +243,8 @@ def find_head(
     if ranks.rank() == 0:
         data = Data(features[:known], labels[:known], outputs, weights)
         ratio = spread / together if together > 0 else torch.ones_like(spread)
-        candidates, heads, common = search(data, ratio, folds[chosen[:known]], hidden, phase, seed)
-        if common:
+        candidates, heads = search(data, ratio, folds[chosen[:known]], hidden, phase, seed)
+        if candidates[0].common:
             features *= ratio
             spread = spread / ratio
         epochs: list[Epoch] = []
@@ -253,7 +256,7 @@ def find_head(
             watching, _ = score_logits(logits[count:], labels[count:].cpu(), weights, tempered=not entries.watches_test)
             epochs.append(Epoch(number, training.loss, training.accuracy, watching.loss, watching.accuracy))
         layers = [layer.cpu() for layer in (Standardize(mean, spread), *head.children())]
-        found = Found(layers, common, epochs, candidates, labelled, torch.empty(0), 1.0)
+        found = Found(layers, epochs, candidates, labelled, torch.empty(0), 1.0)
     del features
     logits, first = torch.zeros(len(labelled), outputs), 0
     for batch in read(labelled):
@@ -285,7 +288,8 @@ def _train_again(
 
 def describe_search(found: Found) -> str:
     """Return lines on the best linear head, the best one with a hidden layer, and which of them is kept."""
-    linear = next(one for one in found.candidates if one.lr is None)
+    common = found.candidates[0].common
+    linear = next(one for one in found.candidates if one.lr is None and one.common == common)
     hidden = next(one for one in found.candidates if one.lr is not None)
     names = f"linear head, L2 penalty {linear.penalty:.3g}", f"head with a hidden layer, lr {hidden.lr:.2g}"
     lines = [
@@ -296,7 +300,7 @@ def describe_search(found: Found) -> str:
     sample = f", compared on a sample of {SAMPLE:,}" if len(found.entries) > SAMPLE else ""
     sample += f" and trained on one of {MOST:,}" if len(found.entries) > MOST else ""
     tried = f"{len(found.candidates)} heads tried by {FOLDS} folds of {len(found.entries):,} images{sample}"
-    tried += ", features divided by their common spread" * found.common
+    kept += ", on features divided by their common spread" * common
     return "\n".join([*lines, f"{tried}: kept {kept}"])
 
 
