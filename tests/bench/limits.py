@@ -62,6 +62,8 @@ def count_stage(stage: str) -> None:
 
         return call
 
+    compiler = importlib.import_module("stages.common.compiler")
+    compiler.postpone_compiler()  # as `python -m` does
     page = importlib.import_module(f"stages.{stage}")
     seconds["imports"] = time.perf_counter() - started
     for name, paths in COUNTED.items():

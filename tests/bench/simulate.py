@@ -304,6 +304,9 @@ def main() -> None:
     if options.part:
         part, name, count, folder = options.part
         sys.path.insert(0, str(ROOT))
+        from stages.common.compiler import postpone_compiler
+
+        postpone_compiler()  # as `python -m stages.NAME` does
         run_part(part, name, int(count), Path(folder))
         return
     if min(options.images) < 500:
