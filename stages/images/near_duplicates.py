@@ -32,9 +32,12 @@ _AT_ONCE = 2**16
 _ROW, _COLUMN = np.mgrid[:SIDE, :SIDE]
 _FREQUENCY = np.hypot(_ROW, _COLUMN).astype(np.float32)
 # The first vectors of a cosine transform are sqrt(2) times as long as the others.
-_WEIGHTS = np.where(_FREQUENCY <= _HIGHEST, _FREQUENCY**_POWER, 0) * np.sqrt((1 + (_ROW > 0)) * (1 + (_COLUMN > 0)) / 4)
+_LENGTHS = np.sqrt((1 + (_ROW > 0)) * (1 + (_COLUMN > 0)) / 4).astype(np.float32)
+_WEIGHTS = np.where(_FREQUENCY <= _HIGHEST, _FREQUENCY**_POWER, 0) * _LENGTHS
 _USED = np.nonzero(_WEIGHTS)
 _TRANSPOSED = np.lexsort((_USED[0], _USED[1]))
+# Mirroring an image changes the sign of its odd frequencies in that direction.
+_SIGNS = (-1.0) ** np.stack([np.zeros_like(_USED[0]), _USED[0], _USED[1], _USED[0] + _USED[1]]).astype(np.float32)
 
 
 class Pair(NamedTuple):
@@ -75,8 +78,7 @@ def find_pairs(small: list[bytes]) -> list[Pair]:
     pairs: list[Pair] = []
     for start in range(0, len(candidates), _AT_ONCE):
         first, second = np.divmod(candidates[start : start + _AT_ONCE], len(vectors))
-        one, other = vectors[first], vectors[second]
-        cosines = np.max([(one * turned).sum(axis=1) for turned in _orientations(other)], axis=0)
+        cosines = _highest_cosines(vectors[first], vectors[second])
         found = cosines >= THRESHOLD
         pairs += map(Pair, rows[first[found]].tolist(), rows[second[found]].tolist(), cosines[found].tolist())
     return sorted(pairs, key=lambda pair: (-pair.cosine, pair.first, pair.second))
@@ -154,10 +156,17 @@ def _weigh(small: list[bytes]) -> tuple[Floats, NDArray[np.int64]]:
 
 def _orientations(vectors: Floats) -> Iterator[Floats]:
     """Yield the vectors (n, d) of the mirrored and rotated images: frequencies change signs, or are transposed."""
-    signs = (-1.0) ** np.stack([np.zeros_like(_USED[0]), _USED[0], _USED[1], _USED[0] + _USED[1]])
     for order in (np.arange(len(_TRANSPOSED)), _TRANSPOSED):
-        for sign in signs.astype(np.float32):
+        for sign in _SIGNS:
             yield (vectors * sign)[:, order]
+
+
+def _highest_cosines(one: Floats, other: Floats) -> Floats:
+    """Return the highest cosine of each pair of vectors, (n, d), over the orientations of the second one, (n,)."""
+    straight = (one * other) @ _SIGNS.T
+    turned = (one * other[:, _TRANSPOSED]) @ _SIGNS[:, _TRANSPOSED].T
+    highest: Floats = np.maximum(straight, turned).max(axis=1)
+    return highest
 
 
 def _neighbours(vectors: Floats, random: np.random.Generator) -> NDArray[np.int64]:
