@@ -21,7 +21,7 @@ from stages.training.search import Candidate
 
 TABLES: dict[type[Any], list[Any]] = {
     Point: [Point(0.0, 0.3, 0.9, 1.1), Point(0.1, math.inf, 0.5, 1.0)],
-    Candidate: [Candidate(1.0, None, 0.3, 0.9), Candidate(None, 2e-3, 0.4, 0.8)],
+    Candidate: [Candidate(1.0, None, True, 0.3, 0.9), Candidate(None, 2e-3, False, 0.4, 0.8)],
     ClassScores: [ClassScores(0, "a,b", 2, 0.5, 0.5, 2 / 3, 1.0), ClassScores(1, "7", 0, 0.0, None, None, None)],
     Suspect: [Suspect("cat/1,2.jpg", "cat", 0.0123, 'd"og', 0.9877), Suspect("b.jpg", "dog", 0.4, "cat", 0.6, "drop")],
     Leak: [Leak("b\udcff.jpg", "c.jpg", 0.98)],
