@@ -1,15 +1,10 @@
 """What the finished network says of new images: files and folders -> a table of predictions."""
 
 import argparse
-import csv
-import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-import numpy as np
 from tqdm import tqdm
 
 from stages.common.cli import StageError, run
@@ -18,7 +13,7 @@ from stages.common.format import plural
 from stages.common.machine import resolve_workers, reuse_freed_memory
 from stages.common.params import Precision
 from stages.deploy.classifier import find_files, load, open_classifier
-from stages.scores.metrics import Probabilities, predicted_labels
+from stages.scores.predictions import open_table
 
 _REJECT = (
     "predict nothing below this probability, nor where `unlike` is above 1: farther from the training images than "
@@ -75,61 +70,6 @@ def main() -> None:
         raise StageError(
             f"{unreadable} of {len(paths)} images cannot be read; `problem` in {arguments.output} says why"
         )
-
-
-# Writes a row: the path, probabilities (classes,) or why the image cannot be read, and how unlike it is.
-Row = Callable[[str, Probabilities | str, float], None]
-
-
-@contextmanager
-def open_table(
-    output: str, classes: Sequence[str], top: int | None, reject: float, tells_unlike: bool
-) -> Iterator[Row]:
-    """Open a table for predictions; each row is written at once, whole.
-
-    CSV has `path,prediction,probability`, perhaps `unlike`, then the next most probable classes, `top` in all, or every
-    class (`None`; a column each), then `problem`: why an image cannot be read. JSON lines have one object an image.
-    `output`: a file, or `-`: CSV to the standard output; `reject`: below this probability no class is predicted, nor
-    where `unlike` is above 1; 0: always one.
-    """
-    ending = ".csv" if output == "-" else Path(output).suffix.lower()
-    if ending not in (".csv", ".jsonl"):
-        raise StageError(f"--output: {output} should end in .csv or .jsonl, or be - for the standard output")
-    if output == "-":
-        sys.stdout.reconfigure(errors="surrogateescape", newline="")  # type: ignore[union-attr]
-    shown = len(classes) if top is None else min(top, len(classes))
-    following = [f"{name}_{place}" for place in range(2, shown + 1) for name in ("prediction", "probability")]
-    more = [*["unlike"] * tells_unlike, *(classes if top is None else following)]
-    columns = ["path", "prediction", "probability", *more, "problem"]
-    encoding: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
-    with nullcontext(sys.stdout) if output == "-" else Path(output).open("w", **encoding) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if ending == ".csv":
-            writer.writerow(columns)
-
-        def write(path: str, answer: Probabilities | str, unlike: float) -> None:
-            if isinstance(answer, str):
-                record: dict[str, Any] = {"problem": answer}
-                cells: list[Any] = [*[""] * (len(columns) - 2), answer]
-            else:
-                # The label as in the scores, which on a tie need not be the first of the most probable ones.
-                label, values = int(predicted_labels(answer[None])[0]), answer.tolist()
-                order = [label, *(other for other in np.argsort(-answer, kind="stable").tolist() if other != label)]
-                rejected = reject > 0 and (values[label] < reject or unlike > 1)
-                names = [""] * len(classes) if rejected else classes
-                record = {"prediction": names[label], "probability": values[label]}
-                if tells_unlike:
-                    record["unlike"] = float(unlike)
-                pairs = [cell for other in order[1:shown] for cell in (names[other], values[other])]
-                cells = [*record.values(), *(values if top is None else pairs), ""]
-                record["probabilities"] = {classes[other]: values[other] for other in order[:shown]}
-            if ending == ".csv":
-                writer.writerow([path, *cells])
-            else:
-                file.write(json.dumps({"path": path, **record}, ensure_ascii=False) + "\n")
-            file.flush()
-
-        yield write
 
 
 if __name__ == "__main__":
