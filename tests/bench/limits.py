@@ -6,6 +6,7 @@ each in a process of its own that counts the seconds in some of its functions. I
 """
 
 import argparse
+import builtins
 import importlib
 import json
 import shlex
@@ -36,6 +37,8 @@ COUNTED = {
     "search": ["stages.training.search.search", "stages.training.search._train_again"],
     "near-duplicates": ["stages.images.near_duplicates.find_pairs"],
     "scores": ["stages.scores.evaluation.evaluate"],
+    "Grad-CAM": ["stages.report.gradcam.grad_cam"],
+    "drawing": ["stages.report.style.save_figure"],
     "writing": ["stages.common.files.write_bytes", "stages.common.files.write_text"],
 }
 STAGES = ("split", "build_model", "train_head", "finetune", "evaluate", "plot")
@@ -66,6 +69,7 @@ def count_stage(stage: str) -> None:
     compiler.postpone_compiler()  # as `python -m` does
     page = importlib.import_module(f"stages.{stage}")
     seconds["imports"] = time.perf_counter() - started
+    builtins.__import__ = counted("imports", builtins.__import__)  # later ones: scikit-learn's takes two seconds
     for name, paths in COUNTED.items():
         for path in paths:
             module, _, attribute = path.rpartition(".")
