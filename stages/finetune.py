@@ -56,7 +56,7 @@ def main() -> None:
     write_table(arguments.history / "line.csv", Point, fit.line)
     recipe = description.recipe | {"finetune": params.finetune.model_dump()}
     description = replace(description, recipe=recipe)
-    finish(arguments.output, network, description, fit, entries, history, state, calibrated=True)
+    finish(arguments.output, network, description, fit, entries, history, state, phase, calibrated=True)
     write_reference(arguments.reference, unlike, arguments.output)
 
 

@@ -60,7 +60,7 @@ def main() -> None:
     recipe = {"precision": params.precision, "class_weights": params.class_weights, "train_head": phase.model_dump()}
     description = replace(description, recipe=description.recipe | recipe)
     calibrated = found is not None and not fit.epochs[0].number
-    finish(arguments.output, network, description, fit, entries, history, state, calibrated)
+    finish(arguments.output, network, description, fit, entries, history, state, phase, calibrated)
     if found is None and still_falling(fit.epochs, phase.epochs, phase.patience):
         print(f"the validation loss was still falling after all {phase.epochs} epochs: raise train_head.epochs")
 

@@ -127,14 +127,17 @@ def finish(
     entries: Entries,
     history: History,
     state: StateFile,
+    phase: Phase,
     calibrated: bool,
 ) -> None:
     """Write the checkpoint and end the history.
 
     `calibrated`: the start has a temperature. That of the result is the start's, times the ratio of the temperatures
     fitted to the validation images afterwards and before: the start's may be fitted to more images, and peculiarities
-    of the validation images cancel. Otherwise it is fitted to the validation images, or left at 1 if training watched
-    the test images.
+    of the validation images cancel. Training on hard labels makes a network too sure (Guo et al. 2017,
+    https://arxiv.org/abs/1706.04599), so validation images that then ask for a ratio below 1 are easier than others
+    (docs/recipe.md), and it is 1. Without `calibrated`, the temperature is fitted to the validation images, or left at
+    1 if training watched the test images.
 
     Raises:
         StageError: training failed and cannot fall back on the start; the weights selected before are written.
@@ -143,7 +146,9 @@ def finish(
     if not entries.watches_test and selected.number:
         temperature = (point or selected).temperature
         if calibrated:
-            temperature *= description.temperature / fit.epochs[0].temperature
+            asked = temperature / fit.epochs[0].temperature
+            soft_labels = phase.label_smoothing > 0 or phase.mixup > 0
+            temperature = description.temperature * (asked if soft_labels else max(asked, 1.0))
         description = replace(description, temperature=temperature)
     history.finish(selected, point)
     save_checkpoint(output, network.cpu(), description)

@@ -1,5 +1,7 @@
 """Back along the line from the end of fine-tuning: which point is kept, and that it is one on the line."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +9,13 @@ from conftest import Project
 from safetensors.torch import load_file
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from stages import finetune
 from stages.common.files import read_table
 from stages.network.checkpoint import load_checkpoint
 from stages.training import loop
 from stages.training.history import read_history, read_kept
 from stages.training.line import ALPHAS, Point, choose
+from stages.training.phase import finish
 
 
 def losses(best: float, depth: float, noise: float = 0.02, images: int = 200) -> list[np.ndarray]:
@@ -123,10 +127,13 @@ def test_the_history_says_what_was_kept(tuned: Project, capsys: pytest.CaptureFi
     )
 
 
-@pytest.mark.parametrize("head", ["pooled", "flatten"])
-def test_the_temperature_changes_as_the_validation_images_ask_for(project: Project, head: str) -> None:
+@pytest.mark.parametrize(("head", "smoothing"), [("pooled", 0.0), ("flatten", 0.0), ("pooled", 0.4), ("flatten", 0.4)])
+def test_the_temperature_changes_as_validation_asks_and_falls_only_after_training_on_soft_labels(
+    project: Project, head: str, smoothing: float
+) -> None:
     project.set("model.head", head)
     project.set("finetune.lr", 1e-3)
+    project.set("finetune.label_smoothing", smoothing)
     project.build()
     assert project.run("train_head", "finetune") == 0
     before, kept = (load_checkpoint(project.checkpoint(name))[1].temperature for name in ("head", "finetuned"))
@@ -136,7 +143,27 @@ def test_the_temperature_changes_as_the_validation_images_ask_for(project: Proje
     }
     # That of a head that was found is fitted to more images than these.
     assert (before == pytest.approx(points[0.0], rel=1e-3)) == (head == "flatten")
-    assert kept == pytest.approx(before * points[alpha_of(project)] / points[0.0], rel=1e-9)
+    asked = points[alpha_of(project)] / points[0.0]
+    assert asked < 1
+    assert kept == pytest.approx(before * (asked if smoothing else 1.0), rel=1e-9)
+
+
+def test_the_temperature_rises_as_validation_asks(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    project.set("finetune.lr", 1e-3)
+    project.build()
+    assert project.run("train_head") == 0
+
+    def finish_from_a_low_temperature(output, network, description, fit, *others, **options) -> None:
+        epochs = [replace(fit.epochs[0], temperature=0.1), *fit.epochs[1:]]
+        finish(output, network, description, replace(fit, epochs=epochs), *others, **options)
+
+    monkeypatch.setattr(finetune, "finish", finish_from_a_low_temperature)
+    assert project.run("finetune") == 0
+    before, kept = (load_checkpoint(project.checkpoint(name))[1].temperature for name in ("head", "finetuned"))
+    points = read_table(project.path("metrics/finetune/line.csv"), Point, "finetune")
+    asked = next(point.temperature for point in points if point.alpha == alpha_of(project)) / 0.1
+    assert asked > 1
+    assert kept == pytest.approx(before * asked, rel=1e-9)
 
 
 def test_without_validation_images_the_end_is_kept_and_said(
