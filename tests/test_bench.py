@@ -108,7 +108,7 @@ def test_the_simulation_measures_every_rule_without_images_and_leaves_nothing_be
     assert not list(scratch.iterdir())
 
 
-def test_more_images_are_others_first_and_then_made_and_no_file_is_like_another(tmp_path: Path) -> None:
+def test_copies_of_images_for_the_bench_all_differ(tmp_path: Path) -> None:
     data = make_images(tmp_path / "images", count=5)
     assert gather(data, tmp_path / "enough", limit=2, factor=2) == 0
     assert gather(data, tmp_path / "more", limit=2, factor=6) == 2 * (12 - 5)
@@ -240,7 +240,7 @@ def test_the_regression_sees_the_pooled_features_of_the_initial_checkpoint(
     assert (count, len(folds)) == (len(parts["train"]), len(parts["train"]) + len(parts["val"]))
 
 
-def test_the_regression_is_what_scikit_learn_makes_of_the_features() -> None:
+def test_the_regression_is_scikit_learns_on_these_features() -> None:
     random = np.random.default_rng(0)
     labels, folds = np.arange(150) % 3, np.arange(120) // 3 % 5
     features = 5 + 3 * random.normal(size=(150, 8)) + labels[:, None] * random.normal(size=8)

@@ -12,7 +12,7 @@ from stages import charts
 from stages.common.cli import run
 
 
-def test_dvcs_page_loads_nothing_and_has_its_charts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plots_page_works_offline_and_has_its_charts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["charts", str(tmp_path / "plots.html")])
     with pytest.raises(SystemExit) as exit_info:
         run(charts.main)

@@ -23,14 +23,14 @@ def test_every_digit_becomes_one_image_in_the_folder_of_its_parity(
     assert all(Image.open(path).mode == "RGB" and Image.open(path).size == (make.SIZE,) * 2 for path in images)
 
 
-def test_an_image_hangs_on_its_number_alone() -> None:
+def test_an_image_depends_only_on_its_number() -> None:
     strokes = [make.make_stroke(image) for image in load_digits().images[:20]]
     first = [make.photograph(strokes, number).tobytes() for number in range(5)]
     assert [make.photograph(strokes, number).tobytes() for number in reversed(range(5))] == first[::-1]
     assert len(set(first)) == 5
 
 
-def test_the_digit_meant_is_the_one_in_the_middle() -> None:
+def test_the_labelled_digit_is_in_the_middle() -> None:
     # Without neighbours the ink in the middle third stays; they touch the edges only.
     digits = load_digits().images[:40]
     alone = [make.make_stroke(image) for image in digits]

@@ -240,7 +240,7 @@ def settings(**more: object) -> dict[str, object]:
     return {"data.path": "my images", "workers": 0, "train_head.search": False, **model, **phases, **more}
 
 
-def test_a_data_set_that_is_not_there_is_named_before_dvc_looks_for_it(project: Project) -> None:
+def test_a_missing_data_set_is_refused_before_dvc_looks_for_it(project: Project) -> None:
     project.set("data.path", "photos")
     command = DATA_PIPELINE["stages"]["labels"]["cmd"].split()[1:]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -252,7 +252,7 @@ def test_a_data_set_that_is_not_there_is_named_before_dvc_looks_for_it(project: 
 
 
 @pytest.mark.parametrize("stage", ["weights", "labels"])
-def test_a_folder_in_the_place_of_a_link_is_said_and_kept(project: Project, stage: str) -> None:
+def test_a_folder_where_a_link_belongs_is_refused_and_kept(project: Project, stage: str) -> None:
     project.path(f"data/{stage}").mkdir(parents=True)
     project.path(f"data/{stage}/own.pth").write_text("")
     command = DATA_PIPELINE["stages"][stage]["cmd"].split()[1:]
@@ -367,7 +367,7 @@ def test_results_can_be_compared_by_dvc(tmp_path: Path) -> None:
         assert plot in html
 
 
-def test_the_weight_file_is_followed_and_never_touched(tmp_path: Path) -> None:
+def test_the_weight_file_is_tracked_and_never_changed(tmp_path: Path) -> None:
     repository = Repository(tmp_path)
     weights, link = tmp_path / "weights.pth", tmp_path / "data" / "weights"
     first = weights.read_bytes()
@@ -391,7 +391,7 @@ def test_the_weight_file_is_followed_and_never_touched(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_table_of_labels_is_followed(tmp_path: Path) -> None:
+def test_the_table_of_labels_is_tracked(tmp_path: Path) -> None:
     repository = Repository(tmp_path)
     table, changes = tmp_path / "labels.csv", settings(**{"data.labels": "labels.csv"})
     paths = sorted(path.relative_to(tmp_path / "my images").as_posix() for path in tmp_path.glob("my images/*/*"))

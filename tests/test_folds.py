@@ -76,7 +76,7 @@ def folds(repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_folds_go_on_with_what_is_missing_and_end_in_one_answer(repository: Path, tmp_path: Path) -> None:
+def test_stopped_folds_continue_and_end_in_one_result(repository: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.write_text("")
     stopped = folds(repository, "--folds", "2")
@@ -112,7 +112,7 @@ def test_seeds_are_compared_on_one_split(repository: Path) -> None:
 
 
 @pytest.mark.parametrize(("grouped", "val"), [(True, 2), (False, 0)])
-def test_what_the_splits_say_reaches_the_verdict(monkeypatch: pytest.MonkeyPatch, grouped: bool, val: int) -> None:
+def test_remarks_of_the_splits_reach_the_verdict(monkeypatch: pytest.MonkeyPatch, grouped: bool, val: int) -> None:
     labels = np.arange(40) % 2
     right, wrong = np.eye(2)[labels] * 0.6 + 0.2, 0.8 - np.eye(2)[labels] * 0.6
     head = np.where(np.arange(40)[:, None] < 8, wrong, right)
@@ -139,7 +139,7 @@ def test_what_the_splits_say_reaches_the_verdict(monkeypatch: pytest.MonkeyPatch
         ([], "git rev-parse failed: experiments need git with a commit"),
     ],
 )
-def test_what_cannot_be_run_is_one_line(
+def test_folds_that_cannot_run_are_refused_in_one_line(
     tmp_path: Path,
     arguments: list[str],
     message: str,

@@ -29,13 +29,13 @@ def glyphs() -> Glyphs:
     return load_glyphs()
 
 
-def test_there_is_no_digit_and_no_character_twice() -> None:
+def test_no_character_is_listed_twice_and_none_is_a_digit() -> None:
     assert len(set(CHARACTERS)) == len(CHARACTERS)
     assert not any(unicodedata.category(character) == "Nd" for character in CHARACTERS)
     assert not set(CHARACTERS) & set("OoQDIl|ZzSsBGbgq")
 
 
-def test_every_character_comes_in_many_faces_and_is_inside_its_cell(glyphs: Glyphs) -> None:
+def test_every_character_has_many_faces_and_lies_inside_its_cell(glyphs: Glyphs) -> None:
     assert glyphs.ink.shape == (len(glyphs.labels), 1, CELL, CELL)
     assert glyphs.labels.bincount(minlength=len(CHARACTERS)).min() >= 8
     edge = torch.cat([glyphs.ink[..., 0, :], glyphs.ink[..., -1, :], glyphs.ink[..., 0], glyphs.ink[..., -1]], dim=-1)
@@ -60,7 +60,7 @@ def test_the_same_seed_draws_the_same_pictures(glyphs: Glyphs) -> None:
     assert first.max() <= 1
 
 
-def test_what_is_drawn_is_the_character_asked_for(glyphs: Glyphs) -> None:
+def test_the_drawn_character_is_the_one_asked_for(glyphs: Glyphs) -> None:
     # Two characters that differ in where their ink is, whatever is done to them: a full one and a thin one.
     labels = torch.tensor([CHARACTERS.index("♥"), CHARACTERS.index("L")]).repeat_interleave(200)
     pictures = draw(glyphs, labels, 64, torch.Generator().manual_seed(0)).mean(dim=1)
@@ -153,7 +153,7 @@ def test_a_bad_parameter_of_pretraining_is_refused_in_one_line(
     assert capsys.readouterr().err == "error: params.yaml: steps: should be greater than or equal to 1, is 0\n"
 
 
-def test_the_bundled_file_is_the_one_that_its_parameters_and_the_lock_tell_of() -> None:
+def test_the_bundled_file_matches_its_parameters_and_the_lock() -> None:
     said, params = about(BACKBONE), yaml.safe_load((ROOT / "data" / "glyphs" / "params.yaml").read_text())
     assert said["pictures"] == params["steps"] * params["batch_size"]
     assert (said["image_size"], said["seed"]) == (params["image_size"], params["seed"])
@@ -166,7 +166,7 @@ def test_the_bundled_file_is_the_one_that_its_parameters_and_the_lock_tell_of() 
 
 
 @pytest.mark.slow
-def test_nobody_pretrains_by_accident_and_who_asks_for_it_can(tmp_path: Path) -> None:
+def test_pretraining_runs_only_when_asked_for(tmp_path: Path) -> None:
     repository = Repository(tmp_path)
     backbone = tmp_path / "data" / "glyphs" / "backbone.safetensors"
     before = backbone.read_bytes()

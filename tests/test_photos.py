@@ -15,7 +15,7 @@ WEIGHTS = os.environ.get("DVC_FINETUNE_WEIGHTS")  # mobilenet_v3_large, trained 
 
 
 @pytest.mark.skipif(not (PHOTOS and WEIGHTS), reason="DVC_FINETUNE_PHOTOS and DVC_FINETUNE_WEIGHTS are not set")
-def test_a_few_photos_are_enough_with_pretrained_features_and_a_copy_is_found(tmp_path: Path) -> None:
+def test_a_few_photos_are_enough_with_pretrained_features(tmp_path: Path) -> None:
     for folder in sorted(Path(PHOTOS or "").iterdir()):
         (tmp_path / "photos" / folder.name).mkdir(parents=True)
         for image in sorted(folder.iterdir())[:60]:

@@ -111,7 +111,7 @@ def test_frozen_tensors_and_batchnorm_are_bit_identical_in_all_checkpoints(eithe
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-def test_frozen_tensors_and_batchnorm_are_bit_identical_however_is_trained(project: Project, optimizer: str) -> None:
+def test_frozen_tensors_and_batchnorm_are_bit_identical_with_any_optimizer(project: Project, optimizer: str) -> None:
     project.use_every_training_key(optimizer)
     project.set("finetune.select", "last")
     assert project.run("split", "build_model", "train_head", "finetune") == 0
@@ -192,7 +192,7 @@ def test_scores_can_be_computed_again_from_the_predictions(either: Project) -> N
         assert gain[name] == pytest.approx(difference, abs=1e-12)
 
 
-def test_copies_of_a_test_image_change_no_score_and_are_said_to_be_there(
+def test_copies_of_a_test_image_change_no_score_and_are_reported(
     finished: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def read(name: str) -> str:
@@ -228,7 +228,7 @@ def test_copies_of_a_test_image_change_no_score_and_are_said_to_be_there(
         assert len(rows) - 1 == len({digests[row[0]] for row in rows[1:]}) == len(entries)
 
 
-def test_with_many_classes_git_gets_a_short_table(finished: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_many_classes_the_committed_table_is_short(finished: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     def outputs() -> dict[str, bytes]:
         files = [finished.path("data/predictions.npz"), *finished.path("metrics").rglob("*")]
         return {path.name: path.read_bytes() for path in files if path.is_file()}
@@ -251,7 +251,7 @@ def test_with_many_classes_git_gets_a_short_table(finished: Project, monkeypatch
                 assert float(row[f"{model}_true_probability"]) == probabilities[number, labels[number]]
 
 
-def test_distinct_images_are_no_near_duplicates(finished: Project) -> None:
+def test_distinct_images_are_not_near_duplicates(finished: Project) -> None:
     assert finished.path("metrics/near_duplicates.csv").read_text() == "test,train,cosine\n"
     evaluation = json.loads(finished.path("metrics/scores.json").read_text())
     assert evaluation["near_duplicates"] == {
@@ -263,7 +263,7 @@ def test_distinct_images_are_no_near_duplicates(finished: Project) -> None:
     }
 
 
-def test_the_head_taken_for_the_fine_tuned_checkpoint_is_no_evidence(project: Project) -> None:
+def test_identical_checkpoints_are_no_evidence(project: Project) -> None:
     project.set("train_head.epochs", 1)
     assert project.run("split", "build_model", "train_head") == 0
     shutil.copy(project.checkpoint("head"), project.checkpoint("finetuned"))
@@ -321,7 +321,7 @@ def test_torchevals_accuracy_equals_scikit_learns_on_the_same_run(either: Projec
     assert scores["loss"] <= calibration["before"]["loss"]["value"] + 1e-6
 
 
-def test_nothing_tracked_names_the_machine_the_day_or_the_folder(finished: Project) -> None:
+def test_no_tracked_file_contains_the_machine_the_date_or_the_folder(finished: Project) -> None:
     import datetime
     import socket
 

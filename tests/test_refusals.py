@@ -68,7 +68,7 @@ def built(project: Project) -> Project:
         ),
     ],
 )
-def test_what_is_not_there_is_named_and_nothing_is_lost(
+def test_a_missing_thing_is_named_and_nothing_is_lost(
     built: Project, refusal: Refusal, key: str, value: str, stage: str, message: str
 ) -> None:
     built.path("empty").mkdir()
@@ -78,7 +78,7 @@ def test_what_is_not_there_is_named_and_nothing_is_lost(
     assert snapshot(built) == before
 
 
-def test_a_class_folder_without_images_and_one_class_only(project: Project, refusal: Refusal) -> None:
+def test_an_empty_class_folder_and_a_single_class_are_refused(project: Project, refusal: Refusal) -> None:
     project.path("images/owl").mkdir()
     assert "data.path: no images in images/owl" in refusal(project, "split")
     for name in ("dog", "owl"):
@@ -86,7 +86,7 @@ def test_a_class_folder_without_images_and_one_class_only(project: Project, refu
     assert "data.path: images holds one class only (cat)" in refusal(project, "split")
 
 
-def test_a_class_folder_that_may_not_be_listed(
+def test_an_unreadable_class_folder_is_refused(
     project: Project, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listdir = os.listdir
@@ -101,7 +101,7 @@ def test_a_class_folder_that_may_not_be_listed(
 
 
 @pytest.mark.parametrize(("count", "val_size"), [(2, 0.1), (1, 0)])
-def test_a_class_too_small_to_split(project: Project, refusal: Refusal, count: int, val_size: float) -> None:
+def test_a_class_too_small_to_split_is_refused(project: Project, refusal: Refusal, count: int, val_size: float) -> None:
     project.set("split.val_size", val_size)
     make_images(project.path("images"), ("cat", "dog", "owl"))
     for path in sorted(project.path("images/owl").iterdir())[count:]:
@@ -109,13 +109,13 @@ def test_a_class_too_small_to_split(project: Project, refusal: Refusal, count: i
     assert f"class 'owl' is too small to split: {count} different images" in refusal(project, "split")
 
 
-def test_all_images_of_a_class_are_bad(project: Project, refusal: Refusal) -> None:
+def test_a_class_whose_images_are_all_bad_is_refused(project: Project, refusal: Refusal) -> None:
     for path in project.path("images/dog").iterdir():
         path.write_bytes(b"")
     assert "all 20 images of class 'dog' are bad, such as 'dog/000.png' (empty file)" in refusal(project, "split")
 
 
-def test_more_bad_files_than_the_limit(project: Project, refusal: Refusal) -> None:
+def test_more_bad_files_than_the_limit_are_refused(project: Project, refusal: Refusal) -> None:
     project.path("images/dog/000.png").write_bytes(b"")
     project.path("images/dog/001.png").write_bytes(b"")
     assert project.run("split") == 0  # 2 of 40 are the limit of 5%
@@ -135,7 +135,7 @@ def test_unfreeze_beyond_the_network_is_refused_before_the_head_is_trained(built
     assert message in refusal(built, "finetune")
 
 
-def test_weights_that_need_the_network_where_there_is_none(
+def test_weights_that_cannot_be_downloaded_are_refused_with_the_way_out(
     built: Project, refusal: Refusal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def no_network(*_: object, **__: object) -> None:
@@ -229,7 +229,7 @@ def _nested(path: Path) -> None:
         ),
     ],
 )
-def test_a_weight_file_that_cannot_be_used(
+def test_a_weight_file_that_cannot_be_used_is_refused(
     built: Project, refusal: Refusal, write: Callable[[Path], object] | None, name: str, message: str
 ) -> None:
     before = snapshot(built)
@@ -254,7 +254,7 @@ def test_a_weight_file_that_cannot_be_used(
     ],
     ids=["deleted", "deleted, two workers", "changed", "emptied"],
 )
-def test_an_image_deleted_or_changed_after_split(
+def test_an_image_deleted_or_changed_after_split_is_named(
     built: Project, refusal: Refusal, workers: int, spoil: Callable[[Path], object], message: str
 ) -> None:
     from stages.images.index import read_index
@@ -267,7 +267,7 @@ def test_an_image_deleted_or_changed_after_split(
     assert not built.checkpoint("head").exists()
 
 
-def test_a_checkpoint_of_other_classes(built: Project, refusal: Refusal) -> None:
+def test_a_checkpoint_with_other_classes_is_refused(built: Project, refusal: Refusal) -> None:
     for name in ("train", "val", "test"):
         path = built.path(f"data/index/{name}.csv")
         path.write_text(path.read_text().replace(",cat,", ",cow,"))
@@ -277,7 +277,7 @@ def test_a_checkpoint_of_other_classes(built: Project, refusal: Refusal) -> None
 
 
 @pytest.mark.parametrize("spoil", ["missing", "truncated", "foreign"])
-def test_a_checkpoint_that_cannot_be_used(built: Project, refusal: Refusal, spoil: str) -> None:
+def test_a_checkpoint_that_cannot_be_used_is_refused(built: Project, refusal: Refusal, spoil: str) -> None:
     path = built.checkpoint("initial")
     if spoil == "missing":
         path.unlink()
@@ -291,12 +291,12 @@ def test_a_checkpoint_that_cannot_be_used(built: Project, refusal: Refusal, spoi
 @pytest.mark.parametrize(
     "text", ["", "a,b\n1,2\n", "path,label,class,sha256\nx,one,cat,0\n", "path,label,class,sha256\nx\n"]
 )
-def test_an_index_that_is_none(built: Project, refusal: Refusal, text: str) -> None:
+def test_a_file_that_is_not_an_index_is_refused(built: Project, refusal: Refusal, text: str) -> None:
     built.path("data/index/train.csv").write_text(text)
     assert "train.csv: not an index file" in refusal(built, "train_head")
 
 
-def test_a_stage_without_what_the_stage_before_writes(project: Project, refusal: Refusal) -> None:
+def test_a_stage_without_its_inputs_names_dvc_repro(project: Project, refusal: Refusal) -> None:
     for stage in STAGES[1:]:
         assert "`dvc repro`" in refusal(project, stage)
 
@@ -332,7 +332,7 @@ def test_a_full_disk_during_training_names_the_history_and_leaves_the_checkpoint
 
 
 @pytest.mark.parametrize("stage", ["split", "train_head"])
-def test_a_temporary_folder_through_which_processes_cannot_talk(
+def test_a_temporary_folder_too_long_for_sockets_is_named(
     built: Project, refusal: Refusal, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     folder = built.path("a folder for temporary files whose path leaves no room for a socket's name")
@@ -345,7 +345,7 @@ def test_a_temporary_folder_through_which_processes_cannot_talk(
 
 
 @pytest.mark.parametrize("stage", ["split", "train_head"])
-def test_a_killed_decoding_process_is_told_in_one_line(
+def test_a_killed_decoding_process_is_reported_in_one_line(
     built: Project, refusal: Refusal, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     def die(_: Path) -> bytes:
@@ -360,7 +360,7 @@ def test_a_killed_decoding_process_is_told_in_one_line(
     gc.collect()
 
 
-def test_ctrl_c_ends_a_stage_with_one_line_and_no_half_output(built: Project) -> None:
+def test_ctrl_c_ends_a_stage_with_one_line_and_no_partial_output(built: Project) -> None:
     built.set("train_head.epochs", 10_000)
     built.set("workers", 2)
     process = built.start("train_head", start_new_session=True)
@@ -376,7 +376,7 @@ def test_ctrl_c_ends_a_stage_with_one_line_and_no_half_output(built: Project) ->
     assert not list(built.path("data").rglob("*.tmp"))
 
 
-def test_ctrl_c_ends_training_even_if_the_exception_it_raises_is_lost(
+def test_ctrl_c_ends_training_even_if_its_exception_is_swallowed(
     built: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_Interrupt, "seen", False)  # put back at the end
@@ -400,7 +400,7 @@ def test_ctrl_c_ends_training_even_if_the_exception_it_raises_is_lost(
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc to see what a process has loaded")
 @pytest.mark.parametrize("delay", [0, 0.1, 0.3])
-def test_ctrl_c_while_libraries_load_is_answered_like_any_other(project: Project, delay: float) -> None:
+def test_ctrl_c_while_libraries_load_ends_with_the_same_line(project: Project, delay: float) -> None:
     process = project.start("train_head", start_new_session=True)
     while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
         assert process.poll() is None

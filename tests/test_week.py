@@ -49,7 +49,7 @@ def draw_noise(seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 40, 3), dtype=np.uint8))
 
 
-def test_a_week_with_a_data_set_that_lives(project: Project, call: Call, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_week_with_a_growing_data_set(project: Project, call: Call, capsys: pytest.CaptureFixture[str]) -> None:
     weights = {"arch": "mobilenet_v3_large", "weights": str(ROOT / "data" / "glyphs" / "backbone.safetensors")}
     for key, value in {**weights, "head": "pooled", "image_size": 64}.items():
         project.set(f"model.{key}", value)

@@ -18,7 +18,7 @@ def call(project: Project, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> 
     return call_script(backbones, *arguments)
 
 
-def test_each_network_has_a_row_and_what_the_best_one_needs_is_kept(
+def test_each_network_has_a_row_and_the_activations_of_the_best_are_kept(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project.set("finetune.unfreeze", 99)
@@ -51,7 +51,7 @@ def test_each_network_has_a_row_and_what_the_best_one_needs_is_kept(
     assert expected in said
 
 
-def test_where_no_network_can_be_tried_the_rows_say_why(
+def test_networks_that_cannot_be_tried_have_a_row_with_the_reason(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert project.run("split") == 0

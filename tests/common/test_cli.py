@@ -38,7 +38,7 @@ OUT_OF_MEMORY: dict[str, tuple[Callable[[], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", OUT_OF_MEMORY)
-def test_want_of_memory_is_one_line_that_names_the_keys(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_running_out_of_memory_is_one_line_that_names_the_keys(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     cause, asked_for = OUT_OF_MEMORY[kind]
     with pytest.raises(SystemExit) as exit_info:
         run(cause)  # type: ignore[arg-type]
@@ -61,7 +61,7 @@ def test_a_bug_keeps_its_traceback(error: Exception) -> None:
     [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "None")],
     ids=["nothing set", "a count of the user's", "a policy of the user's"],
 )
-def test_threads_hardly_spin_unless_the_user_says_otherwise(own: dict[str, str], expected: str) -> None:
+def test_threads_hardly_spin_unless_the_user_asks_for_it(own: dict[str, str], expected: str) -> None:
     program = "import os, sys, stages; print('torch' in sys.modules, os.environ.get('GOMP_SPINCOUNT'))"
     environment = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     process = subprocess.run(
@@ -77,7 +77,7 @@ def test_threads_hardly_spin_unless_the_user_says_otherwise(own: dict[str, str],
 
 @pytest.mark.parametrize("encoding", ["ascii", "iso-8859-1"])
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-def test_names_that_the_output_cannot_show_are_escaped(encoding: str, stream: str) -> None:
+def test_names_that_the_output_cannot_encode_are_escaped(encoding: str, stream: str) -> None:
     program = f"import sys; from stages.common.cli import run; run(lambda: print('\u72ac', file=sys.{stream}))"
     process = subprocess.run(
         [sys.executable, "-c", program],
@@ -99,7 +99,7 @@ def test_a_failure_of_git_gives_its_own_reason(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("stage", ["split", "train_head", "compare"])
-def test_python_without_the_packages_is_one_line_that_names_the_environment(stage: str) -> None:
+def test_missing_packages_are_one_line_that_names_the_environment(stage: str) -> None:
     command = [sys.executable, "-S", "-m", f"stages.{stage}"]  # -S: as a Python in which nothing is installed
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1

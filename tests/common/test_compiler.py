@@ -44,7 +44,7 @@ assert torch.compile(lambda values: values + 1, backend="eager")(torch.ones(2)).
     ("stage", "unloaded"),
     [("split", {TORCH, LEARN}), ("evaluate", {COMPILER, LEARN, STATISTICS}), ("plot", {COMPILER, LEARN, STATISTICS})],
 )
-def test_a_stage_starts_without_what_it_may_not_use(stage: str, unloaded: set[str]) -> None:
+def test_a_stage_starts_without_libraries_it_does_not_need(stage: str, unloaded: set[str]) -> None:
     command = [sys.executable, "-X", "importtime", "-m", f"stages.{stage}", "--help"]
     started = subprocess.run(command, capture_output=True, text=True, check=True)
     loaded = {line.rpartition("|")[2].strip() for line in started.stderr.splitlines()}
@@ -52,7 +52,7 @@ def test_a_stage_starts_without_what_it_may_not_use(stage: str, unloaded: set[st
     assert not unloaded & loaded
 
 
-def test_only_the_pinned_versions_are_served_by_the_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiler_is_replaced_only_for_the_pinned_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
     assert {name: pinned[name] for name in compiler.PINNED} == compiler.PINNED
     for name, another in (("torch", True), ("torchvision", True), ("none", False)):
@@ -66,6 +66,6 @@ def test_only_the_pinned_versions_are_served_by_the_stand_in(monkeypatch: pytest
         assert ("torch._dynamo" not in sys.modules) == another
 
 
-def test_training_does_without_the_compiler_and_who_asks_for_it_gets_it() -> None:
+def test_training_does_not_load_the_compiler_which_loads_on_demand() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

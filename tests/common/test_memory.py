@@ -7,7 +7,7 @@ import pytest
 from stages.common import machine as this
 
 
-def test_a_containers_limit_counts_where_it_is_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit, none, absent = tmp_path / "memory.max", tmp_path / "limit_in_bytes", tmp_path / "absent"
     none.write_text("max\n")
     monkeypatch.setattr(this, "_LIMITS", (none, absent))

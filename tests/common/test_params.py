@@ -15,7 +15,7 @@ def test_the_defaults_are_valid() -> None:
 
 
 @pytest.mark.parametrize("text", ["1e-05", "1E-05", "1e-5", "1.0e-05", "0.00001", "1.e-05"])
-def test_a_small_number_is_a_number_however_it_is_written(tmp_path: Path, text: str) -> None:
+def test_a_small_number_may_be_written_in_any_way(tmp_path: Path, text: str) -> None:
     content = (ROOT / "params.yaml").read_text()
     assert "lr: 2.0e-4" in content
     (tmp_path / "params.yaml").write_text(content.replace("lr: 2.0e-4", f"lr: {text}"))
@@ -104,7 +104,7 @@ def test_a_missing_key_is_named(tmp_path: Path) -> None:
         load_params(tmp_path / "params.yaml")
 
 
-def test_all_problems_are_told_at_once(project: Project) -> None:
+def test_all_problems_are_reported_at_once(project: Project) -> None:
     project.set("finetune.lr", 0)
     project.set("train_head.epochs", 0)
     with pytest.raises(StageError, match=r"train_head\.epochs.*; finetune\.lr"):
@@ -112,7 +112,7 @@ def test_all_problems_are_told_at_once(project: Project) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "seed: [", "- 1", "seed: 1\n\tdevice: cpu", "\xff"])
-def test_a_file_that_is_no_mapping_is_refused_in_one_line(
+def test_a_params_file_that_is_not_a_mapping_is_refused_in_one_line(
     project: Project, refusal: Callable[[Project, str], str], content: str
 ) -> None:
     project.path("params.yaml").write_bytes(content.encode("latin-1"))

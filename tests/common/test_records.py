@@ -29,7 +29,7 @@ TABLES: dict[type[Any], list[Any]] = {
 
 
 @pytest.mark.parametrize("kind", TABLES, ids=lambda kind: str(kind.__name__))
-def test_every_table_is_read_as_it_was_written_and_refused_where_it_is_another(kind: type[Any], tmp_path: Path) -> None:
+def test_every_table_reads_back_as_written_and_a_different_one_is_refused(kind: type[Any], tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     write_table(path, kind, TABLES[kind])
     assert read_table(path, kind, "plot") == TABLES[kind]
@@ -40,7 +40,7 @@ def test_every_table_is_read_as_it_was_written_and_refused_where_it_is_another(k
             read_table(path, kind, "plot")
 
 
-def test_scores_and_calibrations_are_read_as_they_were_written(tmp_path: Path) -> None:
+def test_scores_and_calibrations_read_back_as_written(tmp_path: Path) -> None:
     labels = np.arange(20) % 2
     values = np.full((20, 2), 0.5) + np.where(np.arange(2) == labels[:, None], 0.3, -0.3)
     scores = metrics.score(labels, values)

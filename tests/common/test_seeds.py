@@ -12,14 +12,14 @@ from stages.images.index import Entry
 from stages.images.preprocessing import Preprocessing
 
 
-def test_each_pair_of_numbers_has_a_stream_of_its_own() -> None:
+def test_each_pair_of_seed_and_epoch_has_its_own_stream() -> None:
     pairs = [(seed, epoch) for seed in (0, 1, 2, 42, 2**8, 2**24, 2**32 - 1) for epoch in (0, 1, 2, 2**8)]
     streams = {tuple(torch.rand(4, generator=generator_for(*pair)).tolist()) for pair in pairs}
     assert len(streams) == len(pairs)
     assert torch.equal(torch.rand(4, generator=generator_for(1, 2)), torch.rand(4, generator=generator_for(1, 2)))
 
 
-def test_neighbouring_seeds_do_not_share_the_orders_of_their_epochs(tmp_path: Path) -> None:
+def test_neighbouring_seeds_do_not_share_orders(tmp_path: Path) -> None:
     root = make_images(tmp_path, count=20, size=8)
     entries = [
         Entry(path.relative_to(root).as_posix(), 0, path.parent.name, hashlib.sha256(path.read_bytes()).hexdigest())

@@ -98,7 +98,7 @@ def run_program(program: str, folder: Path, image: Path) -> dict[str, float]:
 
 
 @pytest.mark.usefixtures("exported_once")
-def test_an_export_is_the_checkpoint_and_its_card_says_how_to_use_it(
+def test_an_export_equals_the_checkpoint_and_its_card_explains_its_use(
     finished: Project, call: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "exported"
@@ -159,7 +159,7 @@ def test_an_export_is_the_checkpoint_and_its_card_says_how_to_use_it(
 
 
 @pytest.mark.usefixtures("exported_once")
-def test_predict_says_the_same_as_the_evaluation_with_either_file(
+def test_predict_agrees_with_the_evaluation_for_checkpoint_and_onnx(
     finished: Project, call: Export, tmp_path: Path
 ) -> None:
     assert call("--output", tmp_path / "exported") == 0
@@ -182,7 +182,7 @@ def test_predict_says_the_same_as_the_evaluation_with_either_file(
 
 
 @pytest.mark.usefixtures("exported_once")
-def test_an_export_that_is_another_network_is_refused_and_nothing_is_left_behind(
+def test_an_export_with_other_predictions_is_refused_and_leaves_nothing(
     call: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # The checkpoint's own answers and 2e-4, without what onnxruntime rounds.
@@ -195,7 +195,7 @@ def test_an_export_that_is_another_network_is_refused_and_nothing_is_left_behind
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_changed_prediction_is_forgiven_where_two_classes_are_equally_probable() -> None:
+def test_a_changed_prediction_is_accepted_where_two_classes_are_equally_probable() -> None:
     labels = np.array([0, 1])
     original = np.array([[0.50002, 0.49998], [0.1, 0.9]])
     assert "0 predictions changed" in compare(labels, original, original)
@@ -207,7 +207,7 @@ def test_a_changed_prediction_is_forgiven_where_two_classes_are_equally_probable
 
 
 @pytest.mark.usefixtures("exported_once")
-def test_without_the_test_images_nothing_is_compared_and_the_recipe_is_the_checkpoints(
+def test_without_the_test_images_nothing_is_compared_and_the_card_describes_the_checkpoint(
     finished: Project, call: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images, elsewhere, lr = finished.path("images"), tmp_path / "images", finished.params["finetune"]["lr"]
@@ -233,7 +233,7 @@ def test_without_the_test_images_nothing_is_compared_and_the_recipe_is_the_check
     assert "true gain" not in card
 
 
-def test_what_cannot_be_exported_is_one_line(
+def test_a_network_that_cannot_be_exported_is_refused_in_one_line(
     finished: Project, call: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine").mkdir()
@@ -266,7 +266,7 @@ def test_what_cannot_be_exported_is_one_line(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.safetensors", "mine"]
 
 
-def test_an_empty_folder_may_be_named_by_a_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_folder_may_be_given_as_a_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     with replaced_files(Path()) as folder:
@@ -274,7 +274,7 @@ def test_an_empty_folder_may_be_named_by_a_dot(tmp_path: Path, monkeypatch: pyte
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["here", "here/file"]
 
 
-def test_an_exported_network_needs_onnxruntime_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exported_network_needs_only_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     (tmp_path / "model.onnx").write_bytes(b"")
     with pytest.raises(StageError, match="damaged, or not an ONNX file"):
@@ -291,7 +291,7 @@ def test_an_exported_network_needs_onnxruntime_alone(tmp_path: Path, monkeypatch
     [Preprocessing(crop=48), Preprocessing(55, crop=48, interpolation="bicubic"), Preprocessing(crop=48, pad=True)],
     ids=["squash", "crop", "pad"],
 )
-def test_the_program_of_the_card_frames_an_image_as_the_network_expects(
+def test_the_code_in_the_card_frames_an_image_as_the_network_expects(
     framing: Preprocessing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = onnx_program(framing).partition("probabilities,")[0]
@@ -348,7 +348,7 @@ def test_every_head_on_each_family_can_be_exported(arch: str, head: Head, classe
         assert "BatchNormalization" not in operators
 
 
-def test_a_class_keeps_its_spaces_and_its_line() -> None:
+def test_a_class_name_keeps_its_spaces_and_its_line() -> None:
     names = ["old  oak", " fir", "new\nash", "elm\u2028 1"]
     lines = export.name_lines(names).splitlines()
     assert lines == ["old  oak", " fir", "new ash", "elm  1"]

@@ -57,7 +57,7 @@ def rows(path: str = "predictions.csv") -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_folder_is_searched_at_any_depth_and_what_cannot_be_read_has_a_row(
+def test_a_folder_is_searched_at_any_depth_and_unreadable_files_have_a_row(
     images: Path, call: Predict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(images / "cat", tmp_path / "new/deep/er")
@@ -79,7 +79,7 @@ def test_a_folder_is_searched_at_any_depth_and_what_cannot_be_read_has_a_row(
     assert rows() == table
 
 
-def test_top_says_how_many_classes_and_reject_empties_unsure_predictions(
+def test_top_limits_the_classes_and_reject_empties_unsure_predictions(
     images: Path, call: Predict, tmp_path: Path
 ) -> None:
     cat = images / "cat/000.png"
@@ -101,7 +101,7 @@ def test_top_says_how_many_classes_and_reject_empties_unsure_predictions(
     assert bad == {"path": str(tmp_path / "bad.png"), "problem": "empty file"}
 
 
-def test_a_stranger_is_flagged_and_rejected_however_probable_its_class(
+def test_an_image_unlike_the_training_images_is_flagged_and_rejected_however_probable_its_class(
     checkpoint: Path, images: Path, call: Predict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     known, stranger = images / "cat/000.png", tmp_path / "stranger.png"
@@ -126,7 +126,7 @@ def test_a_stranger_is_flagged_and_rejected_however_probable_its_class(
     assert all(answer["prediction"] for answer in answers)
 
 
-def test_the_standard_output_gets_the_table_alone_and_who_reads_one_row_meets_no_error(
+def test_the_standard_output_gets_the_table_alone_and_a_closed_pipe_is_no_error(
     checkpoint: Path, images: Path, call: Predict, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert call(images / "cat", "--output", "-") == 0
@@ -140,7 +140,9 @@ def test_the_standard_output_gets_the_table_alone_and_who_reads_one_row_meets_no
     assert "Broken pipe" not in done.stderr
 
 
-def test_bad_input_is_one_line(images: Path, call: Predict, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_refused_in_one_line(
+    images: Path, call: Predict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty").mkdir()
     cat = images / "cat/000.png"
     for arguments, message in (
@@ -182,7 +184,7 @@ UNUSABLE: list[tuple[str, bytes | dict[str, str] | None, str]] = [
 
 
 @pytest.mark.parametrize(("name", "content", "message"), UNUSABLE, ids=[name for name, *_ in UNUSABLE])
-def test_a_network_that_cannot_be_used_is_one_line(
+def test_a_network_that_cannot_be_used_is_refused_in_one_line(
     name: str, content: Any, message: str, checkpoint: Path, images: Path, call: Predict, tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -202,7 +204,7 @@ def test_a_network_that_cannot_be_used_is_one_line(
     assert message in line
 
 
-def test_after_an_interrupt_all_rows_are_whole(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+def test_after_an_interrupt_all_written_rows_are_complete(checkpoint: Path, images: Path, tmp_path: Path) -> None:
     output, many = tmp_path / "predictions.csv", [images / "cat/000.png"] * 5000
     command = [sys.executable, "-m", "stages.predict", *many, "--output", output, "--workers", "1", "--batch-size", "2"]
     process = subprocess.Popen([*map(str, command), "--checkpoint", str(checkpoint)], cwd=ROOT, stderr=subprocess.PIPE)

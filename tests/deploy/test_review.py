@@ -74,7 +74,7 @@ def picture(shown: dict[str, Any]) -> Image.Image:
     return Image.open(io.BytesIO(content)).convert("RGB")
 
 
-def test_a_decision_is_in_the_table_before_it_is_answered(port: int, folder: Path) -> None:
+def test_a_decision_is_written_before_the_answer(port: int, folder: Path) -> None:
     table = folder / "corrections.csv"
     assert counts(get(port, "/progress")) == (0, 0, 0, 0)
     assert not table.exists()
@@ -90,7 +90,7 @@ def test_a_decision_is_in_the_table_before_it_is_answered(port: int, folder: Pat
     assert get(port, "/progress")["command"] == f"dvc exp run -S data.corrections={table}"
 
 
-def test_another_start_goes_on_with_the_first_undecided_one_and_keeps_other_rows(folder: Path) -> None:
+def test_a_restart_begins_with_the_first_undecided_image_and_keeps_other_rows(folder: Path) -> None:
     table = folder / "corrections.csv"
     table.write_text('correction,path,why\ncat,"dog/a,b.png",fur\n,cat/deep.png,dark\ndog,cat/turned.tif,\n')
     for expected in ((0, 1, 0, 1), (0, 2, 0, 2)):
@@ -102,7 +102,7 @@ def test_another_start_goes_on_with_the_first_undecided_one_and_keeps_other_rows
     )
 
 
-def test_images_are_shown_as_the_network_gets_them(port: int) -> None:
+def test_images_are_shown_as_the_network_sees_them(port: int) -> None:
     turned = picture(get(port, "/suspects/0"))
     assert turned.size == (30, 60)
     assert turned.getpixel((15, 10))[2] < 60, "yellow is above"  # type: ignore[index]
@@ -116,7 +116,7 @@ def test_images_are_shown_as_the_network_gets_them(port: int) -> None:
     assert {**shown, "image": ""} == {**vars(SUSPECTS[3]), "image": ""}
 
 
-def test_only_the_page_of_this_start_decides(port: int, folder: Path) -> None:
+def test_only_the_page_of_this_server_can_decide(port: int, folder: Path) -> None:
     refused = [
         ask(port, "POST", "/suspects/0/drop", Origin="http://evil.example"),
         ask(port, "POST", "/suspects/0/drop", "x-token=", Origin="null", Content_Type="text/plain"),
@@ -137,7 +137,7 @@ def test_only_the_page_of_this_start_decides(port: int, folder: Path) -> None:
         assert ask(other, "POST", "/suspects/0/drop", X_Token=token)[0] == 403
 
 
-def test_nothing_but_suspects_is_shown_or_decided(port: int, folder: Path) -> None:
+def test_only_suspects_are_shown_or_decided(port: int, folder: Path) -> None:
     assert_closed(port)
     token = get(port, "/progress")["token"]
     for path in ("5", "-1", "..%2f..%2fparams.yaml", "../params.yaml", "cat/turned.tif", "99999999999"):
@@ -147,7 +147,7 @@ def test_nothing_but_suspects_is_shown_or_decided(port: int, folder: Path) -> No
     assert not (folder / "corrections.csv").exists()
 
 
-def test_what_cannot_be_written_is_said_and_changes_nothing(port: int, folder: Path) -> None:
+def test_a_table_that_cannot_be_written_is_reported_and_nothing_changes(port: int, folder: Path) -> None:
     table = folder / "corrections.csv"
     table.write_text("path,label\na,b\n")
     status, content = ask(port, "GET", "/progress")
@@ -159,7 +159,7 @@ def test_what_cannot_be_written_is_said_and_changes_nothing(port: int, folder: P
     assert table.read_text() == "path,label\na,b\n"
 
 
-def test_nothing_is_lost_when_it_is_killed_or_stopped_and_split_takes_the_table(
+def test_decisions_survive_kill_and_ctrl_c_and_split_uses_them(
     project: Project, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with started(folder, "review") as (process, port):
@@ -182,7 +182,7 @@ def test_nothing_is_lost_when_it_is_killed_or_stopped_and_split_takes_the_table(
     assert "1 label corrected, 1 image dropped by mine.csv" in capsys.readouterr().out
 
 
-def test_what_cannot_be_reviewed_is_one_line(
+def test_missing_suspects_are_refused_in_one_line(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)

@@ -150,7 +150,7 @@ def test_an_image_gets_its_classes_the_most_probable_first_and_two_images(port: 
         assert Image.open(io.BytesIO(content)).size == (64, 64)
 
 
-def test_ten_at_once_get_their_own_answers(port: int, network: Network) -> None:
+def test_ten_simultaneous_requests_get_their_own_answers(port: int, network: Network) -> None:
     with ThreadPoolExecutor(10) as pool:
         answers = list(pool.map(lambda seed: classify(port, encode(noise(seed))), range(10)))
     for seed, (status, answer) in enumerate(answers):
@@ -174,7 +174,7 @@ def test_two_hundred_uploads_at_once_are_answered_in_bounded_memory(checkpoint: 
     assert int(peak[1]) < 1_500_000
 
 
-def test_what_is_no_image_is_refused_in_words_and_the_next_one_is_answered(port: int) -> None:
+def test_a_file_that_is_not_an_image_is_refused_and_the_next_one_is_answered(port: int) -> None:
     for content, status, problem in (
         (b"no image", 422, "not an image in a known format"),
         (encode(noise(0))[:2000], 422, "damaged"),
@@ -187,7 +187,7 @@ def test_what_is_no_image_is_refused_in_words_and_the_next_one_is_answered(port:
         assert classify(port, encode(noise(2)))[0] == 200
 
 
-def test_a_page_from_elsewhere_cannot_ask_by_its_own_name(port: int) -> None:
+def test_requests_for_another_host_are_refused(port: int) -> None:
     assert ask(port, "POST", "/classify", encode(noise(1)), Host="evil.example")[0] == 400
     assert ask(port, "GET", "/", Host="evil.example:8000")[0] == 400
     assert ask(port, "GET", "/", Host=f"127.0.0.1:{port}")[0] == 200
@@ -197,14 +197,14 @@ def test_a_page_from_elsewhere_cannot_ask_by_its_own_name(port: int) -> None:
     ] * 2
 
 
-def test_the_server_says_where_it_is_and_ends_with_ctrl_c(checkpoint: Path) -> None:
+def test_the_server_prints_its_address_and_ends_with_ctrl_c(checkpoint: Path) -> None:
     with started(checkpoint.parent, "serve", "--checkpoint", checkpoint) as (process, port):
         assert classify(port, encode(noise(3)))[0] == 200
         assert end(process) == (0, "stopped\n", "")
     assert sorted(path.name for path in checkpoint.parent.iterdir()) == ["network.safetensors", "reference.safetensors"]
 
 
-def test_what_cannot_be_served_is_one_line(
+def test_a_bad_address_or_checkpoint_is_refused_in_one_line(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "broken.safetensors").write_bytes(b"PK")
@@ -237,7 +237,7 @@ def open_browser() -> Iterator[Any]:
         yield browser.new_page()
 
 
-def test_the_page_shows_what_the_server_answers_in_a_browser(port: int, network: Network, tmp_path: Path) -> None:
+def test_the_page_shows_the_answers_in_a_browser(port: int, network: Network, tmp_path: Path) -> None:
     """Runs where playwright (not among the test's packages) and a Chromium are installed."""
     files = [tmp_path / f"{number} <i>.png" for number in range(10)]
     for number, file in enumerate(files):

@@ -31,7 +31,7 @@ def pool_of(features: list[list[float]], surety: list[float]) -> Pool:
     return Pool(paths, np.stack([first, 1 - first], axis=1), vectors, np.zeros_like(first))
 
 
-def test_choosing_is_the_greedy_choice_of_the_stated_sum() -> None:
+def test_images_are_chosen_greedily_by_the_documented_sum() -> None:
     random = np.random.default_rng(0)
     pool = pool_of(random.random((60, 5)).tolist(), random.random(60).tolist())
     labelled = np.eye(5, dtype=np.float32)[:2]
@@ -43,7 +43,7 @@ def test_choosing_is_the_greedy_choice_of_the_stated_sum() -> None:
         covered = np.maximum(covered, cosines[best])
 
 
-def test_of_a_large_pool_only_the_most_uncertain_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_large_pool_only_the_most_uncertain_images_are_held_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suggestions, "MOST", 10)
     surety = np.linspace(0.5, 1.0, 200, dtype=np.float32)
     order = np.random.default_rng(0).permutation(200)
@@ -109,7 +109,7 @@ def test_the_filled_in_table_is_the_grown_data_set(
     assert {entry.class_name for entry in entries if entry.path.startswith("unlabelled")} == {"dog"}
 
 
-def test_images_that_no_table_of_the_data_set_can_name_are_listed_alone(
+def test_images_outside_the_data_set_get_a_list_of_their_own(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project.path("images/unlabelled").rename(project.path("elsewhere"))
@@ -120,7 +120,7 @@ def test_images_that_no_table_of_the_data_set_can_name_are_listed_alone(
     assert [Path(row["path"]).is_file() for row in rows] == [True, True]
 
 
-def test_what_cannot_be_suggested_is_said_in_one_line(
+def test_bad_arguments_are_refused_in_one_line(
     project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for arguments, problem in (

@@ -165,7 +165,7 @@ FILES |= has_odd_metadata()
 NAMES = {name: wanted for name, (_, wanted) in {**FILES, **is_no_file()}.items()}
 
 
-def test_a_hundred_files_are_taken_or_left_out_for_what_is_wrong_with_them(project: Project) -> None:
+def test_a_hundred_files_are_accepted_or_rejected_with_the_right_reason(project: Project) -> None:
     folder = project.path("images/cat")
     for name, (content, _) in FILES.items():
         (folder / name).write_bytes(content)

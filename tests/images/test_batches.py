@@ -23,7 +23,7 @@ def entries(tmp_path: Path) -> list[Entry]:
     ]
 
 
-def test_augmentation_in_this_process_draws_from_no_generator_but_its_own(
+def test_augmentation_uses_only_its_own_generator(
     tmp_path: Path, entries: list[Entry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def seeds_the_gpu_too(_: int) -> None:
@@ -52,7 +52,7 @@ def test_augmentation_in_this_process_draws_from_no_generator_but_its_own(
         ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", "out of memory"),
     ],
 )
-def test_processes_that_cannot_hand_over_images_are_told_from_killed_ones(
+def test_full_shared_memory_and_killed_workers_are_told_apart(
     tmp_path: Path, entries: list[Entry], monkeypatch: pytest.MonkeyPatch, message: str, advice: str
 ) -> None:
     batches = Batches(tmp_path / "images", entries, Preprocessing(crop=32), 4, 0)
@@ -67,7 +67,7 @@ def test_processes_that_cannot_hand_over_images_are_told_from_killed_ones(
 
 
 @pytest.mark.parametrize(("batch_size", "workers", "at_a_time"), [(2, 0, 2), (4, 0, 4), (2, 1, 6), (1, 1, 3)])
-def test_images_that_cannot_all_lie_in_memory_are_refused_before_the_system_ends_the_process(
+def test_images_that_do_not_fit_into_memory_are_refused_before_the_process_is_killed(
     tmp_path: Path, entries: list[Entry], monkeypatch: pytest.MonkeyPatch, batch_size: int, workers: int, at_a_time: int
 ) -> None:
     needed = at_a_time * 3 * 32 * 32 * 4

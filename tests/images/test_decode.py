@@ -25,7 +25,7 @@ def colour(content: bytes, at: tuple[int, int] = (4, 4)) -> tuple[int, ...]:
     return value
 
 
-def test_a_palette_with_transparency_becomes_white_there() -> None:
+def test_a_transparent_palette_colour_becomes_white() -> None:
     image = Image.new("P", (16, 16), 0)
     image.putpalette([0, 255, 0, *RED])
     image.paste(1, (8, 0, 16, 16))
@@ -34,7 +34,7 @@ def test_a_palette_with_transparency_becomes_white_there() -> None:
     assert colour(content, (12, 4)) == RED
 
 
-def test_of_an_animation_the_first_frame_counts() -> None:
+def test_of_an_animation_the_first_frame_is_used() -> None:
     frames = [Image.new("RGB", (16, 16), value) for value in (RED, (0, 0, 255))]
     for kind in ("PNG", "WEBP", "TIFF", "GIF", "AVIF"):
         content = encode(frames[0], kind, save_all=True, append_images=frames[1:])
@@ -85,7 +85,7 @@ def test_a_png_with_odd_metadata_has_its_pixels(name: str) -> None:
     assert decode(ODD_PNGS[name]).tobytes() == noise().tobytes()
 
 
-def test_odd_metadata_takes_no_transparency_away() -> None:
+def test_odd_metadata_keeps_transparency() -> None:
     image = Image.new("P", (16, 16), 0)
     image.putpalette([0, 255, 0, *RED])
     whole = encode(image, "PNG", transparency=0)
@@ -111,7 +111,7 @@ def test_damaged_pixels_are_damaged_whatever_the_metadata() -> None:
         {"icc_profile": bytes(2_000_000)},
     ],
 )
-def test_metadata_that_cannot_be_read_makes_no_image_bad(kind: str, options: dict[str, bytes]) -> None:
+def test_unreadable_metadata_does_not_reject_an_image(kind: str, options: dict[str, bytes]) -> None:
     try:
         odd = encode(noise(), kind, **options)
     except (SyntaxError, struct.error):
@@ -146,7 +146,7 @@ def test_a_jpeg_with_a_small_version_in_its_exif_and_an_odd_segment_has_its_pixe
     assert decode(plain[:2] + odd + plain[2:]).tobytes() == decode(plain).tobytes()
 
 
-def test_a_jpeg_that_is_cut_short_anywhere_is_damaged_for_a_reason_that_is_the_same_in_each_run() -> None:
+def test_a_jpeg_cut_short_anywhere_is_damaged_with_the_same_reason_in_each_run() -> None:
     whole = encode(noise())
     for size in range(2, len(whole) - 200, 7):
         with pytest.raises(ImageError) as caught:
@@ -154,7 +154,7 @@ def test_a_jpeg_that_is_cut_short_anywhere_is_damaged_for_a_reason_that_is_the_s
         assert "0x" not in str(caught.value)
 
 
-def test_lab_becomes_the_same_colours() -> None:
+def test_lab_is_converted_to_the_same_colours() -> None:
     srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
     image = ImageCms.profileToProfile(Image.new("RGB", (16, 16), RED), srgb, lab, outputMode="LAB")
     assert image is not None
@@ -178,7 +178,7 @@ def test_each_extension_that_counts_as_an_image_can_be_decoded(extension: str, k
     assert colour(encode(Image.new("RGB", (16, 16), RED), kind)) == pytest.approx(RED, abs=8)
 
 
-def test_heic_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heic_without_its_package_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "_HEIF", False)
     content = struct.pack(">I", 24) + b"ftypheic" + bytes(4) + b"mif1heic" + bytes(100)
     monkeypatch.setattr(Image, "open", Mock(side_effect=UnidentifiedImageError))
@@ -218,7 +218,7 @@ def wide_profile() -> bytes:
 @pytest.mark.parametrize(
     ("kind", "options"), [("PNG", {}), ("TIFF", {}), ("JPEG", {"quality": 98}), ("WEBP", {"lossless": True})]
 )
-def test_colours_by_another_profile_are_converted(kind: str, options: dict[str, Any]) -> None:
+def test_colours_of_another_profile_are_converted(kind: str, options: dict[str, Any]) -> None:
     # Worked out from the matrices and the gammas of Adobe RGB (1998) and of sRGB: 136.97, 181.47, 117.24.
     content = encode(Image.new("RGB", (16, 16), (150, 180, 120)), kind, icc_profile=wide_profile(), **options)
     assert colour(content) == pytest.approx((137, 181, 117), abs=5)
@@ -241,7 +241,7 @@ def test_a_profile_of_srgb_or_of_another_mode_changes_nothing(mode: str) -> None
     assert decode(encode(image, kind, icc_profile=srgb)).tobytes() == plain.tobytes()
 
 
-def test_12_bit_grey_is_scaled_by_the_value_that_is_white() -> None:
+def test_12_bit_grey_is_scaled_by_the_white_level() -> None:
     content = encode(Image.fromarray(np.full((16, 16), 2000, np.uint16)), "PNG")
     assert colour(content) == (7, 7, 7)
     assert decode(content, grey_max=4095).getpixel((0, 0)) == (124, 124, 124)

@@ -24,7 +24,7 @@ def scene(width: int, height: int, seed: int = 0) -> Image.Image:
 @pytest.mark.parametrize(
     ("size", "least"), [((2000, 1500), 448), ((1500, 2000), 300), ((900, 900), 448), ((95, 70), 9)]
 )
-def test_both_sides_keep_what_is_asked_for_and_the_file_says_the_size(size: tuple[int, int], least: int) -> None:
+def test_a_reduced_jpeg_keeps_the_asked_for_size_on_both_sides(size: tuple[int, int], least: int) -> None:
     content = encode(scene(*size))
     decoded = decode_with_facts(content, least=least)
     assert min(decoded.image.size) >= least
@@ -41,7 +41,7 @@ def test_a_turned_image_has_its_upright_size() -> None:
 
 
 @pytest.mark.parametrize("framing", ["squash", "crop", "pad"])
-def test_the_network_sees_less_difference_than_saving_the_image_once_more_makes(framing: str) -> None:
+def test_decoding_smaller_changes_an_image_less_than_saving_it_again(framing: str) -> None:
     preprocessing = Preprocessing().framed(64, framing)  # type: ignore[arg-type]
     transform, least = make_transform(preprocessing, "none"), preprocessing.least("none")
     for seed in range(2):
@@ -61,7 +61,7 @@ def pixels(image: torch.Tensor, preprocessing: Preprocessing) -> np.ndarray:
     return shown
 
 
-def test_it_is_part_of_the_preprocessing_and_off_in_what_was_made_without() -> None:
+def test_decoding_smaller_is_part_of_the_preprocessing_and_off_in_older_checkpoints() -> None:
     now = Preprocessing().framed(64, None)
     assert now.to_json()["draft"] is True
     assert (now.least("none"), now.least("light")) == (128, 256)

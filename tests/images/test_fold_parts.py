@@ -56,7 +56,7 @@ def test_copies_and_groups_are_in_one_fold() -> None:
     assert {len(folds) for folds in homes.values()} == {1}
 
 
-def test_a_few_more_images_move_hardly_any_other() -> None:
+def test_a_few_added_images_move_hardly_any_other() -> None:
     entries = images({"cat": 500, "dog": 500})
 
     def fold_of(entries: list[Entry]) -> dict[str, int]:
@@ -94,7 +94,7 @@ def test_a_fold_is_chosen_in_the_parameters(project: Project) -> None:
         ({"split.folds": 2, "split.val_size": 0.5}, "1 / folds + val_size should be less than 1"),
     ],
 )
-def test_folds_that_cannot_be_cut_are_refused(
+def test_folds_out_of_range_are_refused(
     project: Project, refusal: Refusal, settings: dict[str, object], message: str
 ) -> None:
     for key, value in settings.items():
@@ -102,7 +102,7 @@ def test_folds_that_cannot_be_cut_are_refused(
     assert message in refusal(project, "split")
 
 
-def test_folds_of_a_split_that_is_given_are_refused(project: Project, refusal: Refusal) -> None:
+def test_folds_of_a_given_split_are_refused(project: Project, refusal: Refusal) -> None:
     for part in ("train", "test"):
         make_images(project.path(f"given/{part}"), count=3, size=20 + len(part))  # other images in each
     project.set("data.path", "given")

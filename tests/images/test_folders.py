@@ -41,7 +41,7 @@ def classes_of(project: Project) -> set[str]:
 
 
 @pytest.mark.parametrize("name", [".git", "@eaDir", "__MACOSX", "$RECYCLE.BIN"])
-def test_what_systems_make_is_left_out_and_counted(project: Project, name: str) -> None:
+def test_files_of_operating_systems_are_left_out_and_counted(project: Project, name: str) -> None:
     project.path("images/cat/deeper").mkdir()
     project.path("images/cat/000.png").rename(project.path("images/cat/deeper/000.png"))
     assert project.run("split") == 0
@@ -74,7 +74,7 @@ def test_images_and_files_beside_the_images_are_counted(project: Project) -> Non
     assert project.split_report()["left_out"] == {"loose": 3}
 
 
-def test_loose_images_alone_are_told_how_to_get_labels(project: Project, refusal: Refusal) -> None:
+def test_loose_images_are_refused_with_how_to_get_labels(project: Project, refusal: Refusal) -> None:
     build(project, ".")
     line = refusal(project, "split")
     assert "holds no folders but 6 images; put the images of each class into a folder, or name a table of" in line
@@ -88,7 +88,7 @@ def test_loose_images_alone_are_told_how_to_get_labels(project: Project, refusal
         *(("owl", "owl "), ("Straße", "STRASSE"), ("ﬁsh", "fish")),
     ],
 )
-def test_names_that_a_reader_takes_for_one_class_are_refused(
+def test_class_names_that_look_the_same_are_refused(
     project: Project, refusal: Refusal, first: str, second: str
 ) -> None:
     make_images(project.path("images"), ("cat", first, second), count=5)
@@ -98,7 +98,7 @@ def test_names_that_a_reader_takes_for_one_class_are_refused(
     assert "rename one, or merge them, or name a table as data.labels, in which case counts" in line
 
 
-def test_a_class_that_is_a_link_to_nothing_is_not_passed_by(project: Project, refusal: Refusal) -> None:
+def test_a_class_folder_that_is_a_broken_link_is_refused(project: Project, refusal: Refusal) -> None:
     project.path("images/owl").symlink_to("nowhere")
     assert "images/owl is a broken link" in refusal(project, "split")
 
@@ -112,7 +112,7 @@ def test_a_pipe_or_a_device_is_left_out_with_its_reason(project: Project, make: 
 
 
 @pytest.mark.parametrize("names", [PARTS, ("Training", "Validation", "TEST"), ("train_set", "valid", "test set")])
-def test_a_split_in_folders_is_used_as_it_is(project: Project, names: tuple[str, str, str]) -> None:
+def test_a_split_in_folders_is_used_as_given(project: Project, names: tuple[str, str, str]) -> None:
     images = build(project, *each(names, TWO))
     line = said(project)
     assert line.startswith("train 12, val 12, test 12; classes: cat 18, dog 18; 0 rejected, 0 groups of copies; ")
@@ -136,7 +136,7 @@ def test_a_split_in_folders_is_used_as_it_is(project: Project, names: tuple[str,
         *(("labeled", "validation"), ("trains", "tests"), ("train/images", "test/images")),
     ],
 )
-def test_parts_are_known_by_their_names_however_they_are_written(project: Project, train: str, test: str) -> None:
+def test_parts_are_recognized_however_their_names_are_written(project: Project, train: str, test: str) -> None:
     build(project, *each((train, test), TWO))
     line = said(project)
     assert "split as given (train, " in line
@@ -188,7 +188,7 @@ def test_a_given_split_that_is_ignored_is_divided_as_if_there_were_none(project:
     assert classes_of(project) == set(TWO)
 
 
-def test_of_bytes_in_two_parts_the_copy_for_the_later_part_is_kept(project: Project) -> None:
+def test_of_copies_in_two_parts_the_one_in_the_later_part_is_kept(project: Project) -> None:
     images = build(project, *each(PARTS, TWO))
     shutil.copy(images / "test/cat/0.png", images / "train/cat/copy.png")
     shutil.copy(images / "test/cat/0.png", images / "val/cat/copy.png")
@@ -205,7 +205,7 @@ def test_a_class_without_training_images_of_its_own_is_refused(project: Project,
     assert "class 'owl' has no training images" in refusal(project, "split")
 
 
-def test_a_class_in_training_alone_and_groups_are_said_and_the_pipeline_goes_on(project: Project) -> None:
+def test_a_class_only_in_train_is_reported_and_the_pipeline_runs_on(project: Project) -> None:
     images = build(project, *each(PARTS, ("cat", "dog", "owl")))
     shutil.rmtree(images / "test/owl")
     shutil.rmtree(images / "val/cat")
@@ -218,7 +218,7 @@ def test_a_class_in_training_alone_and_groups_are_said_and_the_pipeline_goes_on(
     assert "The test images are of 1 group (`split.group`, near-duplicates)" in text
 
 
-def test_a_split_inside_of_the_classes_is_used_as_it_is(project: Project) -> None:
+def test_a_split_inside_the_class_folders_is_used_as_given(project: Project) -> None:
     images = build(project, *each(TWO, ("train", "test1")))
     assert "; split as given (train, test); val cut from train" in said(project)
     assert {entry.path.split("/")[1] for entry in project.parts()["test"]} == {"test1"}
@@ -227,7 +227,7 @@ def test_a_split_inside_of_the_classes_is_used_as_it_is(project: Project) -> Non
 
 
 @pytest.mark.parametrize("test", ["test1", "test/images", "unlabeled", "seg_pred/seg_pred", "test/unknown"])
-def test_test_folders_without_labels_are_left_out_counted_and_offered_to_predict(project: Project, test: str) -> None:
+def test_unlabelled_test_folders_are_left_out_counted_and_offered_to_predict(project: Project, test: str) -> None:
     build(project, *each(("train",), TWO), test)
     line = said(project)
     assert "6 images of folders without labels left out" in line
@@ -235,7 +235,7 @@ def test_test_folders_without_labels_are_left_out_counted_and_offered_to_predict
     assert classes_of(project) == set(TWO)
 
 
-def test_a_folder_without_labels_beside_classes_is_left_out(project: Project) -> None:
+def test_an_unlabelled_folder_beside_classes_is_left_out(project: Project) -> None:
     build(project, *TWO, "unlabeled")
     assert "6 images of folders without labels left out" in said(project)
     assert classes_of(project) == set(TWO)
@@ -277,7 +277,7 @@ KINDS = ("images", "labels")
         (["cat", "dog", "masks/cat", "masks/dog"], "images/masks holds folders that are named as its neighbours"),
     ],
 )
-def test_what_is_no_class_and_cannot_be_used_is_refused_with_the_way_out(
+def test_folders_that_are_not_classes_are_refused_with_the_way_out(
     project: Project, refusal: Refusal, folders: list[str], message: str
 ) -> None:
     build(project, *folders)
@@ -286,7 +286,7 @@ def test_what_is_no_class_and_cannot_be_used_is_refused_with_the_way_out(
     assert any(way in line for way in ("data.labels", "given=ignore", "data.path=", "move", "as data.path", "merge"))
 
 
-def test_a_class_whose_files_are_all_of_another_kind_is_told_which(project: Project, refusal: Refusal) -> None:
+def test_a_class_without_images_is_refused_with_the_extensions_of_its_files(project: Project, refusal: Refusal) -> None:
     project.path("images/cat/notes.txt").write_text("")
     project.path("images/owl").mkdir()
     for number in range(5):
@@ -294,7 +294,7 @@ def test_a_class_whose_files_are_all_of_another_kind_is_told_which(project: Proj
     assert "no images in images/owl, among whose files are 5 .nef; add some" in refusal(project, "split")
 
 
-def test_classes_that_are_called_train_and_test_can_be_had(project: Project, refusal: Refusal) -> None:
+def test_classes_may_be_called_train_and_test(project: Project, refusal: Refusal) -> None:
     build(project, "train", "test")
     assert "they hold no class folders" in refusal(project, "split")
     project.set("split.given", "ignore")
@@ -311,15 +311,13 @@ def test_classes_that_are_called_train_and_test_can_be_had(project: Project, ref
         *(("photo", "sketch"), ("red", "grey"), ("normal", "depth"), ("evaluated", "devices"), ("boxes", "labels")),
     ],
 )
-def test_class_folders_whose_names_only_resemble_parts_or_kinds_are_classes(
-    project: Project, names: tuple[str, ...]
-) -> None:
+def test_folders_whose_names_only_resemble_parts_are_classes(project: Project, names: tuple[str, ...]) -> None:
     build(project, *names)
     assert project.run("split") == 0
     assert classes_of(project) == set(names)
 
 
-def test_masks_inside_of_the_classes_are_left_out_and_counted(project: Project) -> None:
+def test_masks_inside_the_class_folders_are_left_out_and_counted(project: Project) -> None:
     build(project, *each(("covid", "normal"), ("images", "masks")))
     assert "12 images about others (masks, labels) left out" in said(project)
     assert all("/images/" in entry.path for entries in project.parts().values() for entry in entries)
@@ -328,7 +326,7 @@ def test_masks_inside_of_the_classes_are_left_out_and_counted(project: Project) 
 
 
 @pytest.mark.parametrize("folder", ["train", "."])
-def test_file_names_that_begin_with_classes_become_a_table_by_the_documented_command(
+def test_the_documented_command_makes_a_table_of_file_names_that_begin_with_classes(
     project: Project, refusal: Refusal, folder: str
 ) -> None:
     names = ("cat.0.png", "cat.1.png", "cat.2.png", "cat.3.png", "big dog_1.png", "big dog_2.png", "big dog_30.png")

@@ -24,7 +24,7 @@ def without_heif(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("without_heif")
 @pytest.mark.parametrize("name", ["{}.heic", "{}.HEIF", "{}.jpg"])
-def test_many_heic_files_without_their_package_say_what_to_install(
+def test_many_heic_files_without_their_package_are_refused_with_what_to_install(
     project: Project, refusal: Refusal, name: str
 ) -> None:
     for number in range(24):
@@ -49,7 +49,7 @@ def make_grey(project: Project, top: int, folder: str = "cat") -> None:
 
 
 @pytest.mark.parametrize(("top", "full"), [(3900, 4095), (16383, 16383)])
-def test_grey_of_fewer_bits_is_said_with_the_key_that_mends_it_and_that_reaches_the_network(
+def test_grey_of_fewer_bits_is_reported_with_the_key_which_then_reaches_the_network(
     project: Project, top: int, full: int
 ) -> None:
     make_grey(project, top)
@@ -63,7 +63,7 @@ def test_grey_of_fewer_bits_is_said_with_the_key_that_mends_it_and_that_reaches_
     assert read_entry(project.path("images"), grey, grey_max).getextrema()[0][1] > 230
 
 
-def test_grey_that_comes_near_the_top_is_not_remarked(project: Project) -> None:
+def test_grey_that_uses_nearly_all_bits_is_not_reported(project: Project) -> None:
     make_grey(project, 4095)
     make_grey(project, 40000, folder="dog")
     assert "16-bit grey" not in said(project)
@@ -125,14 +125,14 @@ def test_crop_takes_the_middle_squash_and_pad_the_whole() -> None:
 
 
 @pytest.mark.parametrize("augment", ["light", "strong"])
-def test_padded_images_are_augmented_between_their_margins(augment: str) -> None:
+def test_padded_images_are_augmented_inside_their_margins(augment: str) -> None:
     torch.manual_seed(0)
     transform = make_transform(TORCHVISIONS.framed(32, "pad"), augment)  # type: ignore[arg-type]
     with_margins = [(transform(bars())[:, :2].abs() < 0.01).all() for _ in range(20)]
     assert any(with_margins)
 
 
-def test_what_is_off_is_not_written_into_a_checkpoint_and_what_is_on_reads_back() -> None:
+def test_options_that_are_off_are_not_written_and_options_that_are_on_read_back() -> None:
     assert set(TORCHVISIONS.to_json()) == {"resize", "crop", "mean", "std", "interpolation"}
     framed = TORCHVISIONS.framed(32, "pad", grey_max=4095)
     assert Preprocessing.from_json(framed.to_json()) == framed

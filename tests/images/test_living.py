@@ -54,7 +54,7 @@ def change(project: Project) -> None:
         (images / entry.path).rename(images / "cat" / f"moved {Path(entry.path).name}")
 
 
-def test_a_test_image_never_becomes_a_training_image_and_what_changed_is_said(growing: Project) -> None:
+def test_a_test_image_never_becomes_a_training_image_and_changes_are_reported(growing: Project) -> None:
     before = part_of(growing)
     change(growing)
     line = said(growing)
@@ -83,7 +83,7 @@ def test_a_test_image_never_becomes_a_training_image_and_what_changed_is_said(gr
         assert part_of(growing) == after
 
 
-def test_another_division_is_made_anew(growing: Project) -> None:
+def test_other_split_parameters_split_anew(growing: Project) -> None:
     before = part_of(growing)
     assert growing.run("split") == 0
     assert part_of(growing) == before
@@ -96,7 +96,7 @@ def test_another_division_is_made_anew(growing: Project) -> None:
         assert sum(part == "test" for part in after.values()) == (12 if key == "seed" else 24)
 
 
-def test_another_data_set_has_no_changes(growing: Project) -> None:
+def test_another_data_set_reports_no_changes(growing: Project) -> None:
     growing.set("data.path", "others")
     assert growing.run("split") == 0
     assert growing.split_report()["changes"] == {}
@@ -109,7 +109,7 @@ def write_corrections(project: Project, *rows: tuple[str, str]) -> None:
         csv.writer(file).writerows([("path", "label", "correction"), *((name, "?", to) for name, to in rows)])
 
 
-def test_corrected_labels_count_and_the_images_stay(project: Project) -> None:
+def test_corrected_labels_are_used_and_the_images_stay(project: Project) -> None:
     cats, dogs = (sorted(project.path(f"images/{name}").iterdir()) for name in ("cat", "dog"))
     copy = dogs[3].with_name("copy.png")
     copy.write_bytes(cats[3].read_bytes())
@@ -130,7 +130,7 @@ def test_corrected_labels_count_and_the_images_stay(project: Project) -> None:
     assert dogs[0].exists()
 
 
-def test_what_cannot_be_corrected_is_refused(project: Project, refusal: Refusal) -> None:
+def test_corrections_that_cannot_be_applied_are_refused(project: Project, refusal: Refusal) -> None:
     name = f"cat/{next(project.path('images/cat').iterdir()).name}"
     write_corrections(project, (name, "horse"))
     assert f"data.corrections: corrections.csv: {name} should be horse, which is no class" in refusal(project, "split")

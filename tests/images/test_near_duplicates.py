@@ -53,7 +53,7 @@ COPIES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", COPIES)
-def test_a_copy_is_found_and_no_other_pair(name: str) -> None:
+def test_a_near_copy_is_found_and_no_other_pair(name: str) -> None:
     scenes = [scene(seed) for seed in range(60)]
     files = [encode(image) for image in scenes] + [COPIES[name](image) for image in scenes[:20]]
     pairs = find_pairs([small(content) for content in files])
@@ -62,7 +62,7 @@ def test_a_copy_is_found_and_no_other_pair(name: str) -> None:
     assert [pair.cosine for pair in pairs] == sorted((pair.cosine for pair in pairs), reverse=True)
 
 
-def test_all_pairs_are_found_that_comparing_every_two_would_find() -> None:
+def test_the_search_finds_the_pairs_of_an_exhaustive_comparison() -> None:
     noise = np.random.default_rng(0)
     scenes = [np.asarray(scene(seed).convert("L").resize((SIDE, SIDE))).astype(float) for seed in range(500)]
     scenes += [np.rot90(image, number % 4) + noise.normal(0, 1 + number % 3, image.shape)
@@ -78,7 +78,7 @@ def test_all_pairs_are_found_that_comparing_every_two_would_find() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 40])
-def test_images_that_show_nothing_are_like_no_other(count: int) -> None:
+def test_blank_images_have_no_near_duplicates(count: int) -> None:
     assert find_pairs([bytes([value]) * SIDE**2 for value in range(count)]) == []
 
 
@@ -114,7 +114,7 @@ def parted(project: Project) -> int:
     return sum(part_of[entry.path[:6]] != part for part, entries in project.parts().items() for entry in entries)
 
 
-def test_what_is_nearly_the_same_stays_in_one_part_or_is_reported(scenes: Project) -> None:
+def test_near_duplicates_stay_in_one_part_or_are_reported(scenes: Project) -> None:
     line = said(scenes)
     assert "80 images in 40 groups (at most 2) are nearly the same, kept in one part" in line
     assert "split.group" in line
@@ -139,7 +139,7 @@ def test_what_is_nearly_the_same_stays_in_one_part_or_is_reported(scenes: Projec
     assert f"{len(rows)} test images are nearly the same as one of another part" in line
 
 
-def test_a_given_split_is_not_moved_and_its_pairs_are_reported(scenes: Project) -> None:
+def test_a_given_split_is_not_changed_and_its_pairs_are_reported(scenes: Project) -> None:
     images = scenes.path("images")
     (images / "train").mkdir()
     for name, file in (("cat", "00b.png"), ("dog", "01b.png")):
@@ -152,7 +152,7 @@ def test_a_given_split_is_not_moved_and_its_pairs_are_reported(scenes: Project) 
     assert "2 test images are nearly the same as one of another part" in line
 
 
-def test_labels_that_contradict_each_other_are_said_with_an_example(scenes: Project) -> None:
+def test_near_duplicates_with_different_labels_are_reported_with_an_example(scenes: Project) -> None:
     scene(0).save(scenes.path("images/dog/00.png"))
     assert "2 pairs nearly the same in two classes (cat/00" in said(scenes)
     assert len([part for part, entries in scenes.parts().items() if any("/00" in one.path for one in entries)]) == 1
@@ -184,7 +184,7 @@ def test_evaluate_scores_without_the_pairs_that_remain(project: Project, capsys:
     assert f"1 of {len(test)} test images is nearly the same as a training" in capsys.readouterr().out
 
 
-def test_blank_images_are_counted_and_not_said_to_be_clean(project: Project) -> None:
+def test_blank_images_are_counted_and_not_called_clean(project: Project) -> None:
     for value in (0, 100, 255):
         Image.new("RGB", (40, 40), (value, value, value)).save(project.path(f"images/cat/{value}.png"))
     assert "3 images with too little contrast to look for near-duplicates" in said(project)
@@ -200,7 +200,7 @@ def test_blank_images_are_counted_and_not_said_to_be_clean(project: Project) -> 
         (0.4, "is not known: 60.00% of all images have too little contrast to be compared"),
     ],
 )
-def test_a_test_part_is_not_said_to_be_clean_where_images_could_not_be_compared(compared: float, expected: str) -> None:
+def test_a_test_part_with_images_that_could_not_be_compared_is_not_called_clean(compared: float, expected: str) -> None:
     said = describe_near_duplicates(NearDuplicates(THRESHOLD, 0, 0, None, None, compared), 10)
     assert expected in said
     assert ("No test image was found" in said) == (compared > 0.5)

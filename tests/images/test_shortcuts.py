@@ -37,7 +37,7 @@ def camera(name: str) -> Image.Exif:
         (lambda image, path, cat: image.point(lambda value: value // (2 if cat else 1)).save(path), "mean brightness"),
     ],
 )
-def test_a_planted_shortcut_is_said(
+def test_a_planted_shortcut_is_reported(
     project: Project, save: Callable[[Image.Image, Path, bool], None], fact: str
 ) -> None:
     redraw(project, save)
@@ -47,7 +47,7 @@ def test_a_planted_shortcut_is_said(
     assert any(fact in note for note in project.split_report()["notes"])
 
 
-def test_a_class_of_many_that_is_stored_in_its_own_way_is_named(project: Project) -> None:
+def test_one_class_of_many_that_is_stored_differently_is_named(project: Project) -> None:
     for name in ("fox", "hen", "owl"):
         project.path(f"images/{name}").mkdir()
         for path in project.path("images/dog").iterdir():
@@ -56,12 +56,12 @@ def test_a_class_of_many_that_is_stored_in_its_own_way_is_named(project: Project
     assert "file format alone tells cat from the other classes" in said(project)
 
 
-def test_images_that_are_stored_alike_have_no_shortcut(project: Project) -> None:
+def test_images_that_are_stored_alike_give_no_warning(project: Project) -> None:
     redraw(project, lambda image, path, _: image.save(path))
     assert "alone tells" not in said(project)
 
 
-def test_classes_of_the_same_images_in_two_forms_are_named(project: Project) -> None:
+def test_classes_with_the_same_images_in_two_forms_are_named(project: Project) -> None:
     drawn = np.random.default_rng(0)
     for path in sorted(project.path("images/cat").iterdir()):
         top = drawn.integers(30, 255)

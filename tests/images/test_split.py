@@ -67,7 +67,7 @@ def test_renamed_images_stay_in_their_part(project: Project) -> None:
     assert part_by(project, "sha256") == before
 
 
-def test_the_seed_decides_and_the_division_may_have_one_of_its_own(project: Project) -> None:
+def test_the_seed_decides_the_split_which_may_have_its_own_seed(project: Project) -> None:
     def split(seed: int, own: int | None = None) -> dict[str, str]:
         project.set("seed", seed)
         project.set("split.seed", own)
@@ -89,7 +89,7 @@ def test_an_added_image_moves_at_most_a_few_others(project: Project) -> None:
     assert sum(after[path] != part for path, part in before.items()) <= 2
 
 
-def test_copies_share_a_part_and_those_in_two_classes_are_all_rejected(project: Project) -> None:
+def test_copies_share_a_part_and_those_in_two_classes_are_rejected(project: Project) -> None:
     project.set("split.rejected_limit", 0.1)
     shutil.copy(project.path("images/cat/000.png"), project.path("images/dog/stray.png"))
     for number in range(1, 13):
@@ -108,7 +108,7 @@ def test_copies_share_a_part_and_those_in_two_classes_are_all_rejected(project: 
     assert not {"cat/000.png", "dog/stray.png"} & part.keys()
 
 
-def test_images_that_may_not_be_read_large_files_and_links_to_above_are_left_out(
+def test_unreadable_files_huge_files_and_circular_links_are_left_out(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Root may read everything, so the refusal is the file system's in name only.
@@ -168,7 +168,7 @@ def test_fractions_are_kept_to_the_nearest_image() -> None:
 
 
 @pytest.mark.parametrize("copies", [90, 400])
-def test_a_large_group_of_copies_goes_to_training(copies: int) -> None:
+def test_a_large_group_of_copies_goes_to_train(copies: int) -> None:
     images = [Entry(f"a/{number}.png", 0, "a", f"a{number}") for number in range(600)]
     images += [Entry(f"a/copy {number}.png", 0, "a", "same") for number in range(copies)]
     for seed in range(20):
@@ -178,7 +178,7 @@ def test_a_large_group_of_copies_goes_to_training(copies: int) -> None:
 
 
 @pytest.mark.parametrize("sizes", [(400, 1, 1), (400, 300, 1), (400, 300, 200)])
-def test_large_groups_of_copies_are_in_each_part_where_a_class_has_nothing_else(sizes: tuple[int, ...]) -> None:
+def test_large_groups_of_copies_fill_each_part_if_a_class_has_nothing_else(sizes: tuple[int, ...]) -> None:
     images = [
         Entry(f"{name}/{group} {number}.png", label, name, f"{name}{group}")
         for label, name in enumerate(("a", "b"))
@@ -203,7 +203,7 @@ def test_the_time_it_takes_is_proportional_to_the_number_of_images() -> None:
     assert time.process_time() - started < 4  # one look at all for each would take 20 s and more
 
 
-def test_many_classes_are_counted_in_a_list_which_dvc_does_not_take_for_metrics(project: Project) -> None:
+def test_counts_of_many_classes_are_a_list_which_dvc_does_not_read_as_metrics(project: Project) -> None:
     names = tuple(f"class {number:02d}" for number in range(21))
     shutil.rmtree(project.path("images"))
     make_images(project.path("images"), names, count=4)
@@ -231,7 +231,7 @@ def warning_of(project: Project, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err
 
 
-def test_a_folder_of_images_that_dvc_would_commit_to_git_is_remarked(
+def test_a_folder_of_images_that_git_would_commit_is_reported(
     project: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path_factory: Any
 ) -> None:
     assert warning_of(project, capsys) == ""  # no repository

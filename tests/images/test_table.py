@@ -40,7 +40,7 @@ def contents(project: Project) -> dict[str, set[tuple[str, int, str]]]:
     return {part: {(one.sha256, one.label, one.class_name) for one in rows} for part, rows in project.parts().items()}
 
 
-def test_labels_and_split_in_folders_in_a_table_and_by_the_seed_give_the_same_index(project: Project) -> None:
+def test_folders_and_a_table_with_the_same_split_give_the_same_index(project: Project) -> None:
     assert project.run("split") == 0
     before = contents(project)
     write_table(project, flatten(project))
@@ -61,7 +61,7 @@ def test_labels_and_split_in_folders_in_a_table_and_by_the_seed_give_the_same_in
     assert contents(project) == before
 
 
-def test_a_path_may_be_spelt_in_other_ways_and_data_path_be_a_link(project: Project) -> None:
+def test_paths_may_be_spelt_differently_and_data_path_may_be_a_link(project: Project) -> None:
     rows = flatten(project)
     image = project.path("images/img")
     (image / "c000.png").rename(image / "ca\u0308.png")  # decomposed on the disk, composed in the table
@@ -76,7 +76,7 @@ def test_a_path_may_be_spelt_in_other_ways_and_data_path_be_a_link(project: Proj
     assert (project.split_report()["left_out"], project.split_report()["ignored"]) == ({}, {})
 
 
-def test_names_of_another_case_or_extension_are_found_or_nearly_found(project: Project) -> None:
+def test_names_with_another_case_or_extension_are_found_or_suggested(project: Project) -> None:
     (project.path("images/dog/004.png")).rename(project.path("images/dog/only.png"))
     changes = {"cat/000.png": "CAT/000.PNG", "cat/001.png": "cat/001", "cat/002.png": "cat/002.jpg"}
     changes |= {"dog/003.png": "https://host/a//b.jpg", "dog/019.png": "pics/unheard of.png"}
@@ -184,7 +184,7 @@ def split_by(folder: Path, text: str, given: str = "auto") -> str:
 
 
 @pytest.mark.parametrize("kind", TABLES)
-def test_an_odd_table_is_understood_or_refused_with_what_is_wrong(kind: str, tmp_path: Path) -> None:
+def test_an_odd_table_is_understood_or_refused_with_the_reason(kind: str, tmp_path: Path) -> None:
     text, wanted = TABLES[kind]
     assert wanted in split_by(tmp_path, text)
 
@@ -195,7 +195,7 @@ def test_a_split_in_a_table_may_be_ignored(kind: str, tmp_path: Path) -> None:
     assert "the column split of labels.csv not used (split.given)" in line
 
 
-def test_what_a_table_leaves_open_is_said_with_its_number(project: Project) -> None:
+def test_rows_and_images_that_a_table_leaves_out_are_counted(project: Project) -> None:
     rows = flatten(project)
     rows += [["img/gone.png", "cat"], rows[5]]
     rows[6][1] = ""
@@ -216,7 +216,7 @@ def test_what_a_table_leaves_open_is_said_with_its_number(project: Project) -> N
     assert report["ignored"] == {}
 
 
-def test_a_table_that_is_not_there(project: Project, refusal: Refusal) -> None:
+def test_a_missing_table_is_refused(project: Project, refusal: Refusal) -> None:
     project.set("data.labels", "labels.csv")
     assert "data.labels: labels.csv does not exist; give a CSV file or null" in refusal(project, "split")
     project.path("images/labels.csv").write_text("")
@@ -246,9 +246,7 @@ def parts_of_scenes(project: Project) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("rule", ["folder", r"/s(\d+) ", r"^[^/]+/([^/]+)/"])
-def test_groups_and_those_that_copies_join_stay_in_one_part_and_classes_keep_their_fractions(
-    project: Project, rule: str
-) -> None:
+def test_groups_joined_by_copies_stay_in_one_part_and_classes_keep_their_fractions(project: Project, rule: str) -> None:
     make_scenes(project)
     project.set("split.group", rule)
     line = said(project)
@@ -287,7 +285,7 @@ def test_uneven_groups_of_several_classes_come_near_the_fractions() -> None:
         assert sum(map(len, groups)) == len(set().union(*groups))
 
 
-def test_the_column_of_a_table_can_name_the_groups(project: Project) -> None:
+def test_a_column_of_the_table_can_name_the_groups(project: Project) -> None:
     header, *rows = flatten(project)
     table = [[*header, "group"], *([*row, f"patient {n % 20 // 2}"] for n, row in enumerate(rows))]
     table[1][2] = ""
@@ -300,7 +298,7 @@ def test_the_column_of_a_table_can_name_the_groups(project: Project) -> None:
     assert len([patient for patient, _ in places if patient]) == len({*patients.values()})
 
 
-def test_groups_that_a_given_split_parts_are_counted(project: Project) -> None:
+def test_groups_that_a_given_split_separates_are_counted(project: Project) -> None:
     make_scenes(project, scenes=6)
     for scene in range(6):
         for number, part in enumerate(PARTS[: 2 + scene % 2]):
@@ -325,6 +323,6 @@ def test_groups_that_a_given_split_parts_are_counted(project: Project) -> None:
         ("(a", "regular expression that is valid"),
     ],
 )
-def test_groups_that_cannot_be_formed(project: Project, refusal: Refusal, rule: str, message: str) -> None:
+def test_groups_that_cannot_be_formed_are_refused(project: Project, refusal: Refusal, rule: str, message: str) -> None:
     project.set("split.group", rule)
     assert message in refusal(project, "split")

@@ -147,7 +147,7 @@ def test_every_mode_depth_and_format_is_the_plain_image_or_refused(
     ],
     ids=["signed 8", "signed 16", "12 of 16 bits, PNG", "12 of 16 bits, TIFF", "32 bits", "PCX"],
 )
-def test_what_cannot_be_right_is_refused_with_its_true_reason(content: bytes, reason: str) -> None:
+def test_pixels_that_cannot_be_interpreted_are_refused_with_the_true_reason(content: bytes, reason: str) -> None:
     with pytest.raises(ImageError, match=f"^{reason}"):
         decode(content)
 
@@ -160,12 +160,12 @@ def bmp_v4(values: np.ndarray) -> bytes:
     return b"BM" + struct.pack("<IHHI", 14 + len(info) + len(data), 0, 0, 14 + len(info)) + info + data
 
 
-def test_colours_of_which_only_14_of_16_bits_are_used_are_taken_and_named_as_dark() -> None:
+def test_colours_that_use_14_of_16_bits_are_accepted_and_reported_as_dark() -> None:
     dim, bright = (png(np.round(BANDS[..., :3] * top), 16, "rgb") for top in (16383, 65535))
     assert (decode_with_facts(dim).remarks, decode_with_facts(bright).remarks) == (("dim",), ())
 
 
-def test_transparency_that_is_none_is_left_out_and_named() -> None:
+def test_a_meaningless_alpha_channel_is_ignored_and_reported() -> None:
     eight = np.round(BANDS * 255)
     clear = eight.copy()
     clear[..., 3] = 0
@@ -198,7 +198,7 @@ def test_the_gamma_of_a_png_is_applied(kind: str, bits: int, gamma: float) -> No
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("grey", 2), ("grey", 4), ("grey", 8), ("grey", 16), ("rgb", 16)])
-def test_the_colour_that_a_png_names_as_transparent_is_white(kind: str, bits: int) -> None:
+def test_the_transparent_colour_of_a_png_is_white(kind: str, bits: int) -> None:
     values = np.round(BANDS[..., : KINDS[kind][0]] * (2**bits - 1))
     named = values[5, 7].astype(int).tolist()
     shown = np.asarray(decode(png(values, bits, kind, chunk(b"tRNS", struct.pack(f">{len(named)}H", *named)))))
@@ -240,7 +240,7 @@ JPEGS = {
 @pytest.mark.parametrize("name", JPEGS)
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("least", [None, 1])
-def test_a_jpeg_that_was_cut_and_closed_or_has_a_hole_is_damaged(name: str, mode: str, least: int | None) -> None:
+def test_a_jpeg_with_its_middle_or_end_missing_is_damaged(name: str, mode: str, least: int | None) -> None:
     whole = encode(photo().convert(mode), "JPEG", quality=90, **JPEGS[name])
     decode_with_facts(whole, least=least)
     start = whole.find(b"\xff\xda") + 20
@@ -258,7 +258,7 @@ def test_a_jpeg_that_was_cut_and_closed_or_has_a_hole_is_damaged(name: str, mode
 
 @pytest.mark.parametrize("name", JPEGS)
 @pytest.mark.parametrize("colour", ["white", "black", (128, 128, 128), (127, 127, 127)])
-def test_whole_jpegs_of_flat_colours_and_padded_ones_are_not_taken_for_damaged(name: str, colour: object) -> None:
+def test_flat_and_padded_jpegs_are_not_damaged(name: str, colour: object) -> None:
     for mode in ("RGB", "L", "CMYK"):
         image = Image.new("RGB", (501, 303), colour)  # type: ignore[arg-type]
         decode_with_facts(encode(image.convert(mode), **JPEGS[name]))
@@ -269,7 +269,7 @@ def test_whole_jpegs_of_flat_colours_and_padded_ones_are_not_taken_for_damaged(n
         decode_with_facts(whole + bytes(500))
 
 
-def test_a_jpeg_of_a_large_phone_is_read_where_it_may_be_decoded_small(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_jpeg_above_the_pixel_limit_is_read_if_it_can_be_decoded_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "MAX_PIXELS", 300 * 400 - 1)
     whole = encode(photo(), "JPEG")
     assert decode_with_facts(whole, least=20).size == (400, 300)
@@ -279,7 +279,7 @@ def test_a_jpeg_of_a_large_phone_is_read_where_it_may_be_decoded_small(monkeypat
         decode(encode(photo(), "PNG"), least=20)
 
 
-def test_what_was_left_out_of_images_is_counted(project: Project) -> None:
+def test_ignored_pages_transparency_and_duplicates_are_counted(project: Project) -> None:
     folder = project.path("images/cat")
     pages = [Image.open(path) for path in sorted(folder.iterdir())[:3]]
     pages[0].save(folder / "pages.tiff", save_all=True, append_images=pages[1:])
@@ -297,7 +297,7 @@ def test_what_was_left_out_of_images_is_counted(project: Project) -> None:
     assert "5 images the same as another when decoded (JPEG: small), though their bytes differ" in line
 
 
-def test_masks_with_the_names_of_the_images_are_no_class(project: Project, refusal: Refusal) -> None:
+def test_masks_with_the_names_of_images_are_not_a_class(project: Project, refusal: Refusal) -> None:
     for number, path in enumerate(sorted(project.path("images/dog").iterdir())):
         mask = np.zeros((40, 40), np.uint8)
         mask[number:, 5:30] = 255

@@ -86,7 +86,9 @@ def test_parameter_counts(arch: str) -> None:
     ("arch", "size", "advice"),
     [("vit_b_16", 100, "multiples of 16 pixels, is 100; use 96 or 112"), ("maxvit_t", 64, "use 224 or 448")],
 )
-def test_a_size_that_positions_do_not_allow_is_refused_with_one_that_they_do(arch: str, size: int, advice: str) -> None:
+def test_an_image_size_that_does_not_fit_the_patches_is_refused_with_one_that_does(
+    arch: str, size: int, advice: str
+) -> None:
     with pytest.raises(StageError, match=f"model.image_size: {arch} .*{advice}"):
         stock_model(arch, size)
 
@@ -97,12 +99,12 @@ def test_images_too_small_for_the_network_are_refused() -> None:
 
 
 @pytest.mark.parametrize("arch", ["fasterrcnn_resnet50_fpn", "raft_small", "quantized_resnet18", "r3d_18", "resnet19"])
-def test_what_is_no_classifier_is_refused_with_the_near_ones(arch: str) -> None:
+def test_a_name_that_is_not_a_classifier_is_refused_with_similar_ones(arch: str) -> None:
     with pytest.raises(StageError, match=r"model\.arch: .* is no classifier of torchvision's; "):
         stock_model(arch)
 
 
-def test_squeezenets_own_head_can_say_no() -> None:
+def test_squeezenets_own_head_can_give_negative_logits() -> None:
     """It has a ReLU behind its last layer, which would keep a logit from being negative."""
     torch.manual_seed(0)
     network = build_network(stock_model("squeezenet1_1", 64), "original", 8, outputs=1, image_size=64).eval()

@@ -37,7 +37,7 @@ def load(arch: str, path: Path, image_size: int = 224) -> nn.Module:
         ("vit_b_32", "vit_base_patch32_224"),
     ],
 )
-def test_a_file_of_timms_gives_the_logits_that_timm_gives(arch: str, name: str, tmp_path: Path) -> None:
+def test_a_timm_file_gives_timms_logits(arch: str, name: str, tmp_path: Path) -> None:
     model = randomize(timm.create_model(name, pretrained=False))
     save_file(model.state_dict(), tmp_path / "timm.safetensors")
     images = torch.rand(2, 3, 224, 224)
@@ -68,7 +68,7 @@ def without_classifier(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         lambda tensors: {"state_dict": {"model": without_classifier(tensors)}},
     ],
 )
-def test_tensors_are_found_behind_wrappers_and_prefixes(wrap: object, tmp_path: Path) -> None:
+def test_tensors_are_found_inside_wrappers_and_prefixes(wrap: object, tmp_path: Path) -> None:
     tensors = small()
     torch.save(wrap(tensors), tmp_path / "weights.pth")  # type: ignore[operator]
     loaded = load("mobilenet_v3_small", tmp_path / "weights.pth").state_dict()
@@ -84,7 +84,7 @@ def test_tensors_are_found_behind_wrappers_and_prefixes(wrap: object, tmp_path: 
         ({"model.layer1.0.conv1.weight": torch.zeros(1), "loss.weight": torch.zeros(1)}, "PyTorch Lightning's"),
     ],
 )
-def test_a_refusal_says_whose_names_a_file_has(tensors: dict[str, Tensor], owner: str, tmp_path: Path) -> None:
+def test_a_refusal_says_which_library_a_file_is_from(tensors: dict[str, Tensor], owner: str, tmp_path: Path) -> None:
     torch.save(tensors, tmp_path / "weights.pth")
     with pytest.raises(StageError, match=f"is not for swin_t: it lacks .*; its names are {owner}"):
         load("swin_t", tmp_path / "weights.pth")
@@ -99,7 +99,7 @@ def test_a_plain_dictionary_of_tensors_is_loaded_into_every_family(arch: str, tm
 
 
 @pytest.mark.parametrize("size", [96, 384])
-def test_embeddings_of_positions_are_interpolated_to_the_size_of_the_images(size: int, tmp_path: Path) -> None:
+def test_position_embeddings_are_interpolated_to_the_image_size(size: int, tmp_path: Path) -> None:
     stock = stock_model("vit_b_32", 224)
     with torch.no_grad():  # a slope, which interpolation keeps
         slope = torch.linspace(0, 1, 7).repeat_interleave(7)

@@ -71,7 +71,7 @@ def test_the_last_blocks_are_trainable_but_for_batchnorm(unfreeze: int) -> None:
 
 
 @pytest.mark.parametrize("unfreeze", [14, 99, -1])
-def test_an_unfreeze_out_of_range_is_refused(unfreeze: int) -> None:
+def test_unfreeze_out_of_range_is_refused(unfreeze: int) -> None:
     for refuse in (set_trainable, require_blocks):
         with pytest.raises(StageError, match=f"finetune.unfreeze: should be from 0 to 13.* is {unfreeze}"):
             refuse(small(), unfreeze)
@@ -116,12 +116,12 @@ def test_the_original_head_keeps_all_but_the_last_layer() -> None:
     assert network.classifier[-1].out_features == 1
 
 
-def test_a_near_architecture_is_offered() -> None:
+def test_a_similar_architecture_is_suggested() -> None:
     with pytest.raises(StageError, match=r"model\.arch: 'mobilenet_v3_larg'.*mobilenet_v3_large"):
         stock_model("mobilenet_v3_larg")
 
 
-def test_calibration_sets_the_statistics_and_nothing_else() -> None:
+def test_calibrating_batchnorm_sets_the_statistics_and_nothing_else() -> None:
     torch.manual_seed(0)
     network = small()
     before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
@@ -177,7 +177,7 @@ def test_a_pth_file_loads_with_its_classifier(tmp_path: Path) -> None:
         pytest.param("vit_b_32", "pooled", (768,), marks=pytest.mark.slow),
     ],
 )
-def test_a_head_that_pools_leaves_that_to_the_frozen_prefix(arch: str, head: Head, kept: tuple[int, ...]) -> None:
+def test_pooling_is_left_to_the_frozen_prefix(arch: str, head: Head, kept: tuple[int, ...]) -> None:
     network = build_network(stock_model(arch, 64), head, 8, 3, 64).eval()
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -191,7 +191,7 @@ def test_a_head_that_pools_leaves_that_to_the_frozen_prefix(arch: str, head: Hea
     assert len(blocks) == len(network.backbone) - 2
 
 
-def test_blocks_that_have_nothing_to_train_are_named() -> None:
+def test_blocks_without_trainable_parameters_are_named() -> None:
     dense = build_network(stock_model("densenet121"), "pooled", 8, outputs=1, image_size=32)
     set_trainable(dense, 1)
     assert "nothing is trained in features.norm5: it has only BatchNorm" in str(describe_untrained(dense, 1))

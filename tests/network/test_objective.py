@@ -38,7 +38,7 @@ def entries(**counts: int) -> list[Entry]:
 
 
 @pytest.mark.parametrize("classes", [2, 5])
-def test_a_smoothed_loss_is_the_loss_of_labels_of_which_a_part_is_spread_evenly(classes: int) -> None:
+def test_a_smoothed_loss_is_that_of_partly_uniform_labels(classes: int) -> None:
     logits, labels = some(classes)
     probabilities = objective.probabilities(logits)
     targets = torch.eye(classes, dtype=torch.float64)[labels] * 0.9 + 0.1 / classes
@@ -57,7 +57,7 @@ def test_a_weighted_loss_counts_each_image_by_the_weight_of_its_class(classes: i
     assert equal.item() == pytest.approx(objective.loss(logits, labels).item(), abs=1e-12)
 
 
-def test_balanced_weights_let_each_class_count_the_same_and_have_a_mean_of_one() -> None:
+def test_balanced_weights_count_each_class_the_same_and_have_a_mean_of_one() -> None:
     train = entries(cat=10, dog=500, owl=90)
     weights = objective.weigh_classes("balanced", train)
     assert weights is not None
@@ -89,7 +89,7 @@ def test_a_class_without_a_weight_and_a_weight_without_a_class_are_refused(
     assert message in refusal(project, "train_head")
 
 
-def test_weights_given_as_a_list_replace_what_was_there_and_are_printed(
+def test_weights_given_on_the_command_line_replace_the_earlier_ones_and_are_printed(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = {"cat": "犬", "dog": unicodedata.normalize("NFD", "Löwe = big")}
@@ -127,7 +127,7 @@ def rare(project: Project) -> Project:
     return project
 
 
-def test_the_loss_that_is_watched_is_weighted_alike(project: Project) -> None:
+def test_the_validation_loss_is_weighted_like_the_training_loss(project: Project) -> None:
     project.build()
     starts = []
     for weights in (None, {"cat": 1.0, "dog": 1.0}, {"cat": 9.0, "dog": 1.0}):
@@ -139,7 +139,7 @@ def test_the_loss_that_is_watched_is_weighted_alike(project: Project) -> None:
 
 
 @pytest.mark.slow
-def test_a_rare_class_is_found_more_often_when_the_classes_weigh_the_same(
+def test_a_rare_class_is_found_more_often_with_balanced_weights(
     rare: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert rare.run("split", "build_model") == 0

@@ -22,7 +22,7 @@ def trained(project: Project) -> Project:
     return project
 
 
-def test_backbone_and_head_go_on_where_classes_and_head_are_the_same(
+def test_an_own_checkpoint_with_the_same_classes_gives_backbone_and_head(
     trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert trained.run("build_model") == 0
@@ -33,7 +33,7 @@ def test_backbone_and_head_go_on_where_classes_and_head_are_the_same(
     assert trained.run("train_head", "finetune") == 0
 
 
-def test_a_head_that_was_found_goes_on_too_and_the_search_may_find_another(
+def test_a_found_head_is_taken_over_and_the_search_may_find_another(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project.set("model.head", "pooled")
@@ -52,7 +52,7 @@ def test_a_head_that_was_found_goes_on_too_and_the_search_may_find_another(
 
 
 @pytest.mark.parametrize("change", ["classes", "head"])
-def test_only_the_backbone_goes_on_with_other_classes_or_another_head(
+def test_an_own_checkpoint_with_other_classes_or_head_gives_the_backbone(
     trained: Project, capsys: pytest.CaptureFixture[str], change: str
 ) -> None:
     if change == "classes":
@@ -68,7 +68,7 @@ def test_only_the_backbone_goes_on_with_other_classes_or_another_head(
     assert trained.run("train_head") == 0
 
 
-def test_a_checkpoint_of_another_architecture_says_which(trained: Project, refusal: Refusal) -> None:
+def test_a_checkpoint_of_another_architecture_is_refused_with_its_name(trained: Project, refusal: Refusal) -> None:
     trained.set("model.arch", "resnet18")
     assert "start.safetensors is a mobilenet_v3_small; set model.arch=mobilenet_v3_small" in refusal(
         trained, "build_model"
@@ -76,7 +76,7 @@ def test_a_checkpoint_of_another_architecture_says_which(trained: Project, refus
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_torchscript_is_named_as_such(project: Project, refusal: Refusal) -> None:
+def test_torchscript_is_refused_by_name(project: Project, refusal: Refusal) -> None:
     torch.jit.script(nn.Linear(2, 2)).save(str(project.path("model.pth")))
     project.set("model.weights", "model.pth")
     assert project.run("split") == 0

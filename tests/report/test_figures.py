@@ -113,7 +113,7 @@ def test_every_figure_of_numbers_is_drawn_without_a_warning(predictions: Predict
             assert image.height <= 150 * (height + 0.5)
 
 
-def test_one_network_is_drawn_once(tmp_path: Path) -> None:
+def test_identical_checkpoints_are_drawn_once(tmp_path: Path) -> None:
     both = made_up(["cat", "dog"], 60, skill=1.5)
     one = replace(both, head=both.finetuned, identical=True)
     figures = draw_numbers(one, (1.2, 1.2))
@@ -125,7 +125,7 @@ def test_one_network_is_drawn_once(tmp_path: Path) -> None:
     assert "neither fixed nor broke an image" in draw_changed(one, album(tmp_path, one))
 
 
-def test_the_kept_epochs_are_ringed_and_epoch_0_may_be_one() -> None:
+def test_the_kept_epochs_are_ringed_even_epoch_0() -> None:
     figure = draw_training((history(0.7, 0.5, 0.3), history(0.3, 0.9)), ((2, 1.0), (0, 0.0)))
     losses, accuracies = figure.axes
     for axes, heights in ((losses, [0.3, 0.3]), (accuracies, [0.8, 0.8])):
@@ -149,7 +149,7 @@ def test_a_small_confusion_matrix_has_its_counts_and_a_large_one_its_mistakes() 
 
 
 @pytest.mark.parametrize(("classes", "absent"), [(2, frozenset()), (5, frozenset({3}))], ids=["two", "many"])
-def test_areas_under_the_curves_are_scikit_learns(classes: int, absent: frozenset[int]) -> None:
+def test_areas_under_the_curves_equal_scikit_learns(classes: int, absent: frozenset[int]) -> None:
     predictions = made_up([str(number) for number in range(classes)], 60, skill=1, absent=absent)
     # Ties, too.
     rounded = Predictions(predictions.paths, predictions.labels, predictions.classes,
@@ -252,7 +252,7 @@ def test_galleries_show_the_most_confident_mistakes_and_what_changed(tmp_path: P
             assert max(text.get_window_extent().x1 for text in axes.texts) < right
 
 
-def test_galleries_without_anything_to_show_say_so(tmp_path: Path) -> None:
+def test_empty_galleries_say_so(tmp_path: Path) -> None:
     predictions = made_up(["cat", "dog"], 7, skill=60)
     images = album(tmp_path, predictions)
     assert "no mistakes on 7 images" in draw_wrong(predictions, images, looks_at_colors(1))
@@ -271,7 +271,7 @@ def test_reliability_is_drawn_without_and_with_the_temperature(temperature: floa
     assert len({text for text in texts if text.startswith("fine-tuned, calibration error")}) == columns
 
 
-def test_the_ring_is_where_the_rest_is_left_to_a_person() -> None:
+def test_the_ring_marks_the_coverage_at_the_allowed_error_rate() -> None:
     (axes,) = draw_coverage(SURE, measured(1.0, 1.0)).axes
     (ring,) = (line for line in axes.lines if line.get_fillstyle() == "none")
     assert (list(ring.get_xdata()), list(ring.get_ydata())) == ([pytest.approx(0.9)], [0])

@@ -87,7 +87,7 @@ def test_a_patch_is_found_in_its_quarter_of_the_image(arch: str, size: int) -> N
         ("alexnet", 64, 0, 7),
     ],
 )
-def test_the_last_block_with_maps_that_tell_places_apart_is_taken(
+def test_grad_cam_uses_the_last_block_with_a_spatial_map(
     arch: str, size: int, block: int | None, side: int | None
 ) -> None:
     network = build_network(stock_model(arch, size), "pooled", 8, 1, size).eval()

@@ -79,7 +79,7 @@ def row(text: str, start: str) -> list[str]:
     return next(cells(line) for line in text.splitlines() if line.startswith(f"| {start}"))
 
 
-def test_the_verdict_stands_above_all_and_it_says_what_was_trained_on_what() -> None:
+def test_the_report_begins_with_the_verdict_and_says_what_was_trained() -> None:
     text = report()
     assert text.splitlines()[2] == f"**{describe_gain(evaluation().gain)}**"
     assert "`mobilenet_v3_large`" in text
@@ -96,7 +96,7 @@ def test_the_verdict_stands_above_all_and_it_says_what_was_trained_on_what() -> 
     assert "- First.\n- Second.\n" in text
 
 
-def test_the_table_has_both_checkpoints_and_the_gain_and_names_break_it_not() -> None:
+def test_the_table_has_both_checkpoints_and_the_gain_and_odd_names_do_not_break_it() -> None:
     text = report()
     assert row(text, "accuracy") == ["accuracy", "90.00%", "93.00%", "+3.00 points"]
     assert row(text, "95% interval")[1:] == ["85.00% to 92.00%", "88.00% to 95.00%", "+1.00 to +6.00 points"]
@@ -167,7 +167,7 @@ def test_at_most_twenty_near_duplicates_are_listed(count: int) -> None:
         assert row(text, "without them") == ["without them", "88.00%", "undefined"]
 
 
-def test_the_labels_that_are_believed_least_are_listed() -> None:
+def test_the_least_probable_labels_are_listed() -> None:
     suspects = [Suspect(f"cat/{number}|.jpg", "cat", 0.01, "dog", 0.99) for number in range(25)]
     # Of 40 cats, the network takes three for dogs.
     probabilities = np.array([[0.01, 0.99]] * 3 + [[0.99, 0.01]] * 37 + [[0.02, 0.98]] * 40)
@@ -198,7 +198,7 @@ def test_labels_of_images_out_of_fold_and_contradictions_are_listed_too() -> Non
     assert "cat and dog (" in text
 
 
-def test_a_number_is_written_in_one_way_and_no_zero_has_a_minus() -> None:
+def test_numbers_have_one_format_and_no_zero_has_a_minus() -> None:
     gain = Gain(-1e-6, -0.01, 0.01, -1e-6, -0.01, 0.01, 3, 3, 0.00183, "no evidence", "no evidence")
     text = report(evaluation(gain=gain, head=scores(0.93), finetuned=scores(0.93 - 1e-6, loss=0.5 - 1e-6)))
     assert text.count("p = 0.002") == 2
@@ -206,7 +206,7 @@ def test_a_number_is_written_in_one_way_and_no_zero_has_a_minus() -> None:
     assert row(text, "accuracy")[3] == "+0.00 points"
 
 
-def test_the_table_of_probabilities_is_without_and_with_the_temperature() -> None:
+def test_calibration_is_listed_without_and_with_the_temperature() -> None:
     text = describe_probabilities(measured(1.0, 1.5), 40, 0, False)
     assert "1.000 (head phase) and 1.500 (fine-tuned); fitted to 40 validation images" in text
     after = f"{score(SURE.labels, SURE.finetuned).loss:.4f} ("
@@ -228,6 +228,8 @@ def test_the_table_of_probabilities_is_without_and_with_the_temperature() -> Non
         (0, 0, "a temperature is fitted on validation images, and there are none"),
     ],
 )
-def test_it_says_on_which_images_each_temperature_was_fitted(validation: int, out_of_fold: int, told: str) -> None:
+def test_the_report_says_on_which_images_each_temperature_was_fitted(
+    validation: int, out_of_fold: int, told: str
+) -> None:
     text = describe_probabilities(measured(1.0, 1.5), validation, out_of_fold, False)
     assert (told in text, "|" in text) == (True, out_of_fold > 0)

@@ -34,13 +34,13 @@ def test_a_planted_temperature_is_recovered(outputs: int, planted: float) -> Non
 
 
 @pytest.mark.parametrize("images", [1, 10, 100])
-def test_a_few_images_that_are_all_right_make_no_network_infinitely_sure(images: int) -> None:
+def test_a_few_images_without_a_mistake_do_not_give_infinite_confidence(images: int) -> None:
     temperature = fit_temperature(torch.full((images, 1), 3.0), torch.ones(images, dtype=torch.int64))
     assert 0.3 < temperature < 1
 
 
 @pytest.mark.parametrize("classes", [2, 5])
-def test_a_temperature_changes_no_prediction_and_can_be_taken_back(classes: int) -> None:
+def test_a_temperature_changes_no_prediction_and_can_be_undone(classes: int) -> None:
     logits, _ = honest(500, objective.outputs_for(classes), spread=6)
     plain, divided = (objective.probabilities(logits, temperature).numpy() for temperature in (1.0, 2.5))
     assert np.array_equal(predicted_labels(plain), predicted_labels(divided))
@@ -48,7 +48,7 @@ def test_a_temperature_changes_no_prediction_and_can_be_taken_back(classes: int)
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_before_and_after_are_the_scores_and_the_intervals_hold_them(classes: int) -> None:
+def test_calibration_before_and_after_equals_the_scores_and_lies_in_its_intervals(classes: int) -> None:
     logits, labels = (values.numpy() for values in honest(400, objective.outputs_for(classes), spread=2))
     plain, divided = (objective.probabilities(torch.tensor(3 * logits), t).numpy() for t in (1.0, 3.0))
     measured = measure_calibration(labels, divided, 3.0, "")
@@ -84,14 +84,14 @@ def test_as_few_images_as_possible_are_left_to_a_person() -> None:
     assert "2 mistakes on the other 230 (95% interval 0.24% to 3.11%)" in describe_coverage(found)
 
 
-def test_images_of_the_same_probability_are_answered_together_or_not() -> None:
+def test_images_with_equal_probability_are_answered_together_or_not_at_all() -> None:
     assert choose_threshold(*coverage_of([0.9] * 50 + [0.8] * 50, {99})) == 0.8
     labels, probabilities = coverage_of([0.9] * 50 + [0.8] * 50, {60, 70})
     assert choose_threshold(labels, probabilities) == 0.9
     assert [values.tolist() for values in risk_curve(labels, probabilities)] == [[0.9, 0.8], [0.5, 1], [0, 0.02]]
 
 
-def test_the_threshold_is_that_of_the_validation_images_not_of_the_test() -> None:
+def test_the_threshold_comes_from_the_validation_images() -> None:
     labels, probabilities = coverage_of([0.9] * 50 + [0.8] * 50, set())
     predictions = Predictions([""] * 100, labels, ["cat", "dog"], probabilities, probabilities)
     validation = coverage_of([0.95] * 20 + [0.85] * 20, {30})
@@ -101,7 +101,7 @@ def test_the_threshold_is_that_of_the_validation_images_not_of_the_test() -> Non
     assert (nothing.threshold, nothing.validation) == (None, 0)
 
 
-def test_where_there_is_no_threshold_the_sentence_says_so_and_names_no_command() -> None:
+def test_without_a_threshold_the_report_says_so_and_gives_no_command() -> None:
     test = coverage_of([0.9] * 10, {3})
     assert choose_threshold(*test) is None
     for validation, expected in ((10, "even the most confident are wrong"), (0, "No validation images")):
@@ -110,7 +110,7 @@ def test_where_there_is_no_threshold_the_sentence_says_so_and_names_no_command()
         assert "--reject" not in said
 
 
-def test_the_interval_of_the_loss_holds_the_true_one_in_most_data_sets() -> None:
+def test_the_interval_of_the_loss_contains_the_true_loss_as_often_as_promised() -> None:
     logits, labels = honest(200_000, 1, spread=2)
     truth, held = objective.loss(logits, labels).item(), 0
     probabilities = objective.probabilities(logits).numpy()
@@ -120,7 +120,7 @@ def test_the_interval_of_the_loss_holds_the_true_one_in_most_data_sets() -> None
     assert held >= 50
 
 
-def test_what_is_promised_of_mistakes_holds_for_a_calibrated_network() -> None:
+def test_the_promised_error_rate_holds_for_a_calibrated_network() -> None:
     held = 0
     for seed in range(100):
         logits, labels = honest(4_000, 1, spread=5, seed=seed)

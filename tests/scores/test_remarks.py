@@ -65,7 +65,7 @@ def test_rare_untested_and_never_predicted_classes_are_named() -> None:
     assert few.endswith(": class 0, class 1, class 2 ... (30 in all).")
 
 
-def test_what_was_left_out_is_said_where_the_scores_are() -> None:
+def test_left_out_images_are_reported_beside_the_scores() -> None:
     counts = {"cat": 50, "dog": 60}
     assert remarks(predictions(counts, counts, counts)) == []
     split: dict[str, list[object]] = {"rejected": [{}, {}], "notes": ["5 images beside the class folders left out"]}

@@ -65,7 +65,7 @@ def scores_of_classes(labels: np.ndarray, head: np.ndarray) -> list[ClassScores]
 
 
 @pytest.mark.parametrize("classes", [2, 4])
-def test_scores_are_scikit_learns(classes: int) -> None:
+def test_scores_equal_scikit_learns(classes: int) -> None:
     labels = np.random.default_rng(0).integers(0, classes, 300)
     values = make_model(labels, classes, 1.0, 1)
     scores = metrics.score(labels, values)
@@ -93,7 +93,7 @@ def test_scores_are_scikit_learns(classes: int) -> None:
         assert of_class.finetuned_recall == (0 if label else 1)
 
 
-def test_calibration_error_is_the_one_counted_by_hand() -> None:
+def test_calibration_error_equals_the_one_counted_by_hand() -> None:
     # Bins of 1/15: 0.60 is the upper edge of one, 0.61 and 0.65 are in the next, 0.99 in the last.
     confidences = np.array([0.60, 0.61, 0.65, 0.99, 0.99])
     right = np.array([True, False, True, True, True])
@@ -106,12 +106,14 @@ def test_calibration_error_is_the_one_counted_by_hand() -> None:
     # Newcombe 1998, Statistics in Medicine 17:857-872, table I, method 3.
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
-def test_the_interval_of_an_accuracy_is_the_published_one(successes: int, count: int, low: float, high: float) -> None:
+def test_the_interval_of_an_accuracy_equals_the_published_one(
+    successes: int, count: int, low: float, high: float
+) -> None:
     assert metrics.wilson_interval(successes, count) == pytest.approx((low, high), abs=5e-5)
     assert metrics.wilson_interval(successes, count) == pytest.approx(wilson(successes, count), abs=1e-12)
 
 
-def test_the_paired_interval_is_the_published_one() -> None:
+def test_the_paired_interval_equals_the_published_one() -> None:
     # Fagerland, Lydersen & Laake 2014, Statistics in Medicine 33:2850-2875: airway hyper-responsiveness, 21 children.
     interval = verdict.paired_interval(both=1, fixed=7, broken=1, count=21)
     assert interval == pytest.approx((0.026, 0.507), abs=5e-4)
@@ -120,7 +122,7 @@ def test_the_paired_interval_is_the_published_one() -> None:
 @pytest.mark.parametrize(
     ("both", "fixed", "broken", "count"), [(380, 8, 3, 400), (0, 3, 2, 5), (0, 4, 1, 5), (0, 1, 0, 1), (400, 0, 0, 400)]
 )
-def test_the_paired_interval_holds_the_difference_and_turns_round_with_the_models(
+def test_the_paired_interval_contains_the_difference_and_is_antisymmetric(
     both: int, fixed: int, broken: int, count: int
 ) -> None:
     low, high = verdict.paired_interval(both, fixed, broken, count)
@@ -133,7 +135,7 @@ def test_the_paired_interval_holds_the_difference_and_turns_round_with_the_model
 @pytest.mark.parametrize(
     ("fixed", "broken", "expected"), [(5, 0, "no evidence"), (6, 0, "better"), (0, 6, "worse"), (13, 3, "better")]
 )
-def test_the_verdict_is_that_of_mcnemars_exact_test(fixed: int, broken: int, expected: str) -> None:
+def test_the_verdict_follows_mcnemars_exact_test(fixed: int, broken: int, expected: str) -> None:
     labels = np.arange(40) % 2
     right = [True] * broken + [False] * fixed + [True] * (40 - fixed - broken)
     after = [False] * broken + [True] * fixed + [True] * (40 - fixed - broken)
@@ -161,7 +163,7 @@ def of_losses(losses: np.ndarray) -> np.ndarray:
     return np.stack([np.exp(-losses), 1 - np.exp(-losses)], axis=1)
 
 
-def test_the_interval_of_the_log_loss_is_that_of_the_paired_differences() -> None:
+def test_the_interval_of_the_log_loss_is_that_of_paired_differences() -> None:
     chance = np.random.default_rng(0)
     before = chance.exponential(0.3, 400)
     differences = chance.normal(-0.01, 0.05, 400).clip(-before)
@@ -187,7 +189,7 @@ def test_probabilities_can_be_better_where_accuracy_is_no_evidence() -> None:
     assert (few.loss_low, few.loss_high, few.loss_verdict) == (None, None, "no evidence")
 
 
-def test_without_a_difference_the_interval_of_the_log_loss_holds_0_in_95_percent_of_cases() -> None:
+def test_without_a_difference_the_interval_of_the_log_loss_contains_0_in_95_percent_of_cases() -> None:
     chance, labels = np.random.default_rng(0), np.zeros(8, dtype=np.int64)
     gains = [verdict.compare(labels, *(of_losses(chance.exponential(0.5, 8)) for _ in range(2))) for _ in range(300)]
     # Less three standard deviations.
@@ -217,7 +219,7 @@ def test_images_of_a_group_are_one_observation() -> None:
     assert (few.accuracy_low, few.accuracy_high, few.loss_low, few.loss_verdict) == (-1, 1, None, "no evidence")
 
 
-def test_the_p_value_of_groups_is_that_of_all_ways_to_toss_their_signs() -> None:
+def test_the_p_value_of_groups_equals_that_of_all_sign_flips() -> None:
     changes = np.array([3, -1, 2, 0, 2, 4, 1])
     sums = [abs(np.dot(signs, np.abs(changes))) for signs in itertools.product([1, -1], repeat=len(changes))]
     assert verdict.mcnemar_p(changes) == pytest.approx(np.mean(np.array(sums) >= abs(changes.sum())))
@@ -230,14 +232,14 @@ def test_images_in_no_group_are_groups_of_their_own() -> None:
     assert number_groups([entries[1], entries[4]]) is None
 
 
-def test_however_many_images_few_resamples_are_in_memory_at_once() -> None:
+def test_resamples_are_drawn_in_bounded_memory() -> None:
     for images in (3, 100_000, 3_000_000):
         counts = next(metrics.draw_counts(images, np.random.default_rng(0)))
         assert counts.size <= max(2_000_000, images)
         assert set(counts.sum(axis=1)) == {images}
 
 
-def test_the_loss_of_an_image_keeps_the_digits_of_certainty() -> None:
+def test_the_loss_of_a_confident_prediction_keeps_its_digits() -> None:
     losses = image_losses(np.array([0, 1, 1]), np.array([[1.0, 1e-20], [1.0, 0.0], [0.0, 1.0]]))
     assert losses == pytest.approx([1e-20, -np.log(np.finfo(float).eps), 0], rel=1e-9)
 
@@ -306,7 +308,7 @@ GAIN = verdict.Gain(0.025, 0.009, 0.0476, -0.01, -0.02, 0.001, 13, 3, 0.0213, "b
         ),
     ],
 )  # fmt: skip
-def test_the_verdict_is_put_into_one_plain_sentence(changes: dict[str, object], expected: str) -> None:
+def test_the_verdict_is_one_plain_sentence(changes: dict[str, object], expected: str) -> None:
     assert verdict.describe_gain(replace(GAIN, **changes)) == expected
 
 
@@ -334,7 +336,7 @@ def test_predictions_are_read_as_they_were_written_however_many_classes(classes:
         assert np.array_equal(getattr(read, name), getattr(written, name)), name
 
 
-def test_the_table_is_aligned_and_the_verdict_stands_below_and_one_network_has_one_line() -> None:
+def test_the_table_is_aligned_with_the_verdict_below_and_identical_networks_have_one_line() -> None:
     labels = np.arange(20) % 2
     scores = metrics.score(labels, make_model(labels, 2, 1.0, 6))
     result = evaluation.Evaluation(scores, scores, GAIN, NearDuplicates(0.9, 0, 0, 0.5, None))

@@ -33,7 +33,7 @@ def test_swapped_labels_are_found_first_and_counted(classes: int, share: float) 
     assert margins == pytest.approx(sorted(margins), abs=2e-4)
 
 
-def test_a_class_without_images_and_a_network_that_is_never_wrong_give_none() -> None:
+def test_an_absent_class_and_a_perfect_network_give_no_suspects() -> None:
     probabilities = np.array([[0.98, 0.01, 0.01], [0.01, 0.98, 0.01], [0.9, 0.05, 0.05]])
     labels = np.array([0, 1, 0])
     assert find_suspects(["a", "b", "c"], labels, probabilities, ["cat", "dog", "owl"]) == []

@@ -24,7 +24,7 @@ def predictions(name: str, head: NDArray[np.bool_], finetuned: NDArray[np.bool_]
     return Predictions(paths, labels, ["cat", "dog"], probabilities(head), probabilities(finetuned))
 
 
-def test_the_interval_is_that_of_the_paper() -> None:
+def test_the_interval_equals_that_of_the_paper() -> None:
     # Five differences with variance 0.00025; t(0.975, 4) is 2.776445. With independent runs, the plain t interval.
     for ratio in (0.25, 0.0):
         expected = 2.776445105 * math.sqrt((1 / 5 + ratio) * 0.00025)
@@ -66,7 +66,7 @@ def test_folds_that_differ_have_a_wider_interval_and_no_verdict() -> None:
     assert together.gain.loss_low < gain.loss_low < gain.loss_high < 0 < together.gain.loss_high
 
 
-def test_groups_and_watched_test_images_are_heard_of_in_folds() -> None:
+def test_folds_report_groups_and_watched_test_images() -> None:
     right = np.arange(40) >= 8
     runs = {f"{fold}": predictions(f"{fold}", right, np.ones(40, dtype=bool)) for fold in range(3)}
     assert combine_folds(runs, 0.5).gain.verdict == "better"

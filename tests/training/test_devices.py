@@ -61,7 +61,7 @@ def pretended(network: Network, device: torch.device, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("arch", families())
-def test_features_and_a_step_stay_on_the_gpu_and_never_wait_for_it(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_and_a_step_stay_on_the_gpu_and_never_synchronize(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
     size, unfreeze = image_size_of(arch), 2
     network = build_network(stock_model(arch, size), "pooled", 8, 3, size)
     set_trainable(network, unfreeze)

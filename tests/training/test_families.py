@@ -92,7 +92,7 @@ def batchnorm_of(project: Project, name: str) -> list[bytes]:
 
 @pytest.mark.usefixtures("cold_cache")
 @pytest.mark.parametrize("arch", families())
-def test_kept_rows_and_the_tail_are_the_plain_network_at_every_cut(
+def test_cached_activations_and_the_tail_equal_the_plain_network_at_every_cut(
     arch: str, tmp_path: Path, entries: list[Entry], capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "images"
@@ -130,7 +130,7 @@ def small_project(folder: Path, arch: str, classes: int, unfreeze: int | None) -
 @pytest.mark.usefixtures("cold_cache")
 @pytest.mark.parametrize("stage", ["train_head", "finetune"])
 @pytest.mark.parametrize("arch", FAMILIES.values())
-def test_a_stopped_stage_goes_on_and_ends_with_the_bytes_of_one_that_was_not_on_every_family(
+def test_a_stopped_stage_resumes_to_the_same_bytes_for_every_family(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arch: str, stage: str
 ) -> None:
     project = small_project(tmp_path, arch, 3, 2)

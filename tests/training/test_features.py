@@ -90,7 +90,7 @@ def test_another_seed_and_another_split_compute_nothing_again_and_new_images_are
     assert computed(capsys) == 6
 
 
-def test_what_changes_an_activation_is_never_served_an_old_one(
+def test_a_change_that_affects_activations_never_gets_old_ones(
     built: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def count_computed() -> int:
@@ -144,7 +144,7 @@ def test_kept_activations_train_as_live_ones_do(built: Project, capsys: pytest.C
     assert all(of_stage[0] != of_stage[2] for of_stage in live)
 
 
-def test_with_augmentation_nothing_is_kept_for_the_images_to_train_on(
+def test_with_augmentation_no_training_image_is_cached(
     built: Project, capsys: pytest.CaptureFixture[str], cold_cache: Path
 ) -> None:
     for phase in ("train_head", "finetune"):
@@ -198,7 +198,7 @@ def test_two_processes_compute_the_same_activations_once(project: Project, cold_
 
 
 @pytest.mark.parametrize("problem", [pytest.param("not a folder", marks=pytest.mark.slow), "read-only"])
-def test_a_cache_that_cannot_be_written_is_told_and_training_goes_on(
+def test_a_cache_that_cannot_be_written_is_reported_and_training_continues(
     built: Project,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -222,7 +222,7 @@ def test_a_cache_that_cannot_be_written_is_told_and_training_goes_on(
     assert all(str(cold_cache) in line for line in lines)
 
 
-def test_nothing_is_kept_in_passing_that_fine_tuning_cannot_read(built: Project, cold_cache: Path) -> None:
+def test_train_head_caches_nothing_that_fine_tuning_cannot_use(built: Project, cold_cache: Path) -> None:
     built.set("finetune.augment", "light")
     assert built.run("train_head") == 0
     watched = {entry.sha256 for entry in read_index(built.path("data/index/val.csv"))}
@@ -236,7 +236,7 @@ def contents(folder: Path) -> str:
     return "".join(str(path.read_bytes()) for path in kept_files(folder))
 
 
-def test_many_files_take_few_descriptors(built: Project) -> None:
+def test_many_cache_files_need_few_file_descriptors(built: Project) -> None:
     def work() -> int:
         setrlimit(RLIMIT_NOFILE, (60, 60))
         features._FILE_BYTES = features.BATCH = 1
@@ -259,7 +259,7 @@ def make_room(needed: int, limit: int, **options: Any) -> None:
     cache.make_room(needed, limit / 1e9, **options)
 
 
-def test_where_not_all_fit_none_are_computed_in_advance_and_the_bytes_are_the_same(
+def test_without_room_for_all_activations_none_are_cached_and_the_result_is_the_same(
     built: Project, capsys: pytest.CaptureFixture[str], cold_cache: Path
 ) -> None:
     built.set("finetune.lr", 1e-3)
@@ -278,7 +278,7 @@ def test_where_not_all_fit_none_are_computed_in_advance_and_the_bytes_are_the_sa
     assert [built.checkpoint(name).read_bytes() for name in ("head", "finetuned")] == checkpoints
 
 
-def test_rows_that_another_process_removes_are_computed_live_and_what_is_in_use_is_still_read(
+def test_rows_removed_by_another_process_are_computed_again_and_open_ones_stay_readable(
     built: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cold_cache: Path
 ) -> None:
     assert built.run("train_head") == 0
@@ -301,7 +301,7 @@ def test_rows_that_another_process_removes_are_computed_live_and_what_is_in_use_
     assert built.checkpoint("head").read_bytes() == checkpoint
 
 
-def test_room_is_made_from_what_was_used_longest_ago_and_what_cannot_fit_removes_nothing(cold_cache: Path) -> None:
+def test_the_least_recently_used_files_make_room_and_what_cannot_fit_removes_nothing(cold_cache: Path) -> None:
     used, oldest, newer = (
         write(cold_cache / part / "rows", age) for part, age in (("activations/a", 300), ("states", 200), ("b", 100))
     )
@@ -328,7 +328,7 @@ def test_on_a_full_disk_old_files_of_the_cache_make_room(cold_cache: Path, monke
     assert (old.exists(), new.exists()) == (False, True)
 
 
-def test_using_rows_makes_their_file_the_last_to_go(built: Project, cold_cache: Path) -> None:
+def test_using_a_file_makes_it_the_last_to_be_removed(built: Project, cold_cache: Path) -> None:
     assert built.run("train_head") == 0
     files = kept_files(cold_cache)
     for path in files:
@@ -349,7 +349,7 @@ def tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return call
 
 
-def test_a_kept_row_is_checksummed_once_a_run(
+def test_a_cached_row_is_checksummed_once_per_run(
     built: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     built.set("finetune.unfreeze", 0)  # nothing else is kept in passing
@@ -374,7 +374,7 @@ def test_a_kept_row_is_checksummed_once_a_run(
     assert checked == kept + 2 * new
 
 
-def test_the_tool_tells_the_size_and_clears_the_cache(cold_cache: Path, tool: object) -> None:
+def test_the_cache_command_prints_the_size_and_clears(cold_cache: Path, tool: object) -> None:
     assert tool() == f"{cold_cache}: 0 files, 0.00 GB\n"  # type: ignore[operator]
     kept = [write(cold_cache / name / "rows", 1) for name in ("a", "b")]
     assert tool() == f"{cold_cache}: 2 files, 0.00 GB\n"  # type: ignore[operator]

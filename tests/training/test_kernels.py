@@ -32,7 +32,7 @@ def gradients(module: nn.Module, of: Network) -> list[Tensor]:
 
 @pytest.mark.parametrize("arch", ["mobilenet_v3_small", "mobilenet_v2", "efficientnet_b0", "vgg11_bn"])
 @pytest.mark.parametrize("fuse", [fold_batchnorm, lambda module: fuse_for_training(module, CPU, "float32")])
-def test_logits_and_gradients_are_those_of_the_plain_network(arch: str, fuse: Callable[[Network], Network]) -> None:
+def test_logits_and_gradients_equal_those_of_the_plain_network(arch: str, fuse: Callable[[Network], Network]) -> None:
     plain = network(arch, "pooled")
     plain.eval()
     fused = fuse(plain).eval()

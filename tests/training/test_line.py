@@ -26,16 +26,16 @@ def losses(best: float, depth: float, noise: float = 0.02, images: int = 200) ->
 
 
 @pytest.mark.parametrize("best", [0.0, 0.3, 0.5, 0.8, 1.0])
-def test_a_lowest_point_that_is_known_is_kept_where_the_images_tell_it_from_its_neighbours(best: float) -> None:
+def test_a_clearly_lowest_point_is_kept(best: float) -> None:
     assert ALPHAS[choose(losses(best, depth=10.0))] == best
 
 
 @pytest.mark.parametrize("best", [0.6, 1.0])
-def test_of_points_that_the_images_cannot_tell_apart_most_of_the_change_is_kept(best: float) -> None:
+def test_of_equally_good_points_the_one_nearest_to_80_percent_is_kept(best: float) -> None:
     assert ALPHAS[choose(losses(best, depth=1e-4, noise=1e-3))] == 0.8
 
 
-def test_the_loss_kept_is_never_above_that_of_the_start() -> None:
+def test_the_kept_loss_is_never_above_that_of_the_start() -> None:
     chance = np.random.default_rng(1)
     for _ in range(200):
         every = [values + chance.normal(0, 0.1) for values in losses(chance.random(), chance.exponential(0.3), 0.3, 30)]
@@ -52,7 +52,7 @@ def test_images_of_a_group_are_one_observation() -> None:
 
 
 @pytest.mark.parametrize(("slope", "kept"), [(0.2, 0), (-0.2, 10)])
-def test_of_a_line_through_worse_weights_no_point_between_is_kept(slope: float, kept: int) -> None:
+def test_no_point_above_a_barrier_is_kept(slope: float, kept: int) -> None:
     # As at rates that are too high: the images cannot tell the end from the start, but the way there is much worse.
     random = np.random.default_rng(0)
     start, change = random.normal(1, 1, 100), random.normal(0, 4, 100)
@@ -67,7 +67,7 @@ def test_the_start_is_left_only_for_a_gain_of_a_quarter_of_a_standard_error(erro
     assert choose([1 + alpha * change for alpha in ALPHAS]) == kept
 
 
-def test_a_line_on_which_nothing_changes_leaves_the_start() -> None:
+def test_a_line_without_any_change_keeps_the_start() -> None:
     assert choose([np.ones(5)] * len(ALPHAS)) == 0
 
 
@@ -113,7 +113,7 @@ def test_the_checkpoint_lies_on_the_line_and_nothing_frozen_has_moved(tuned: Pro
         assert torch.equal(kept[key], expected), key
 
 
-def test_the_history_says_what_was_kept(tuned: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_history_records_the_kept_point(tuned: Project, capsys: pytest.CaptureFixture[str]) -> None:
     assert tuned.run("finetune") == 0
     folder = tuned.path("metrics/finetune")
     alpha, points, epochs = alpha_of(tuned), read_table(folder / "line.csv", Point, "finetune"), read_history(folder)
@@ -166,7 +166,7 @@ def test_the_temperature_rises_as_validation_asks(project: Project, monkeypatch:
     assert kept == pytest.approx(before * asked, rel=1e-9)
 
 
-def test_without_validation_images_the_end_is_kept_and_said(
+def test_without_validation_images_the_end_is_kept_and_reported(
     project: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project.set("split.val_size", 0.0)
@@ -177,7 +177,7 @@ def test_without_validation_images_the_end_is_kept_and_said(
     assert alpha_of(project) == 1
 
 
-def test_fine_tuning_tells_the_line_which_validation_images_belong_together(
+def test_fine_tuning_passes_the_groups_of_validation_images_to_the_line(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project.set("split.group", r"(\d)\.png")

@@ -26,7 +26,7 @@ def built(project: Project) -> Project:
     return project
 
 
-def test_a_killed_run_goes_on_with_the_same_mixtures(built: Project, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_killed_run_resumes_with_the_same_mixtures(built: Project, capsys: pytest.CaptureFixture[str]) -> None:
     built.set("train_head.mixup", 0.4)
     assert built.run("train_head") == 0
     whole = outputs(built, "train_head")
@@ -37,7 +37,7 @@ def test_a_killed_run_goes_on_with_the_same_mixtures(built: Project, capsys: pyt
     assert outputs(built, "train_head") == whole
 
 
-def test_mixup_mixes_inputs_and_labels_in_the_same_shares() -> None:
+def test_mixup_mixes_inputs_and_labels_in_the_same_proportion() -> None:
     torch.manual_seed(0)
     inputs, labels = torch.eye(6), torch.arange(6)
     shares = []
@@ -64,7 +64,7 @@ def test_mixup_trains_two_and_many_classes(project: Project, classes: int) -> No
 
 
 @pytest.mark.parametrize("outputs", [1, 3])
-def test_a_step_with_mixup_learns_from_both_labels_in_these_shares(outputs: int) -> None:
+def test_a_step_with_mixup_learns_from_both_labels_in_proportion(outputs: int) -> None:
     torch.manual_seed(0)
     network = Network(nn.Sequential(), nn.Sequential(nn.Linear(4, outputs)))
     inputs, labels = torch.randn(6, 4), torch.arange(6) % max(outputs, 2)

@@ -33,7 +33,7 @@ def test_a_short_phase_still_warms_up_over_several_steps(steps: int, rising: int
     assert max(factors[rising + 1 :]) < 1
 
 
-def test_a_cosine_falls_from_the_full_rate_towards_zero_and_is_half_way_down_in_the_middle() -> None:
+def test_a_cosine_falls_from_the_full_rate_to_nearly_zero_and_is_halfway_in_the_middle() -> None:
     factors = rates(100, "cosine", 0)
     assert factors[0] == 1
     assert factors[50] == pytest.approx(0.5)
@@ -69,7 +69,7 @@ def test_biases_and_normalization_layers_do_not_decay(optimizer: str) -> None:
     assert any("bias" in name for name in trained.keys() - moved)
 
 
-def test_each_block_towards_the_input_learns_at_a_fraction_of_the_next_ones_rate() -> None:
+def test_layer_decay_lowers_the_rate_of_each_block_towards_the_input() -> None:
     network = tail(3)
     optimizer = make_optimizer(network, make_phase(lr=0.1), layer_decay=0.5)
     rate_of = {id(tensor): group["lr"] for group in optimizer.param_groups for tensor in group["params"]}
@@ -81,7 +81,7 @@ def test_each_block_towards_the_input_learns_at_a_fraction_of_the_next_ones_rate
     assert not rate_of
 
 
-def test_without_layer_decay_all_learn_at_one_rate() -> None:
+def test_without_layer_decay_all_blocks_have_one_rate() -> None:
     assert {group["lr"] for group in make_optimizer(tail(3), make_phase(lr=0.1)).param_groups} == {0.1}
 
 
@@ -93,7 +93,7 @@ def test_without_layer_decay_all_learn_at_one_rate() -> None:
         ("sgd", torch.optim.SGD, {"momentum": 0.9}),
     ],
 )
-def test_the_optimizer_is_the_one_that_is_named(name: str, kind: type, options: dict[str, object]) -> None:
+def test_the_named_optimizer_is_used(name: str, kind: type, options: dict[str, object]) -> None:
     optimizer = make_optimizer(tail(1), make_phase(optimizer=name, weight_decay=0.3))
     assert type(optimizer) is kind
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.3, 0.0}
@@ -101,7 +101,7 @@ def test_the_optimizer_is_the_one_that_is_named(name: str, kind: type, options: 
         assert options.items() <= group.items()
 
 
-def test_a_schedule_that_is_taken_up_again_goes_on_where_it_was() -> None:
+def test_a_resumed_schedule_continues_where_it_stopped() -> None:
     phase = make_phase(schedule="cosine", warmup=0.2, lr=0.1)
 
     def take(optimizer: torch.optim.Optimizer, count: int, done: int = 0) -> list[list[float]]:

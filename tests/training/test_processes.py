@@ -134,7 +134,7 @@ def nothing_kept(project: Project) -> None:
         for change, count in ((with_every_key, 3), (three_classes, 2), (augmented_live, 2), (nothing_kept, 2))
     ],
 )
-def test_several_processes_train_and_score_what_one_does(
+def test_several_processes_train_and_score_like_one(
     built: Project, change: Callable[[Project], None], count: int
 ) -> None:
     change(built)
@@ -161,7 +161,7 @@ def scored(project: Project) -> tuple[np.ndarray, str]:
     return probabilities, project.path("metrics/near_duplicates.csv").read_text()
 
 
-def test_the_same_number_of_processes_gives_the_same_bytes_and_moves_nothing_frozen(
+def test_the_same_number_of_processes_gives_the_same_bytes_and_changes_nothing_frozen(
     built: Project, cold_cache: Path
 ) -> None:
     built.set("model.head", "original")  # with dropout
@@ -191,7 +191,7 @@ def test_more_processes_than_validation_images_train_and_score(built: Project) -
 
 
 @pytest.mark.usefixtures("cold_cache")
-def test_an_image_is_computed_by_one_process_and_only_the_first_one_speaks(built: Project) -> None:
+def test_each_image_is_computed_by_one_process_and_only_the_first_one_prints(built: Project) -> None:
     assert run_together(built, "train_head", count=3) == [0, 0, 0]
     printed = [built.path(f"printed.{rank}").read_text() for rank in range(3)]
     assert "3 processes, each has 3 images of a batch of 9" in printed[0]
@@ -205,7 +205,7 @@ def test_an_image_is_computed_by_one_process_and_only_the_first_one_speaks(built
         assert len(load_file(path)["activations"]) in (10, 11)
 
 
-def test_each_process_draws_random_numbers_of_its_own_and_the_first_one_those_of_one_alone(built: Project) -> None:
+def test_each_process_has_its_own_seed_and_the_first_one_has_that_of_the_parameters(built: Project) -> None:
     def note_the_seed(rank: int) -> None:
         from stages import train_head
 
@@ -225,7 +225,7 @@ def test_each_process_draws_random_numbers_of_its_own_and_the_first_one_those_of
     assert len(set(seeds)) == 3
 
 
-def test_killed_processes_go_on_together_and_end_with_the_same_bytes(built: Project) -> None:
+def test_killed_processes_resume_together_and_end_with_the_same_bytes(built: Project) -> None:
     built.set("model.head", "original")
     built.set("train_head.augment", "light")
     built.set("train_head.epochs", 4)
@@ -259,7 +259,7 @@ def test_killed_processes_go_on_together_and_end_with_the_same_bytes(built: Proj
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_machines_have_one_cache_or_are_told_to(built: Project, tmp_path: Path, shared: bool) -> None:
+def test_machines_without_a_shared_cache_are_refused(built: Project, tmp_path: Path, shared: bool) -> None:
     caches = [tmp_path / "cache", tmp_path / ("cache" if shared else "other cache")]
     codes = run_together(built, "train_head", caches=caches)
     assert codes == ([0, 0] if shared else [1, 1])
@@ -267,7 +267,7 @@ def test_machines_have_one_cache_or_are_told_to(built: Project, tmp_path: Path, 
         assert "DVC_FINETUNE_CACHE: the machines do not see the same files in" in built.path("failed.0").read_text()
 
 
-def test_machines_with_other_files_are_told_which(built: Project, tmp_path: Path) -> None:
+def test_machines_with_different_files_are_refused_and_the_file_is_named(built: Project, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(built.folder, other, ignore=shutil.ignore_patterns("other"))
     Project.set(built, "train_head.lr", 0.1)
@@ -283,7 +283,7 @@ def test_machines_with_other_files_are_told_which(built: Project, tmp_path: Path
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 @pytest.mark.parametrize("seed", [None, 4])
-def test_the_shares_of_a_pass_are_all_of_it_once(count: int, seed: int | None) -> None:
+def test_the_ranks_of_a_pass_cover_every_image_once(count: int, seed: int | None) -> None:
     whole = list(Order(23, seed))
     shares = [Share(rank, count) for rank in range(count)]
     parts = [list(Order(23, seed, share=share)) for share in shares]
@@ -297,7 +297,7 @@ def test_the_shares_of_a_pass_are_all_of_it_once(count: int, seed: int | None) -
         assert all(rank == (4 * number + place) % count for place, rank in places.items())
 
 
-def test_each_process_has_a_gpu_of_its_own_or_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert count_processes("auto", "cpu") == 1
     assert count_processes(3, "cpu") == 3
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
@@ -309,7 +309,7 @@ def test_each_process_has_a_gpu_of_its_own_or_there_are_none(monkeypatch: pytest
         count_processes(2, "cuda:1")
 
 
-def test_more_processes_than_images_of_a_batch_are_refused(built: Project) -> None:
+def test_more_processes_than_images_in_a_batch_are_refused(built: Project) -> None:
     built.set("train_head.batch_size", 1)
     assert run_together(built, "train_head") == [1, 1]
     assert "processes: 2 are more than a batch has images, 1" in built.path("failed.0").read_text()
@@ -338,7 +338,7 @@ def wait_until_gone(ranks: list[int]) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_a_process_that_is_killed_ends_the_others_with_one_line(built: Project) -> None:
+def test_a_killed_process_ends_the_others_with_one_line(built: Project) -> None:
     process = start_two(built)
     ranks = ranks_of(process)
     os.kill(ranks[1], signal.SIGKILL)
@@ -364,7 +364,7 @@ def test_ctrl_c_ends_all_processes(built: Project) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_processes_end_with_the_one_that_started_them(built: Project) -> None:
+def test_processes_end_when_their_launcher_is_killed(built: Project) -> None:
     process = start_two(built)
     ranks = ranks_of(process)
     process.kill()
@@ -373,7 +373,7 @@ def test_processes_end_with_the_one_that_started_them(built: Project) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_wrong_in_one_process_is_said_in_one_line(built: Project) -> None:
+def test_a_failure_in_one_process_is_reported_in_one_line(built: Project) -> None:
     gone = built.parts()["train"][1]
     built.path(f"images/{gone.path}").unlink()
     built.set("processes", 2)

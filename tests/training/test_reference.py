@@ -63,7 +63,7 @@ def test_without_validation_images_each_training_image_is_measured_against_the_o
     assert unlike.threshold == pytest.approx(float(distances.max()), rel=1e-2)
 
 
-def test_features_are_of_length_1_whatever_leaves_the_backbone() -> None:
+def test_features_are_normalized_to_length_1() -> None:
     vector = torch.tensor([[3.0, 4.0]])
     expected = torch.tensor([[0.6, 0.8]])
     maps, tokens = vector[:, :, None, None].expand(1, 2, 5, 5), torch.stack([vector, 7 * vector], 1)
@@ -71,7 +71,7 @@ def test_features_are_of_length_1_whatever_leaves_the_backbone() -> None:
         assert torch.allclose(Features()(activations), expected)
 
 
-def test_what_is_absent_or_of_another_checkpoint_is_said_and_what_is_damaged_refused(
+def test_a_missing_or_foreign_reference_is_reported_and_a_damaged_one_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint, path = tmp_path / "finetuned.safetensors", tmp_path / "reference.safetensors"

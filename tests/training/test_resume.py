@@ -78,7 +78,7 @@ def built(project: Project) -> Project:
         pytest.param("finetune", "inside an epoch", marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_stage_goes_on_and_ends_with_the_bytes_of_one_that_was_not(
+def test_a_killed_stage_resumes_and_ends_with_the_same_bytes(
     built: Project, capsys: pytest.CaptureFixture[str], stage: str, place: str
 ) -> None:
     if stage == "finetune":
@@ -102,7 +102,7 @@ def test_a_killed_stage_goes_on_and_ends_with_the_bytes_of_one_that_was_not(
 @pytest.mark.parametrize(
     "optimizer", [pytest.param("adam"), *(pytest.param(name, marks=pytest.mark.slow) for name in ("adamw", "sgd"))]
 )
-def test_a_killed_stage_goes_on_with_every_optimizer_schedule_and_weight(
+def test_a_killed_stage_resumes_with_any_optimizer_and_every_key(
     built: Project, capsys: pytest.CaptureFixture[str], stage: str, optimizer: str
 ) -> None:
     built.use_every_training_key(optimizer)
@@ -115,9 +115,7 @@ def test_a_killed_stage_goes_on_with_every_optimizer_schedule_and_weight(
     assert outputs(built, stage) == whole
 
 
-def test_a_state_is_written_when_the_work_of_half_a_minute_would_be_lost(
-    built: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_state_is_written_every_half_minute(built: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     now, written = 0.0, []
     monkeypatch.setattr("stages.training.resume.time", SimpleNamespace(monotonic=lambda: now))
     monkeypatch.setattr(StateFile, "_write", lambda _, values: written.append(len(values["epochs"]) - 1))
@@ -135,7 +133,7 @@ def test_a_state_is_written_when_the_work_of_half_a_minute_would_be_lost(
     assert written == [1, 3, 5]
 
 
-def test_a_state_that_the_disk_has_no_room_for_is_told_and_training_goes_on(built: Project) -> None:
+def test_a_state_without_room_on_the_disk_is_reported_and_training_continues(built: Project) -> None:
     def work() -> int:
         resume.SECONDS = 0.0
         setrlimit(RLIMIT_FSIZE, (9000, -1))
@@ -147,7 +145,7 @@ def test_a_state_that_the_disk_has_no_room_for_is_told_and_training_goes_on(buil
 
 
 @pytest.mark.parametrize("content", [b"", b"\0", b"PK\3\4"])
-def test_a_state_that_holds_nothing_is_ignored(content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_state_is_ignored(content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     state = StateFile(torch.device("cpu"), 1.0, [content.hex()])
     state.path.parent.mkdir(parents=True, exist_ok=True)
     state.path.write_bytes(content)
@@ -157,7 +155,7 @@ def test_a_state_that_holds_nothing_is_ignored(content: bytes, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("select", ["line", *(pytest.param(name, marks=pytest.mark.slow) for name in ("best", "last"))])
-def test_a_killed_fine_tuning_keeps_what_one_that_was_not_killed_keeps(built: Project, select: str) -> None:
+def test_a_killed_fine_tuning_keeps_the_same_point(built: Project, select: str) -> None:
     built.set("finetune.lr", 0.05)
     built.set("finetune.select", select)
     assert built.run("train_head", "finetune") == 0
@@ -171,9 +169,7 @@ def test_a_killed_fine_tuning_keeps_what_one_that_was_not_killed_keeps(built: Pr
     assert outputs(built, "finetune") == whole
 
 
-def test_a_killed_run_is_not_gone_on_with_under_other_parameters(
-    built: Project, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_killed_run_is_not_resumed_with_other_parameters(built: Project, capsys: pytest.CaptureFixture[str]) -> None:
     run_killed(built, "train_head", *PLACES["inside an epoch"][:3])
     kept = states()
     built.set("train_head.lr", 2e-3)
@@ -197,7 +193,7 @@ def test_a_damaged_state_is_ignored_with_one_line(built: Project, capsys: pytest
     assert outputs(built, "train_head") == whole
 
 
-def test_where_no_state_can_be_written_training_goes_on_and_says_so_once(
+def test_a_state_that_cannot_be_written_is_reported_once_and_training_continues(
     built: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: StateFile, values: dict[str, object]) -> None:

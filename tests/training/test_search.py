@@ -61,7 +61,7 @@ def rings(count: int = 1600) -> tuple[Tensor, Tensor]:
     return features, (features[:, :2].norm(dim=1) > 1.2).long()
 
 
-def test_where_classes_are_parted_by_lines_a_linear_head_is_found() -> None:
+def test_a_linear_head_is_found_for_linearly_separable_classes() -> None:
     assert find(*lines()).candidates[0].lr is None
 
 
@@ -73,7 +73,7 @@ def test_with_many_classes_penalties_are_tried_one_by_one_up_to_the_best(monkeyp
     assert 3 <= sum(one.penalty is not None and not one.common for one in some) < len(search.PENALTIES)
 
 
-def test_where_no_line_parts_the_classes_a_hidden_layer_is_found() -> None:
+def test_a_hidden_layer_is_found_for_classes_that_are_not_linearly_separable() -> None:
     features, labels = rings()
     found = find(features, labels)
     assert found.candidates[0].penalty is None
@@ -87,7 +87,7 @@ def test_where_no_line_parts_the_classes_a_hidden_layer_is_found() -> None:
 
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("penalty", [1.0, 100.0])
-def test_a_linear_head_is_scikit_learns_logistic_regression(classes: int, penalty: float) -> None:
+def test_a_linear_head_equals_scikit_learns_logistic_regression(classes: int, penalty: float) -> None:
     features, labels = lines()
     labels = labels.clamp(max=classes - 1)
     features = (features - features.mean(0)) / features.std(0)
@@ -105,7 +105,7 @@ def test_a_linear_head_is_scikit_learns_logistic_regression(classes: int, penalt
         assert np.abs(probabilities.numpy() - (expected[:, 1] if classes == 2 else expected)).max() < 2e-3
 
 
-def test_heads_that_are_trained_together_are_those_trained_alone() -> None:
+def test_heads_trained_together_equal_heads_trained_alone() -> None:
     features, labels = lines()
     data, rows = Data(features, labels, 3), torch.arange(400)
     limited = phase().model_copy(update={"epochs": 1, "optimizer": "sgd", "lr": 0.1, "clip_norm": 0.05})
@@ -115,7 +115,7 @@ def test_heads_that_are_trained_together_are_those_trained_alone() -> None:
         assert torch.allclose(alone(features), first(features), atol=1e-5)
 
 
-def test_features_on_any_scale_find_the_same_head() -> None:
+def test_the_scale_of_the_features_does_not_change_the_head() -> None:
     features, labels = lines()
     scale = 10 ** torch.linspace(-3, 3, features.shape[1])
     plain, scaled = find(features, labels), find(features * scale + 7 * scale, labels)
@@ -124,7 +124,7 @@ def test_features_on_any_scale_find_the_same_head() -> None:
 
 
 @pytest.mark.parametrize("common", [True, False])
-def test_features_keep_their_proportions_where_those_that_vary_most_tell_the_classes(common: bool) -> None:
+def test_features_keep_their_proportions_where_the_most_variable_ones_predict_the_class(common: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(400) % 3
     telling = torch.randn(400, 10, generator=generator) + 2 * torch.eye(10)[labels]
@@ -154,7 +154,7 @@ def test_swapped_labels_of_training_images_are_found_without_training_again() ->
     assert len(first & {f"{number}.png" for number in swapped.tolist()}) >= 0.9 * len(swapped)
 
 
-def test_the_folds_are_even_in_each_class_and_keep_copies_and_groups_together() -> None:
+def test_folds_are_stratified_and_keep_copies_and_groups_together() -> None:
     labels = torch.tensor([0] * 100 + [1] * 20)
     entries = entries_of(labels)
     entries[:10] = [replace(entry, group="one scene") for entry in entries[:10]]
@@ -173,7 +173,7 @@ def searching(project: Project) -> Project:
     return project
 
 
-def test_the_head_that_was_found_is_what_the_checkpoint_has_and_what_is_fine_tuned(searching: Project) -> None:
+def test_the_best_head_is_written_and_fine_tuned(searching: Project) -> None:
     assert searching.run("train_head", "finetune", "evaluate", "plot") == 0
     best, *others = read_table(searching.path("metrics/train_head/candidates.csv"), Candidate, "train_head")
     initial, head = (load_file(searching.checkpoint(name)) for name in ("initial", "head"))
@@ -200,7 +200,7 @@ def test_the_same_run_gives_the_same_bytes(searching: Project) -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), [("model.head", "flatten"), ("train_head.search", False)])
-def test_another_head_or_the_switch_trains_what_the_parameters_say(project: Project, key: str, value: object) -> None:
+def test_without_the_search_the_head_of_the_parameters_is_trained(project: Project, key: str, value: object) -> None:
     project.set("model.head", "pooled")
     project.set(key, value)
     project.build()
@@ -210,7 +210,7 @@ def test_another_head_or_the_switch_trains_what_the_parameters_say(project: Proj
     assert (description.hidden, description.standardized) == (8, False)
 
 
-def test_under_augmentation_the_head_that_was_found_goes_on_training(
+def test_with_augmentation_the_best_head_is_trained_further(
     searching: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:
     searching.set("train_head.augment", "light")

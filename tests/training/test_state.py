@@ -45,7 +45,7 @@ def test_only_code_that_training_uses_changes_the_key(code: Path, name: str, cha
     assert (key() != before) == changes
 
 
-def test_two_files_of_one_name_do_not_share_an_entry(code: Path) -> None:
+def test_two_files_with_the_same_name_do_not_share_an_entry(code: Path) -> None:
     first, second = code / "common" / "__init__.py", code / "training" / "__init__.py"
     before, texts = key(), (first.read_text(), second.read_text())
     first.write_text(texts[1])

@@ -94,7 +94,7 @@ def fit(trainer: Trainer, phase: Phase, **options: object) -> tuple[Fit, list[Ep
         ([START, START], {}, True, 0, 2),  # not replaced by what only equals it
     ],
 )
-def test_the_weights_are_those_of_the_epoch_that_the_parameters_select(
+def test_the_selected_epoch_gives_the_weights(
     losses: list[float], options: dict[str, object], keep_start: bool, selected: int, last: int
 ) -> None:
     trainer = Scripted(losses)
@@ -188,7 +188,7 @@ def explode_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return arrange
 
 
-def test_a_loss_that_explodes_at_once_stops_the_stage_and_names_the_step(
+def test_a_loss_that_explodes_at_once_fails_and_names_the_step(
     project: Project, refusal: Callable[[Project, str], str], explode_after: Callable[[int], None]
 ) -> None:
     project.build()
@@ -366,7 +366,7 @@ def test_training_evaluating_and_resuming_make_no_tensor_of_64_bit_floats(
     assert "resuming after epoch 1" in capsys.readouterr().out
 
 
-def test_a_validation_loss_of_exactly_0_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_validation_loss_of_exactly_0_gives_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     network = build_network(stock_model("mobilenet_v3_small"), "pooled", 4, outputs=1, image_size=32)
     with torch.no_grad():
         network.classifier[-1].weight.zero_()
