@@ -136,8 +136,9 @@ def finish(
     fitted to the validation images afterwards and before: the start's may be fitted to more images, and peculiarities
     of the validation images cancel. Training on hard labels makes a network too sure (Guo et al. 2017,
     https://arxiv.org/abs/1706.04599), so validation images that then ask for a ratio below 1 are easier than others
-    (docs/recipe.md), and it is 1. Without `calibrated`, the temperature is fitted to the validation images, or left at
-    1 if training watched the test images.
+    (docs/recipe.md), and it is 1. It is never below the one fitted to the validation images: a few that the start gets
+    far too wrong raise the temperature before, and so hide how much surer all of the network has become. Without
+    `calibrated`, it is this one, or 1 if training watched the test images.
 
     Raises:
         StageError: training failed and cannot fall back on the start; the weights selected before are written.
@@ -146,9 +147,9 @@ def finish(
     if not entries.watches_test and selected.number:
         temperature = (point or selected).temperature
         if calibrated:
-            asked = temperature / fit.epochs[0].temperature
+            ratio = temperature / fit.epochs[0].temperature
             soft_labels = phase.label_smoothing > 0 or phase.mixup > 0
-            temperature = description.temperature * (asked if soft_labels else max(asked, 1.0))
+            temperature = max(temperature, description.temperature * (ratio if soft_labels else max(ratio, 1.0)))
         description = replace(description, temperature=temperature)
     history.finish(selected, point)
     save_checkpoint(output, network.cpu(), description)
