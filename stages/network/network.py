@@ -16,7 +16,7 @@ POOLING = (nn.AdaptiveAvgPool2d, ClassToken)
 
 
 class Standardize(nn.Module):
-    """Standardizes features (n, d) by the `mean` and `spread`, (d,), of the training and validation images.
+    """Standardizes features (n, d) by the `mean` and `spread`, (d,), of the training images.
 
     One learning rate and one grid of penalties then suit the features of every backbone. Both are buffers, which no
     optimizer changes.

@@ -231,9 +231,7 @@ def find_head(
     features = torch.cat([batch.flatten(1) for batch in read(used)]).to(device)
     folds = assign_folds(labelled, seed)
     count, known = int((chosen < len(entries.train)).sum()), int((chosen < len(labelled)).sum())
-    # Of all images of the folds, like the temperature: a feature that hardly varies in the training images alone would
-    # make the final head much surer than the heads that the temperature is fitted to.
-    spread, mean = torch.std_mean(features[:known], dim=0)
+    spread, mean = torch.std_mean(features[:count], dim=0)
     together = spread.square().mean().sqrt()
     # Not 0 for a feature that is constant.
     spread = torch.where(spread > 0, spread, 1.0)
